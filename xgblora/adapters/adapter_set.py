@@ -1,0 +1,69 @@
+"""`AdapterSet`: the adapters of one model, their arena, and how they start."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from xgblora.adapters.arena import Arena
+from xgblora.adapters.rank1_linear import Rank1Linear, scale_of
+from xgblora.ops.noise import Stream, derive_seed, uniform
+
+
+@dataclass(eq=False)
+class AdapterSet:
+    """The adapters of a model.
+
+    Attributes:
+        model: the model that carries them.
+        layers: the adapted layers by module name, in model order.
+        alpha, rank: their scale is `alpha / rank`.
+        seed: seed of the initialisation; round r of a boosting run draws from (seed, r).
+        arena: the storage of all `a` and `b`.
+    """
+
+    model: nn.Module
+    layers: dict[str, Rank1Linear]
+    alpha: float
+    rank: int
+    seed: int
+    arena: Arena = field(init=False)
+
+    def __post_init__(self):
+        self.arena = Arena(self.layers)
+        self.reinitialise(round=0)
+
+    @property
+    def scale(self) -> float:
+        return scale_of(self.alpha, self.rank)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of the adapted weights, in which `live` is kept."""
+        return next(iter(self.layers.values())).weight.dtype
+
+    def num_parameters(self) -> int:
+        """Trainable numbers: rank * (in + out features), summed over the layers."""
+        return sum(layer.a.numel() + layer.b.numel() for layer in self.layers.values())
+
+    def weights(self) -> list[Tensor]:
+        """The frozen base weights [out_features, in_features], in model order."""
+        return [layer.weight for layer in self.layers.values()]
+
+    @torch.no_grad()
+    def reinitialise(self, round: int) -> None:
+        """Start round `round` with a fresh adapter: `a` Kaiming-uniform, `b` zero, so that the function is the base's.
+
+        `a` lies in +-1/sqrt(in_features), as `nn.Linear` and LoRA start it (He et al., 2015, with a = sqrt(5)); it is
+        noise of (seed, round), the same on every device.
+        """
+        master = self.arena.master
+        seed = derive_seed(self.seed, round)
+        noise = uniform(seed, master.numel(), device=master.device, stream=Stream.INITIALISATION)
+        master.zero_()
+        for slot in self.arena.slots:
+            a, _ = self.arena.a_and_b(slot)
+            fresh, _ = slot.views(noise.unsqueeze(0))
+            a.copy_(fresh[0] * (1.0 / math.sqrt(max(slot.in_features, 1))))
+        self.arena.restore()

@@ -1,0 +1,109 @@
+"""The arena: one flat fp32 tensor that holds every adapter of a model; the layers see views into it.
+
+With all adapters in one tensor, perturbing, updating and saving them is one operation each, and the noise of a
+zeroth-order step is addressed by position in the arena, whatever order the layers run in.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xgblora.adapters.rank1_linear import Rank1Linear
+
+# 8 elements are 16 bytes in bf16 and 32 in fp32: every vector starts where a 16-byte load may
+ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one layer's adapter lies in the arena: `a` at `[a_start, a_start + rank * in_features)`, `b` likewise."""
+
+    name: str
+    rank: int
+    in_features: int
+    out_features: int
+    a_start: int
+    b_start: int
+
+    def views(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Views ([G, rank, in_features], [G, rank, out_features]) into `rows` [G, P]."""
+        a = rows[:, self.a_start : self.a_start + self.rank * self.in_features]
+        b = rows[:, self.b_start : self.b_start + self.rank * self.out_features]
+        groups = rows.shape[0]
+        return a.view(groups, self.rank, self.in_features), b.view(groups, self.rank, self.out_features)
+
+
+class Arena:
+    """Storage of all adapters of a model.
+
+    Attributes:
+        master: fp32 [P]; the parameters `a` and `b` of every layer are views into it.
+        live: [G, P] in the compute dtype: what the layers read while `read_live` is in force, None before that.
+        slots: one per layer, in model order.
+    """
+
+    def __init__(self, layers: dict[str, Rank1Linear]):
+        self._layers = layers
+        self.slots, size = _lay_out(layers)
+        first = next(iter(layers.values()))
+        self.master = torch.zeros(size, device=first.a.device)
+        self.live: Tensor | None = None
+        for slot, layer in zip(self.slots, layers.values(), strict=True):
+            layer._arena = self
+            a, b = slot.views(self.master.unsqueeze(0))
+            a.copy_(layer.a.data.unsqueeze(0))
+            b.copy_(layer.b.data.unsqueeze(0))
+        self._bind_parameters()
+
+    def a_and_b(self, slot: Slot) -> tuple[Tensor, Tensor]:
+        """Views ([rank, in_features], [rank, out_features]) into `master`."""
+        a, b = slot.views(self.master.unsqueeze(0))
+        return a[0], b[0]
+
+    def allocate_live(self, groups: int, dtype: torch.dtype) -> Tensor:
+        """Make `live` hold `groups` rows of `dtype`, each the cast of `master`, and return it."""
+        self.live = self.master.to(dtype).expand(groups, -1).contiguous()
+        return self.live
+
+    def restore(self) -> None:
+        """Write the cast of `master` into every row of `live`, if there is one: exact whatever `live` held."""
+        if self.live is not None:
+            self.live.copy_(self.master)
+
+    def read_live(self, start: int, stop: int) -> None:
+        """Let the layers read rows `start .. stop - 1` of `live`: as many groups of input rows."""
+        rows = self.live[start:stop]
+        for slot, layer in zip(self.slots, self._layers.values(), strict=True):
+            layer.live = slot.views(rows)
+
+    def read_master(self) -> None:
+        """Let the layers read their parameters, the views into `master`: one group, differentiable."""
+        for layer in self._layers.values():
+            layer.live = None
+
+    def move(self, device: torch.device) -> None:
+        """Move the adapters to `device`; the layers read their parameters afterwards."""
+        if self.master.device == device:
+            return
+        self.master, self.live = self.master.to(device), None
+        self.read_master()
+        self._bind_parameters()
+
+    def _bind_parameters(self) -> None:
+        for slot, layer in zip(self.slots, self._layers.values(), strict=True):
+            layer.a.data, layer.b.data = self.a_and_b(slot)
+
+
+def _lay_out(layers: dict[str, Rank1Linear]) -> tuple[tuple[Slot, ...], int]:
+    slots, end = [], 0
+    for name, layer in layers.items():
+        a_start = end
+        b_start = _aligned(a_start + layer.rank * layer.in_features)
+        end = _aligned(b_start + layer.rank * layer.out_features)
+        slots.append(Slot(name, layer.rank, layer.in_features, layer.out_features, a_start, b_start))
+    return tuple(slots), end
+
+
+def _aligned(position: int) -> int:
+    return -(-position // ALIGNMENT) * ALIGNMENT

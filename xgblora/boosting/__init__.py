@@ -1,0 +1,7 @@
+"""Boosting: when to merge, merging and starting again, the ledger of all boosters."""
+
+from xgblora.boosting.booster import Booster
+from xgblora.boosting.ledger import Ledger, MergedAdapter
+from xgblora.boosting.policy import MergePolicy
+
+__all__ = ["Booster", "Ledger", "MergePolicy", "MergedAdapter"]

@@ -1,0 +1,97 @@
+"""`xgblora-train`: fine-tune a language model on a task and show what it gained."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from xgblora import demo
+from xgblora.cli.exit import exits_with_one_line
+from xgblora.errors import InputError
+from xgblora.training.arguments import AdapterArguments, TaskArguments, XGBLoRAArguments
+from xgblora.training.console import show_on_terminal
+from xgblora.training.fine_tune import fine_tune
+
+DESCRIPTION = """Fine-tune a language model with XGBLoRA (boosted rank-1 adapters) or LoRA, by forward passes alone
+or by backpropagation. Without --model_name it fine-tunes the small model of the package on its review data.
+A first argument that ends in .yaml, .yml or .json is read for flags; those on the command line win."""
+
+COMMON_FLAGS = {
+    "help",
+    "help_all",
+    "num_train_epochs",
+    "gradient_accumulation_steps",
+    "weight_decay",
+    "warmup_steps",
+    "save_steps",
+    "save_total_limit",
+    "resume_from_checkpoint",
+    "load_best_model_at_end",
+    "use_cpu",
+}
+
+
+@exits_with_one_line
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; `arguments` defaults to those of the command line."""
+    show_on_terminal()
+    task, args = parse(sys.argv[1:] if arguments is None else arguments)
+    fine_tune(task, args)
+
+
+def parse(arguments: list[str]) -> tuple[TaskArguments, XGBLoRAArguments]:
+    """The flags of `arguments`, over those of a file, over those of the demonstration if no model is named.
+
+    Raises:
+        InputError: a flag or the file is wrong.
+    """
+    parser = build_parser(show_all="--help_all" in arguments)
+    known = {action.dest for action in parser._actions}
+    defaults = {}
+    if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
+        defaults, arguments = read_flags(Path(arguments[0]), known), arguments[1:]
+    given = {argument.split("=")[0].lstrip("-").replace("-", "_") for argument in arguments} | set(defaults)
+    if not given & {"model_name", "help", "help_all", "h"}:
+        defaults = demo.flags() | defaults
+    parser.set_defaults(**defaults)
+    return parser.parse_args_into_dataclasses(arguments)
+
+
+def build_parser(*, show_all: bool) -> HfArgumentParser:
+    """The parser; its help shows our flags and the common ones of transformers, or all 150 with `show_all`."""
+    parser = HfArgumentParser(
+        (TaskArguments, XGBLoRAArguments),
+        usage="xgblora-train [FLAGS.yaml] [--flag value ...]",
+        description=DESCRIPTION,
+        epilog="All flags of transformers.TrainingArguments are taken; --help_all lists them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--help_all", action="help", help="show every flag and exit")
+    if not show_all:
+        shown = {*TaskArguments.__annotations__, *AdapterArguments.__annotations__, *XGBLoRAArguments.__annotations__}
+        for action in parser._actions:
+            if action.dest not in shown | COMMON_FLAGS:
+                action.help = argparse.SUPPRESS
+    return parser
+
+
+def read_flags(path: Path, known: set[str]) -> dict:
+    """The flags in a YAML or JSON file.
+
+    Raises:
+        InputError: the file is missing, is no mapping, or names an unknown flag.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    try:
+        flags = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as YAML or JSON ({' '.join(str(error).split())})") from None
+    if not isinstance(flags, dict):
+        raise InputError(f"{path}: must hold flags as `name: value` lines")
+    unknown = sorted(set(flags) - known)
+    if unknown:
+        raise InputError(f"{path}: unknown flag {unknown[0]}")
+    return flags

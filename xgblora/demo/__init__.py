@@ -1,0 +1,15 @@
+"""The demonstration: a small model and a review data set that ship with the package (made by scripts/make_demo.py)."""
+
+from pathlib import Path
+
+_FOLDER = Path(__file__).parent
+
+
+def flags() -> dict:
+    """Flags of `xgblora-train` for the demonstration, with which it gains well over 20 points in under a minute."""
+    return {
+        "model_name": str(_FOLDER / "model"),
+        "task_name": "SST2",
+        "data_dir": str(_FOLDER / "reviews"),
+        "train_as_classification": True,
+    }

@@ -1,0 +1,36 @@
+"""The torch library `xgblora`: one place where schemas, implementations and shape functions meet.
+
+`define` + `impl` a device costs 4.4 us a call, `torch.library.custom_op` 17.8 us; a small model runs hundreds of
+these a step.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from xgblora.ops import backend
+
+LIBRARY = torch.library.Library("xgblora", "DEF")
+
+
+def register(schema: str, eager: Callable, fake: Callable) -> None:
+    """Register one operation.
+
+    Args:
+        schema: torch schema, such as `perturb(Tensor master, Tensor(a!) live, ...) -> ()`.
+        eager: the reference; it runs CPU tensors and defines what the other implementations must return.
+        fake: shapes and dtypes of the result for tensors without storage.
+    """
+    name = schema.split("(", 1)[0]
+    backend.register_eager(name, eager)
+    LIBRARY.define(schema)
+    for device_type, key in (("cpu", "CPU"), ("cuda", "CUDA")):
+        LIBRARY.impl(name, _dispatcher(name, device_type), key)
+    torch.library.register_fake(f"xgblora::{name}", fake, lib=LIBRARY)
+
+
+def _dispatcher(name: str, device_type: str) -> Callable:
+    def run(*arguments):
+        return backend.choose(name, device_type).function(*arguments)
+
+    return run

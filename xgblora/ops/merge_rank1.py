@@ -1,0 +1,173 @@
+"""`merge_rank1_`: write rank-1 adapters into the base weights of every layer in one call.
+
+    W += scale * outer(b, a), computed as `W + (scale * b) * a`: three fp32 operations, each rounded once, none fused.
+
+Rounding says what happens to the bits that a 16-bit weight cannot hold:
+
+- `nearest` drops them. After 200 small merges into bf16 only 14% of the true update is left.
+- `stochastic` keeps them on average: rounds up with the probability of the remainder (Gupta et al., 2015), with noise
+  keyed on (seed, element).
+- `remainder` keeps them exactly, in an int16 plane beside the weight: weight and remainder together are the fp32
+  running sum, and the weight is always that sum rounded once (ties away from zero for bf16, ties to even for fp16).
+
+fp32 weights hold the running sum themselves; all three roundings are the same for them.
+"""
+
+import torch
+from torch import Tensor
+
+from xgblora.errors import InputError
+from xgblora.ops.library import register
+from xgblora.ops.noise import Stream, random_words
+
+ROUNDINGS = ("nearest", "stochastic", "remainder")
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def merge_rank1_(
+    weights: list[Tensor],
+    adapters: list[tuple[Tensor, Tensor]],
+    scale: float,
+    rounding: str,
+    *,
+    remainders: list[Tensor] | None = None,
+    seed: int = 0,
+) -> None:
+    """Merge one rank-1 adapter into each weight, in place.
+
+    Args:
+        weights: tensors [N_l, K_l] of fp32, bf16 or fp16.
+        adapters: a pair (a, b) for each weight: fp32 [K_l] and [N_l].
+        scale: alpha / rank.
+        rounding: "nearest", "stochastic" or "remainder".
+        remainders: for "remainder", an int16 tensor of the weight's shape for each 16-bit weight (for fp32 weights an
+            empty tensor); start with zeros.
+        seed: for "stochastic": the 64-bit seed of this merge. Element i of the concatenated weights uses word i.
+
+    Raises:
+        InputError: the rounding is unknown, or lists, shapes or dtypes do not fit together.
+    """
+    if rounding not in ROUNDINGS:
+        raise InputError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
+    if len(weights) != len(adapters):
+        raise InputError(f"{len(weights)} weights and {len(adapters)} adapters: must be equal")
+    for weight, (a, b) in zip(weights, adapters, strict=True):
+        if weight.dtype not in WEIGHT_DTYPES:
+            raise InputError(f"weights must be fp32, bf16 or fp16 to be merged into, not {weight.dtype}")
+        if weight.shape != (b.numel(), a.numel()):
+            raise InputError(f"a {tuple(a.shape)} and b {tuple(b.shape)} do not fit the weight {tuple(weight.shape)}")
+    if remainders is None:
+        remainders = []
+    if rounding == "remainder":
+        _check_remainders(weights, remainders)
+    torch.ops.xgblora.merge_rank1_(
+        weights, [a for a, _ in adapters], [b for _, b in adapters], remainders, scale, rounding, seed
+    )
+
+
+def new_remainders(weights: list[Tensor]) -> list[Tensor]:
+    """Zeroed remainder planes for `weights`: int16 of the same shape for 16-bit weights, empty for fp32."""
+    return [
+        torch.zeros(weight.shape if weight.dtype != torch.float32 else 0, dtype=torch.int16, device=weight.device)
+        for weight in weights
+    ]
+
+
+def _check_remainders(weights: list[Tensor], remainders: list[Tensor]) -> None:
+    if len(remainders) != len(weights):
+        raise InputError(f"rounding=remainder: {len(weights)} weights and {len(remainders)} remainders: must be equal")
+    for weight, remainder in zip(weights, remainders, strict=True):
+        if weight.dtype != torch.float32 and (remainder.shape != weight.shape or remainder.dtype != torch.int16):
+            raise InputError(f"a remainder must be int16 {tuple(weight.shape)}, not {tuple(remainder.shape)}")
+
+
+def running_sum(weight: Tensor, remainder: Tensor) -> Tensor:
+    """The fp32 value that a 16-bit weight and its remainder stand for; fp32 of the weight's shape."""
+    bits = weight.float().view(torch.int32) + remainder.to(torch.int32)
+    return torch.where(weight.isfinite() | _overflowed(weight, remainder), bits.view(torch.float32), weight.float())
+
+
+def _overflowed(weight: Tensor, remainder: Tensor) -> Tensor:
+    # a finite sum that rounds to a bf16 infinity lies a little below it, so its remainder is negative
+    return weight.isinf() & (remainder < 0)
+
+
+def round_with_remainder(total: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Round an fp32 sum to `dtype`, returning the weight and the int16 remainder such that `running_sum` is `total`.
+
+    The remainder counts fp32 units in the last place, by which the bit patterns differ. For bf16 half a unit is 2^15 of
+    them; an int16 holds -2^15 but not 2^15, so ties go away from zero, which makes the map exact for every finite
+    sum. For fp16 the remainder is exact for sums in the normal range and clipped below and above it.
+    """
+    bits = total.view(torch.int32)
+    if dtype == torch.bfloat16:
+        upper = (bits + 0x8000) & -0x10000
+        rounded = torch.where(total.isfinite(), upper, total.to(torch.bfloat16).float().view(torch.int32))
+        weight = rounded.view(torch.float32).to(torch.bfloat16)
+    else:
+        weight = total.to(dtype)
+        rounded = weight.float().view(torch.int32)
+    remainder = torch.where(total.isfinite() & (weight.isfinite() | (dtype == torch.bfloat16)), bits - rounded, 0)
+    return weight, remainder.clamp_(-0x8000, 0x7FFF).to(torch.int16)
+
+
+def round_stochastically(total: Tensor, dtype: torch.dtype, words: Tensor) -> Tensor:
+    """Round an fp32 sum to `dtype`, up in magnitude with the probability of what is cut off.
+
+    Args:
+        total: fp32.
+        dtype: bf16 or fp16.
+        words: int64 32-bit random words of the shape of `total`; the low 16 bits are used.
+    """
+    spare_bits = 16 if dtype == torch.bfloat16 else 13
+    noise = (words & ((1 << spare_bits) - 1)).to(torch.int32)
+    bits = total.view(torch.int32) + noise
+    normal = (bits & -(1 << spare_bits)).view(torch.float32)
+    if dtype == torch.float16:
+        # below the normal range the spacing is 2^-24 whatever the exponent
+        steps = total.abs().double() * 2.0**24 + noise.double() * 2.0**-13
+        subnormal = (steps.floor() * 2.0**-24).float().copysign(total)
+        normal = torch.where(total.abs() < 2.0**-14, subnormal, normal)
+    return torch.where(total.isfinite(), normal, total).to(dtype)
+
+
+def _merge(
+    weights: list[Tensor],
+    a: list[Tensor],
+    b: list[Tensor],
+    remainders: list[Tensor],
+    scale: float,
+    rounding: str,
+    seed: int,
+) -> None:
+    start = 0
+    for index, weight in enumerate(weights):
+        update = (b[index].float() * scale).unsqueeze(1) * a[index].float()
+        if weight.dtype == torch.float32:
+            weight += update
+        elif rounding == "nearest":
+            weight.copy_(weight.float() + update)
+        elif rounding == "remainder":
+            total = running_sum(weight, remainders[index]) + update
+            rounded, remainder = round_with_remainder(total, weight.dtype)
+            weight.copy_(rounded)
+            remainders[index].copy_(remainder)
+        else:
+            skipped = start % 4
+            words = random_words(
+                seed, weight.numel() + skipped, Stream.ROUNDING, device=weight.device, start=start - skipped
+            )[skipped:]
+            weight.copy_(round_stochastically(weight.float() + update, weight.dtype, words.view(weight.shape)))
+        start += weight.numel()
+
+
+def _fake(weights, a, b, remainders, scale, rounding, seed) -> None:
+    return None
+
+
+register(
+    "merge_rank1_(Tensor(a!)[] weights, Tensor[] a, Tensor[] b, Tensor(b!)[] remainders, float scale, str rounding,"
+    " int seed) -> ()",
+    _merge,
+    _fake,
+)

@@ -1,0 +1,127 @@
+"""`rank1_linear`: a frozen linear layer plus a rank-1 term for each group of rows.
+
+    y = x W^T + bias + scale * (x . a_g) b_g          rows of group g
+
+G groups let one forward carry several adapters (both signs and all directions of a zeroth-order step) over one read
+of the weight, as in P-RGE (Gao et al., 2024). The rank-1 term accumulates in fp32 whatever the dtype of `x`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xgblora.errors import InputError
+from xgblora.ops.library import LIBRARY, register
+
+
+def rank1_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Linear layer with a rank-1 adapter a group of rows; differentiable in `x`, `a` and `b`, the weight is frozen.
+
+    Args:
+        x: [..., K]; its rows, flattened, fall into G equal contiguous groups.
+        weight: [N, K], the dtype of `x`, requires no gradient.
+        bias: [N] or None, requires no gradient.
+        a: [G, K] or [K] (one group), the dtype of `x` or fp32; rows may be strided.
+        b: [G, N] or [N], likewise.
+        scale: alpha / rank.
+
+    Returns:
+        [..., N] in the dtype of `x`.
+
+    Raises:
+        InputError: shapes do not fit together, or the weight requires a gradient.
+    """
+    a, b = torch.atleast_2d(a), torch.atleast_2d(b)
+    check_shapes(x, weight, bias, a, b)
+    return torch.ops.xgblora.rank1_linear(x, weight, bias, a, b, scale)
+
+
+def check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> None:
+    """Raise InputError unless the arguments of `rank1_linear` fit together."""
+    outputs, inputs = weight.shape
+    groups = a.shape[0]
+    if x.shape[-1] != inputs:
+        raise InputError(f"x has {x.shape[-1]} features, the weight {tuple(weight.shape)} takes {inputs}")
+    if a.shape != (groups, inputs) or b.shape != (groups, outputs):
+        raise InputError(
+            f"a {tuple(a.shape)} and b {tuple(b.shape)} do not fit the weight {tuple(weight.shape)}: "
+            f"a must be [G, {inputs}], b [G, {outputs}]"
+        )
+    rows = x.numel() // inputs if inputs else 0
+    if groups == 0 or rows % groups:
+        raise InputError(f"{rows} rows do not fall into {groups} equal groups")
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        raise InputError("weight and bias must be frozen (requires_grad=False): rank1_linear has no gradient for them")
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    y = F.linear(x, weight, bias)
+    groups = a.shape[0]
+    y_groups = y.view(groups, -1, y.shape[-1])
+    projected = _project(x, a)
+    if y.dtype == torch.float32:
+        # one pass over y, no [M, N] temporary
+        y_groups.addcmul_(projected, b.float().unsqueeze(1), value=scale)
+        return y
+    return torch.addcmul(y_groups.float(), projected, b.float().unsqueeze(1), value=scale).to(y.dtype).view(y.shape)
+
+
+def _project(x: Tensor, a: Tensor) -> Tensor:
+    """x . a for each row, fp32 [G, M/G, 1]."""
+    return torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]).float(), a.float().unsqueeze(2))
+
+
+def _fake_forward(x, weight, bias, a, b, scale):
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float, need_dx: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    groups = a.shape[0]
+    projected = _project(x, a)
+    projected_grad = _project(grad, b)
+    da = torch.bmm(projected_grad.transpose(1, 2), x.reshape(groups, -1, x.shape[-1]).float()).squeeze(1).mul_(scale)
+    db = torch.bmm(projected.transpose(1, 2), grad.reshape(groups, -1, grad.shape[-1]).float()).squeeze(1).mul_(scale)
+    if not need_dx:
+        return x.new_empty(0), da.to(a.dtype), db.to(b.dtype)
+    dx = torch.matmul(grad, weight).contiguous()
+    dx_groups = dx.view(groups, -1, dx.shape[-1])
+    dx = torch.addcmul(dx_groups.float(), projected_grad, a.float().unsqueeze(1), value=scale).to(x.dtype)
+    return dx.view(x.shape), da.to(a.dtype), db.to(b.dtype)
+
+
+def _fake_backward(grad, x, weight, a, b, scale, need_dx):
+    dx = x.new_empty(x.shape) if need_dx else x.new_empty(0)
+    return dx, a.new_empty(a.shape), b.new_empty(b.shape)
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    x, weight, bias, a, b, scale = inputs
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        raise InputError("weight and bias must be frozen (requires_grad=False): rank1_linear has no gradient for them")
+    ctx.save_for_backward(x, weight, a, b)
+    ctx.scale = scale
+
+
+def _autograd_backward(ctx, grad):
+    x, weight, a, b = ctx.saved_tensors
+    need_dx = ctx.needs_input_grad[0]
+    dx, da, db = torch.ops.xgblora.rank1_linear_backward(grad.contiguous(), x, weight, a, b, ctx.scale, need_dx)
+    return dx if need_dx else None, None, None, da, db, None
+
+
+register(
+    "rank1_linear(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scale) -> Tensor",
+    _forward,
+    _fake_forward,
+)
+register(
+    "rank1_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor a, Tensor b, float scale, bool need_dx)"
+    " -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+torch.library.register_autograd(
+    "xgblora::rank1_linear", _autograd_backward, setup_context=_save_for_backward, lib=LIBRARY
+)

@@ -1,0 +1,99 @@
+"""From a sample to token ids: the sequences to run, and which of their rows predict which option tokens.
+
+An option's last token is only ever a target, so it is not run; candidates whose remaining tokens agree share one
+sequence. SST-2's two one-word candidates thus cost one sequence without their last token.
+"""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from xgblora.errors import InputError
+from xgblora.tasks.sample import Sample
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """A sample in token ids.
+
+    Attributes:
+        sequences: the token ids to run, each sequence once.
+        rows: the positions (sequence, index) whose hidden state predicts an option token, each once.
+        options: for each candidate, a pair (index into `rows`, token id) for each of its option tokens.
+        label: index of the right candidate.
+    """
+
+    sequences: tuple[tuple[int, ...], ...]
+    rows: tuple[tuple[int, int], ...]
+    options: tuple[tuple[tuple[int, int], ...], ...]
+    label: int
+
+    def __len__(self) -> int:
+        """Length of the longest sequence."""
+        return max(len(sequence) for sequence in self.sequences)
+
+
+def encode(
+    sample: Sample, tokenizer: PreTrainedTokenizerBase, *, max_length: int, only_right: bool = False
+) -> EncodedExample:
+    """Encode a sample.
+
+    Args:
+        sample: the sample.
+        tokenizer: any tokenizer; a fast one gives the option's span by character offsets.
+        max_length: longer texts lose tokens at their beginning, never the first one if it is a special token.
+        only_right: encode the right candidate alone (for the loss of the right option).
+
+    Raises:
+        InputError: an option is empty after tokenization, or does not fit into `max_length`.
+    """
+    texts = [sample.candidates[sample.label]] if only_right else sample.candidates
+    encodings = []
+    for text in texts:
+        ids, start = option_start(tokenizer, sample.prompt, text)
+        if start == len(ids):
+            raise InputError(f"{sample.origin}: the option {text[len(sample.prompt) :]!r} is empty after tokenization")
+        encodings.append(_shortened(ids, start, tokenizer, max_length, sample.origin))
+    sequences = _unique_sequences([ids[:-1] for ids, _ in encodings])
+    rows: dict[tuple[int, int], int] = {}
+    options = []
+    for ids, start in encodings:
+        sequence = next(i for i, s in enumerate(sequences) if s[: len(ids) - 1] == tuple(ids[:-1]))
+        options.append(tuple((rows.setdefault((sequence, i - 1), len(rows)), ids[i]) for i in range(start, len(ids))))
+    return EncodedExample(sequences, tuple(rows), tuple(options), 0 if only_right else sample.label)
+
+
+def option_start(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> tuple[list[int], int]:
+    """Token ids of `text` and the index of the first token that holds a character beyond `prompt`.
+
+    By character offsets where the tokenizer gives them, else by the common prefix of the encodings of `prompt` and
+    `text`. Never by subtracting lengths: a tokenizer may merge across the boundary, and the token that does belongs to
+    the option.
+    """
+    if getattr(tokenizer, "is_fast", False):
+        encoding = tokenizer(text, return_offsets_mapping=True)
+        ends = [end for _, end in encoding["offset_mapping"]]
+        start = next((i for i, end in enumerate(ends) if end > len(prompt)), len(ends))
+        stop = next((i for i in range(len(ends), start, -1) if ends[i - 1] > len(prompt)), start)
+        return list(encoding["input_ids"])[:stop], start
+    ids, prompt_ids = tokenizer.encode(text), tokenizer.encode(prompt)
+    common = next((i for i, (x, y) in enumerate(zip(ids, prompt_ids, strict=False)) if x != y), None)
+    return ids, min(len(ids), len(prompt_ids)) if common is None else common
+
+
+def _shortened(
+    ids: list[int], start: int, tokenizer: PreTrainedTokenizerBase, max_length: int, origin: str
+) -> tuple[list[int], int]:
+    kept = 1 if ids[0] in tokenizer.all_special_ids else 0
+    cut = max(0, len(ids) - max_length)
+    if (start - cut <= kept and cut) or start == 0:
+        raise InputError(f"{origin}: the option needs {len(ids) - start} tokens and a prompt, max_length={max_length}")
+    return (ids[:kept] + ids[kept + cut :], start - cut) if cut else (ids, start)
+
+
+def _unique_sequences(sequences: list[list[int]]) -> tuple[tuple[int, ...], ...]:
+    unique: list[tuple[int, ...]] = []
+    for sequence in sorted(map(tuple, sequences), key=len, reverse=True):
+        if not any(longer[: len(sequence)] == sequence for longer in unique):
+            unique.append(sequence)
+    return tuple(unique)

@@ -1,0 +1,168 @@
+"""The flags of a run: which model and task, which adapters, when to merge, how to train."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from xgblora.adapters.rank1_linear import scale_of
+from xgblora.boosting import MergePolicy
+from xgblora.errors import InputError
+
+
+def _field(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TaskArguments:
+    """The model and the task."""
+
+    _argument_group_name = "model and task"
+
+    model_name: str | None = _field(None, "Model folder or hub name; without it the package's own small model.")
+    task_name: str = _field("SST2", "Task: SST2.")
+    data_dir: str | None = _field(None, "Folder with the task's files (SST2: train.tsv, dev.tsv); without it: the hub.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _field(
+        "auto", "Dtype of the base weights; auto: float32 on a CPU, bfloat16 on a GPU that has it."
+    )
+    num_train: int = _field(1000, "Training examples, drawn by seed as MeZO draws them.")
+    num_dev: int = _field(500, "Development examples, drawn from the training split after them.")
+    num_eval: int | None = _field(None, "Held-out examples of the validation split; all without it.")
+    train_set_seed: int | None = _field(None, "Seed that draws the examples; --seed without it.")
+    train_as_classification: bool = _field(
+        False, "Train with the cross-entropy over all candidates instead of the loss of the right one."
+    )
+    max_length: int | None = _field(None, "Longest text in tokens; the model's own limit without it.")
+    save_model: bool = _field(True, "Save the trained model (merged) to OUTPUT_DIR/model.")
+    overwrite: bool = _field(False, "Write into an output_dir that holds a run already.")
+
+
+@dataclass
+class AdapterArguments:
+    """The adapters, boosting and zeroth-order training."""
+
+    trainer: Literal["zo", "regular", "none"] = _field(
+        "zo", "zo: forward passes alone; regular: backpropagation (AdamW); none: evaluate zero-shot."
+    )
+    xgblora: bool = _field(False, "Gradient boosting with rank-1 adapters (the default).")
+    lora: bool = _field(False, "Plain LoRA of rank --lora_r instead of boosting.")
+    lora_r: int = _field(1, "Rank of plain LoRA; XGBLoRA always uses 1.")
+    lora_alpha: float = _field(16.0, "The adapters' scale is lora_alpha / rank.")
+    target_modules: list[str] | None = _field(
+        None, "Layers to adapt: names, dotted suffixes, or one regular expression; query and value by default."
+    )
+    xgblora_steps_per_iteration: int = _field(0, "Merge after every N optimizer steps; 0: not by steps.")
+    xgblora_merge_frequency: int = _field(
+        1, "Merge after every F epochs; 0: not by epochs. Ignored when merging by steps."
+    )
+    rounding: Literal["remainder", "stochastic", "nearest"] = _field(
+        "remainder", "How merges round into 16-bit weights; remainder loses nothing."
+    )
+    zo_eps: float = _field(1e-3, "Size of the zeroth-order perturbation.")
+    zo_directions: int = _field(1, "Random directions a step.")
+    zo_pairing: Literal["auto", "paired", "sequential"] = _field(
+        "auto", "paired: both signs and all directions in one forward; sequential: one after the other."
+    )
+    zo_distribution: Literal["gaussian", "rademacher"] = _field("gaussian", "Distribution of the directions.")
+
+
+@dataclass
+class XGBLoRAArguments(TrainingArguments, AdapterArguments):
+    """`transformers.TrainingArguments` with the adapters, the merge policy and zeroth-order training.
+
+    Defaults that differ from transformers': batches of 16, a constant learning rate of 1e-4, losses logged every 10
+    steps and not filtered, checkpoints and reports off, seed 0.
+
+    Raises:
+        InputError: an argument is out of range, or two contradict each other.
+    """
+
+    _argument_group_name = "adapters, merging and training"
+
+    output_dir: str | None = _field(None, "Folder of the run; runs/<model>-<task>-<method>-... without it.")
+    learning_rate: float = _field(1e-4, "Learning rate.")
+    lr_scheduler_type: str = _field("constant", "Schedule of the learning rate.")
+    per_device_train_batch_size: int = _field(16, "Training examples a step.")
+    per_device_eval_batch_size: int = _field(32, "Examples of an evaluation batch.")
+    max_steps: int = _field(-1, "Optimizer steps; -1: as many as num_train_epochs has.")
+    logging_steps: float = _field(10, "Steps between log entries.")
+    logging_nan_inf_filter: bool = _field(False, "Hide losses that are not finite.")
+    eval_strategy: str = _field("steps", "When to evaluate on the development set: no, steps or epoch.")
+    eval_steps: float | None = _field(100, "Steps between evaluations on the development set.")
+    save_strategy: str = _field("no", "When to write checkpoints: no, steps or epoch.")
+    # in this order, because HfArgumentParser takes the second alternative for the type of the flag
+    report_to: None | str | list[str] = _field("none", "Where else to report: tensorboard, wandb, ...")
+    remove_unused_columns: bool = _field(False, "Leave batches as the collator makes them.")
+    seed: int = _field(0, "Seed of everything: examples, order, adapters, directions.")
+
+    def __post_init__(self):
+        self.check()
+        super().__post_init__()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
+        if self.trainer == "zo":
+            # there are no gradients to clip, and looking for them costs time every step
+            self.max_grad_norm = 0.0
+        if self.n_gpu > 1:
+            # a zeroth-order step is one stream of forwards; DataParallel would only change the batch size
+            self._n_gpu = 1
+
+    @property
+    def boosts(self) -> bool:
+        """Whether the run is XGBLoRA (the default) and not plain LoRA."""
+        return not self.lora
+
+    @property
+    def rank(self) -> int:
+        """The rank in force: always 1 for XGBLoRA."""
+        return 1 if self.boosts else self.lora_r
+
+    @property
+    def scaling(self) -> float:
+        """`alpha / rank`."""
+        return scale_of(self.lora_alpha, self.rank)
+
+    @property
+    def method(self) -> str:
+        """ "xgblora" or "lora"."""
+        return "xgblora" if self.boosts else "lora"
+
+    @property
+    def merge_policy(self) -> MergePolicy:
+        """The one merge rule in force; none for plain LoRA."""
+        if not self.boosts:
+            return MergePolicy("none", 0)
+        return MergePolicy.from_flags(
+            steps_per_iteration=self.xgblora_steps_per_iteration, merge_frequency=self.xgblora_merge_frequency
+        )
+
+    def check(self) -> None:
+        """Raise InputError if a flag is out of range or two contradict each other."""
+        if self.xgblora and self.lora:
+            raise InputError("--xgblora and --lora: choose one of them")
+        scale_of(self.lora_alpha, self.lora_r)
+        MergePolicy.from_flags(
+            steps_per_iteration=self.xgblora_steps_per_iteration, merge_frequency=self.xgblora_merge_frequency
+        )
+        _check_positive("zo_eps", self.zo_eps)
+        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise InputError(f"learning_rate={self.learning_rate}: must be a finite number, 0 or more")
+        if self.zo_directions < 1:
+            raise InputError(f"zo_directions={self.zo_directions}: must be 1 or more")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise InputError(f"max_steps={self.max_steps}: must be 1 or more, or -1 to train num_train_epochs epochs")
+        _check_positive("num_train_epochs", self.num_train_epochs)
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)}: must be 1 or more")
+        for name in ("logging_steps", "eval_steps"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed}: must be 0 or more")
+
+
+def _check_positive(flag: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{flag}={value}: must be a positive finite number")

@@ -1,0 +1,61 @@
+"""Loading the model and the tokenizer of a run."""
+
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from xgblora.errors import InputError
+
+
+def load_model(name: str, *, dtype: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The causal language model and tokenizer `name` (a folder or a hub name), the model on `device` in eval mode.
+
+    Args:
+        dtype: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, bfloat16 on a GPU that has it.
+
+    Raises:
+        InputError: there is no such model, or it cannot be read.
+    """
+    _refuse_missing_folder(name)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=resolve_dtype(dtype, device))
+    except Exception as error:  # a folder or hub can be wrong in dozens of ways; the person needs one line
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"model_name={name}: cannot be loaded ({reason[:300]})") from None
+    if tokenizer.pad_token_id is None:
+        # padding is masked out of attention and loss, so any id will do
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return model.to(device).eval(), tokenizer
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The torch dtype that `dtype` stands for on `device`."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
+    """The longest text in tokens that model, tokenizer and the flag `max_length` allow."""
+    limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length, max_length]
+    if max_length is not None and max_length < 2:
+        raise InputError(f"max_length={max_length}: must be 2 or more")
+    return min(limit for limit in limits if limit is not None)
+
+
+def _refuse_missing_folder(name: str) -> None:
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"model_name={name}: there is no config.json in this folder")
+        return
+    looks_like_a_path = name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or path.exists()
+    if looks_like_a_path:
+        raise InputError(f"model_name={name}: there is no such folder")

@@ -1,0 +1,63 @@
+"""The loss figure of a run: every step faint, smoothed on top, held-out losses as points, merges marked."""
+
+from pathlib import Path
+
+import numpy as np
+
+from xgblora.atomic_file import replacing
+
+
+def smoothed(losses: np.ndarray, window: int) -> np.ndarray:
+    """Exponential moving average with a time constant of `window` steps, corrected for its start; NaN is passed over.
+
+    Args:
+        losses: float [T].
+        window: steps, 1 or more.
+    """
+    decay = 1.0 - 1.0 / window
+    total = weight = 0.0
+    average = np.empty_like(losses)
+    for index, loss in enumerate(losses):
+        if np.isfinite(loss):
+            total, weight = decay * total + loss, decay * weight + 1.0
+        average[index] = total / weight if weight else np.nan
+    return average
+
+
+def draw(
+    path: Path,
+    *,
+    title: str,
+    steps: np.ndarray,
+    losses: np.ndarray,
+    merges: list[int],
+    held_out: list[tuple[int, float]],
+) -> None:
+    """Write the figure to `path` (PNG).
+
+    Args:
+        title: what the run is.
+        steps, losses: int and float [T].
+        merges: steps at which an adapter was merged.
+        held_out: (step, loss) of the evaluations on the development set.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for index, step in enumerate(merges):
+        axes.axvline(step, color="tab:gray", linewidth=0.8, linestyle=":", label="merge" if index == 0 else None)
+    axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="training loss, each step")
+    window = max(1, len(losses) // 40)
+    axes.plot(steps, smoothed(losses, window), color="tab:blue", linewidth=1.8, label=f"smoothed over {window} steps")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), "o-", color="tab:orange", markersize=4, label="development loss")
+    axes.set(xlabel="optimizer step", ylabel="loss", title=title)
+    axes.margins(x=0.02)
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False, fontsize="small")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    pyplot.close(figure)

@@ -1,0 +1,231 @@
+"""`ZeroOrder`: training by forward passes alone.
+
+Two-sided simultaneous perturbation (SPSA, Spall 1992) as MeZO (Malladi et al. 2023) applies it to language models,
+over the adapters' arena. For each of q directions z the loss is taken at `master + eps z` and `master - eps z`; their
+difference over `2 eps` is the projected gradient g, and the step is `master -= lr * mean(g z)`.
+
+The step reads nothing back from the device: losses, projected gradients, the learning rate and the test for
+non-finite losses all stay there.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xgblora import ops
+from xgblora.adapters import AdapterSet
+from xgblora.errors import InputError
+from xgblora.ops.noise import derive_seed
+
+logger = logging.getLogger("xgblora")
+
+Objective = Callable[[Any, Any], Tensor]
+PAIRINGS = ("auto", "paired", "sequential")
+# A stacked forward needs the activations of 2q batches at once. Past this many input elements a batch fills the
+# device by itself and stacking saves nothing.
+AUTO_PAIRING_ELEMENTS = 1 << 14
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step decided; tensors on the device, so that reading them is the caller's choice.
+
+    Attributes:
+        loss: fp32 scalar, the mean of the losses of both signs and all directions.
+        projected_grad: fp32 [q]; zero for a step that was skipped.
+    """
+
+    loss: Tensor
+    projected_grad: Tensor
+
+
+class ZeroOrder:
+    """SPSA over the adapters of a model.
+
+    Args:
+        adapters: what `xgblora.attach` returned.
+        objective: `(model, batch) -> losses`: [B], one loss an example, or a scalar; need not be differentiable.
+        eps: size of the perturbation.
+        lr: learning rate; `update` takes another for a single step.
+        directions: q, random directions a step.
+        pairing: "paired" stacks both signs and all directions along the batch in one forward; it needs a batch that
+            is a mapping of tensors with the examples first, and a loss an example. "sequential" runs them one after
+            the other. "auto" pairs where the batch and the objective allow it and the batch is small.
+        optimizer: "sgd".
+        seed: direction d of step t is noise of (seed, t, d).
+        weight_decay: decoupled, as in AdamW.
+        distribution: "gaussian" or "rademacher".
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        adapters: AdapterSet,
+        objective: Objective,
+        *,
+        eps: float = 1e-3,
+        lr: float = 1e-4,
+        directions: int = 1,
+        pairing: str = "auto",
+        optimizer: str = "sgd",
+        seed: int = 0,
+        weight_decay: float = 0.0,
+        distribution: str = "gaussian",
+    ):
+        _check_arguments(eps, lr, directions, pairing, optimizer)
+        self.adapters, self.objective = adapters, objective
+        self.directions, self.pairing, self.seed = directions, pairing, seed
+        self.distribution = distribution
+        self.step_index = 0
+        device = adapters.arena.master.device
+        self._eps = torch.tensor([eps], device=device)
+        self._lr = torch.tensor([lr], device=device)
+        self._weight_decay = torch.tensor([weight_decay], device=device)
+        self._signs = torch.tensor([1.0, -1.0], device=device).repeat(directions)
+        self._seeds = torch.zeros(directions, dtype=torch.int64, device=device)
+        self._losses = torch.zeros(2 * directions, device=device)
+        self._weight = 0.0
+        self._announced: set[str] = set()
+        self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
+        adapters.arena.allocate_live(2 * directions, adapters.compute_dtype)
+        adapters.arena.read_live(0, 1)
+
+    @torch.no_grad()
+    def step(self, batch: Any) -> StepResult:
+        """One step on one batch: `estimate`, then `update`."""
+        self.estimate(batch)
+        return self.update()
+
+    @torch.no_grad()
+    def estimate(self, batch: Any, weight: float = 1.0) -> Tensor:
+        """Add the losses of every sign and direction on `batch` to those of the step; several batches accumulate.
+
+        Args:
+            batch: what the objective takes.
+            weight: share of this batch in the mean over the batches of the step.
+
+        Returns:
+            fp32 scalar on the device: the mean loss of this batch over signs and directions.
+        """
+        model, arena = self.adapters.model, self.adapters.arena
+        if self._weight == 0.0:
+            self._start_step()
+        model.eval()
+        losses = self._paired_losses(batch) if self._should_pair(batch) else self._sequential_losses(batch)
+        arena.read_live(0, 1)
+        self._losses.add_(losses, alpha=weight)
+        self._weight += weight
+        return losses.mean()
+
+    @torch.no_grad()
+    def update(self, lr: float | None = None) -> StepResult:
+        """Step along the estimated gradient and restore `live` to the new `master`.
+
+        A step with a non-finite loss changes nothing and adds one to `skipped_steps`.
+
+        Args:
+            lr: learning rate from now on; None keeps the last.
+
+        Raises:
+            InputError: no loss was estimated since the last update.
+        """
+        if self._weight == 0.0:
+            raise InputError("ZeroOrder.update: call estimate(batch) first")
+        if lr is not None:
+            self._lr.fill_(lr)
+        pairs = (self._losses / self._weight).view(self.directions, 2)
+        finite = pairs.isfinite().all()
+        projected = torch.where(finite, (pairs[:, 0] - pairs[:, 1]) / (2.0 * self._eps), 0.0)
+        ops.update_(
+            self.adapters.arena.master,
+            self._seeds,
+            projected,
+            lr=self._lr * finite,
+            weight_decay=self._weight_decay,
+            distribution=self.distribution,
+        )
+        self.skipped_steps += ~finite
+        self.adapters.arena.restore()
+        self.step_index += 1
+        self._weight = 0.0
+        return StepResult(loss=pairs.mean(), projected_grad=projected)
+
+    def _start_step(self) -> None:
+        seeds = [derive_seed(self.seed, self.step_index, direction) for direction in range(self.directions)]
+        self._seeds.copy_(torch.tensor(seeds), non_blocking=True)
+        self._losses.zero_()
+        arena = self.adapters.arena
+        ops.perturb(arena.master, arena.live, self._seeds, self._eps, self._signs, distribution=self.distribution)
+
+    def _should_pair(self, batch: Any) -> bool:
+        if self.pairing == "sequential":
+            return False
+        if not is_stackable(batch):
+            if self.pairing == "paired":
+                raise InputError("pairing=paired: the batch must be a mapping of tensors with equal first dimensions")
+            self._announce("ZO: signs and directions run one after the other (the batch cannot be stacked)")
+            return False
+        if self.pairing == "auto":
+            elements = max(value.numel() for value in batch.values() if isinstance(value, Tensor))
+            return elements * 2 * self.directions <= AUTO_PAIRING_ELEMENTS
+        return True
+
+    def _paired_losses(self, batch: Any) -> Tensor:
+        groups = 2 * self.directions
+        self.adapters.arena.read_live(0, groups)
+        losses = self.objective(self.adapters.model, stacked(batch, groups))
+        if losses.ndim == 0:
+            if self.pairing == "paired":
+                raise InputError("pairing=paired: the objective must return one loss an example, not a scalar")
+            self._announce("ZO: signs and directions run one after the other (the objective returns a scalar)")
+            self.pairing = "sequential"
+            return self._sequential_losses(batch)
+        return losses.float().view(groups, -1).mean(dim=1)
+
+    def _sequential_losses(self, batch: Any) -> Tensor:
+        losses = []
+        for row in range(2 * self.directions):
+            self.adapters.arena.read_live(row, row + 1)
+            losses.append(self.objective(self.adapters.model, batch).float().mean())
+        return torch.stack(losses)
+
+    def _announce(self, message: str) -> None:
+        if message not in self._announced:
+            self._announced.add(message)
+            logger.info(message)
+
+
+def is_stackable(batch: Any) -> bool:
+    """Whether `batch` is a mapping whose tensors share their first dimension."""
+    if not hasattr(batch, "values") or not hasattr(batch, "keys"):
+        return False
+    tensors = [value for value in batch.values() if isinstance(value, Tensor)]
+    return bool(tensors) and len({tensor.shape[:1] for tensor in tensors}) == 1 and tensors[0].ndim > 0
+
+
+def stacked(batch: Any, groups: int) -> dict[str, Any]:
+    """`batch` repeated `groups` times along the examples: group g is rows `g * B .. (g + 1) * B - 1`."""
+    return {
+        name: value.repeat(groups, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+
+
+def _check_arguments(eps: float, lr: float, directions: int, pairing: str, optimizer: str) -> None:
+    if not (math.isfinite(eps) and eps > 0):
+        raise InputError(f"zo_eps={eps}: must be a positive finite number")
+    if not (math.isfinite(lr) and lr >= 0):
+        raise InputError(f"learning_rate={lr}: must be a finite number, 0 or more")
+    if directions < 1:
+        raise InputError(f"directions={directions}: must be 1 or more")
+    if pairing not in PAIRINGS:
+        raise InputError(f"pairing={pairing}: must be one of {', '.join(PAIRINGS)}")
+    if optimizer != "sgd":
+        raise InputError(f"optimizer={optimizer}: must be sgd")
