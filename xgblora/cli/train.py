@@ -1,6 +1,7 @@
 """`xgblora-train`: fine-tune a language model on a task and show what it gained."""
 
 import argparse
+import difflib
 import sys
 from pathlib import Path
 
@@ -18,17 +19,32 @@ DESCRIPTION = """Fine-tune a language model with XGBLoRA (boosted rank-1 adapter
 or by backpropagation. Without --model_name it fine-tunes the small model of the package on its review data.
 A first argument that ends in .yaml, .yml or .json is read for flags; those on the command line win."""
 
-COMMON_FLAGS = {
+# Flags that `--help` shows: ours, and the ones of transformers that most runs set.
+SHOWN_FLAGS = {
+    *TaskArguments.__annotations__,
+    *AdapterArguments.__annotations__,
     "help",
     "help_all",
-    "num_train_epochs",
+    "output_dir",
+    "learning_rate",
+    "lr_scheduler_type",
+    "per_device_train_batch_size",
     "gradient_accumulation_steps",
+    "max_steps",
+    "num_train_epochs",
     "weight_decay",
     "warmup_steps",
+    "logging_steps",
+    "eval_strategy",
+    "eval_steps",
+    "per_device_eval_batch_size",
+    "save_strategy",
     "save_steps",
     "save_total_limit",
     "resume_from_checkpoint",
     "load_best_model_at_end",
+    "report_to",
+    "seed",
     "use_cpu",
 }
 
@@ -56,7 +72,16 @@ def parse(arguments: list[str]) -> tuple[TaskArguments, XGBLoRAArguments]:
     if not given & {"model_name", "help", "help_all", "h"}:
         defaults = demo.flags() | defaults
     parser.set_defaults(**defaults)
-    return parser.parse_args_into_dataclasses(arguments)
+    try:
+        task, args, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    except InputError:
+        raise
+    except ValueError as error:  # transformers' own checks of its flags
+        raise InputError(" ".join(str(error).split())) from None
+    if unknown:
+        close = difflib.get_close_matches(unknown[0].split("=")[0].lstrip("-"), known, n=1)
+        raise InputError(f"{unknown[0]}: unknown flag" + (f"; did you mean --{close[0]}?" if close else ""))
+    return task, args
 
 
 def build_parser(*, show_all: bool) -> HfArgumentParser:
@@ -69,11 +94,11 @@ def build_parser(*, show_all: bool) -> HfArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--help_all", action="help", help="show every flag and exit")
-    if not show_all:
-        shown = {*TaskArguments.__annotations__, *AdapterArguments.__annotations__, *XGBLoRAArguments.__annotations__}
-        for action in parser._actions:
-            if action.dest not in shown | COMMON_FLAGS:
-                action.help = argparse.SUPPRESS
+    for action in parser._actions:
+        # transformers adds a spelling with hyphens to every flag; it works, and the help is half as long without it
+        action.option_strings = [name for name in action.option_strings if "-" not in name.lstrip("-")]
+        if not show_all and action.dest not in SHOWN_FLAGS:
+            action.help = argparse.SUPPRESS
     return parser
 
 

@@ -21,7 +21,7 @@ from xgblora.tasks import Collator, EncodedExample, Sample, encode, load_task, s
 from xgblora.training import loss_figure
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 from xgblora.training.console import log_block, log_table, logger, logging_to
-from xgblora.training.language_model import load_model, longest_text
+from xgblora.training.language_model import load_model, longest_text, refuse_missing_folder
 from xgblora.training.objective import CandidateObjective
 from xgblora.training.run_folder import RunFolder, unused_folder
 from xgblora.training.trainer import XGBLoRATrainer
@@ -48,6 +48,9 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
         InputError: a flag, a file or the data is wrong.
     """
     started = time.perf_counter()
+    if task.model_name is None:
+        raise InputError("model_name is missing: give a model folder or a hub name")
+    refuse_missing_folder(task.model_name)
     folder = _choose_folder(task, args)
     args.output_dir = str(folder.path)
     set_seed(args.seed)
@@ -117,8 +120,6 @@ def _run(
 
 
 def _choose_folder(task: TaskArguments, args: XGBLoRAArguments) -> RunFolder:
-    if task.model_name is None:
-        raise InputError("model_name is missing: give a model folder or a hub name")
     if args.output_dir is None:
         name = f"{Path(task.model_name).name}-{task.task_name}-{args.method}-{args.trainer}-seed{args.seed}"
         return RunFolder(unused_folder(Path("runs"), name))

@@ -18,7 +18,6 @@ def load_model(name: str, *, dtype: str, device: torch.device) -> tuple[PreTrain
     Raises:
         InputError: there is no such model, or it cannot be read.
     """
-    _refuse_missing_folder(name)
     transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -50,7 +49,8 @@ def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max
     return min(limit for limit in limits if limit is not None)
 
 
-def _refuse_missing_folder(name: str) -> None:
+def refuse_missing_folder(name: str) -> None:
+    """Raise InputError if `name` is the path of a folder that is not there or holds no model; hub names pass."""
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
