@@ -6,7 +6,7 @@ autograd. They know tensors; they know no model and no trainer.
 
 from xgblora.ops.backend import Choice, choose, operations
 from xgblora.ops.low_rank_linear import low_rank_linear
-from xgblora.ops.merge_rank1 import merge_rank1_
+from xgblora.ops.merge_rank1 import merge_rank1_, new_remainders
 from xgblora.ops.noise import derive_seed
 from xgblora.ops.perturb import perturb
 from xgblora.ops.rank1_linear import rank1_linear
@@ -18,6 +18,7 @@ __all__ = [
     "derive_seed",
     "low_rank_linear",
     "merge_rank1_",
+    "new_remainders",
     "operations",
     "perturb",
     "rank1_linear",

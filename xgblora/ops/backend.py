@@ -43,6 +43,11 @@ def register_eager(operation: str, function: Callable) -> None:
     _eager[operation] = function
 
 
+def eager(operation: str) -> Callable:
+    """The eager reference of `operation`."""
+    return _eager[operation]
+
+
 def operations() -> tuple[str, ...]:
     """Names of all registered operations."""
     return tuple(_eager)

@@ -6,6 +6,8 @@ G groups let one forward carry several adapters (both signs and all directions o
 of the weight, as in P-RGE (Gao et al., 2024). The rank-1 term accumulates in fp32 whatever the dtype of `x`.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -111,6 +113,21 @@ def _autograd_backward(ctx, grad):
     return dx if need_dx else None, None, None, da, db, None
 
 
+def _autocast(device_type: str) -> Callable:
+    """Under autocast x, weight and bias are cast, as `F.linear` casts them; the rank-1 term stays in fp32."""
+
+    def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+
+    def run(x, weight, bias, a, b, scale):
+        dtype = torch.get_autocast_dtype(device_type)
+        x, weight, bias = (cast(tensor, dtype) for tensor in (x, weight, bias))
+        with torch.autocast(device_type, enabled=False):
+            return torch.ops.xgblora.rank1_linear(x, weight, bias, a, b, scale)
+
+    return run
+
+
 register(
     "rank1_linear(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scale) -> Tensor",
     _forward,
@@ -125,3 +142,5 @@ register(
 torch.library.register_autograd(
     "xgblora::rank1_linear", _autograd_backward, setup_context=_save_for_backward, lib=LIBRARY
 )
+LIBRARY.impl("rank1_linear", _autocast("cpu"), "AutocastCPU")
+LIBRARY.impl("rank1_linear", _autocast("cuda"), "AutocastCUDA")

@@ -1,0 +1,122 @@
+"""The operations against what they replace: a bare linear layer, PEFT's LoRA, per-tensor noise, `addmm_`."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.measure import compare
+from xgblora import ops
+
+ROUNDS = 15
+
+
+def linear_case(device, dtype, rows):
+    torch.manual_seed(0)
+    size = 4096 if device.type == "cuda" else 1024
+    x, weight = torch.randn(rows, size, device=device), torch.randn(size, size, device=device) * size**-0.5
+    a, b = torch.randn(1, size, device=device) * size**-0.5, torch.randn(1, size, device=device)
+    return x.to(dtype), weight.to(dtype), a.to(dtype), b.to(dtype)
+
+
+@pytest.mark.parametrize("rows", [16, 768, 4096])
+def test_rank1_linear_against_linear_and_unfused(benchmark, device, dtype, rows):
+    x, weight, a, b = linear_case(device, dtype, rows)
+
+    def unfused():
+        return F.linear(x, weight) + (x @ a.T) @ b * 16.0
+
+    def fused():
+        return ops.rank1_linear(x, weight, None, a, b, 16.0)
+
+    torch.testing.assert_close(fused(), unfused(), rtol=5e-2, atol=5e-1 if dtype == torch.bfloat16 else 1e-3)
+    ways = {"rank1_linear": fused, "linear": lambda: F.linear(x, weight), "unfused": unfused}
+    compare(benchmark, "rank1_linear", ways, rounds=ROUNDS, device=device)
+
+
+@pytest.mark.parametrize("rows", [16, 768])
+def test_rank1_layer_against_peft(benchmark, device, dtype, rows):
+    peft = pytest.importorskip("peft", reason="PEFT is not installed")
+    from xgblora import Rank1Linear
+
+    x, weight, a, b = linear_case(device, dtype, rows)
+    base = torch.nn.Linear(*weight.shape[::-1], bias=False, device=device, dtype=dtype)
+    base.weight.data.copy_(weight)
+    theirs = peft.get_peft_model(
+        torch.nn.Sequential(base), peft.LoraConfig(r=1, lora_alpha=16, target_modules=["0"], lora_dropout=0.0)
+    ).to(dtype)
+    layer = theirs.base_model.model[0]
+    layer.lora_A["default"].weight.data.copy_(a)
+    layer.lora_B["default"].weight.data.copy_(b.T)
+    ours = Rank1Linear(torch.nn.Linear(*weight.shape[::-1], bias=False, device=device, dtype=dtype), alpha=16.0)
+    ours.base.weight.data.copy_(weight)
+    ours.a.data.copy_(a)
+    ours.b.data.copy_(b)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), layer(x), rtol=5e-2, atol=5e-1 if dtype == torch.bfloat16 else 1e-3)
+        ways = {"rank1_linear": lambda: ours(x), "peft": lambda: layer(x)}
+        compare(benchmark, "rank1_linear", ways, rounds=ROUNDS, device=device)
+
+
+def arena_case(device, dtype):
+    """2.6 million parameters, as 1,300 vectors of 2,000: rank-1 adapters on every layer of a model of 13 billion."""
+    master = torch.randn(2_600_000, device=device)
+    return master, torch.empty(2, master.numel(), dtype=dtype, device=device), list(master.clone().split(2000))
+
+
+def test_perturb_against_noise_per_tensor(benchmark, device, dtype):
+    master, live, vectors = arena_case(device, dtype)
+    seed, eps = torch.tensor([7], device=device), torch.tensor([1e-3], device=device)
+    signs = torch.tensor([1.0, -1.0], device=device)
+
+    def fused():
+        ops.perturb(master, live, seed, eps, signs)
+
+    def per_tensor():
+        # both signs, as MeZO makes them: the noise of each anew
+        for size in (1e-3, -2e-3):
+            torch.manual_seed(7)
+            for vector in vectors:
+                vector.add_(torch.randn_like(vector), alpha=size)
+
+    fused()
+    torch.testing.assert_close(live.float().mean(0), master, rtol=1e-2, atol=1e-2)
+    compare(benchmark, "perturb", {"perturb": fused, "per_tensor": per_tensor}, rounds=ROUNDS, device=device)
+
+
+def test_update_against_noise_per_tensor(benchmark, device, dtype):
+    master, _, vectors = arena_case(device, dtype)
+    seeds, coefficients = torch.tensor([7], device=device), torch.tensor([0.1], device=device)
+    lr = torch.tensor([1e-4], device=device)
+
+    def fused():
+        ops.update_(master, seeds, coefficients, lr=lr)
+
+    def per_tensor():
+        torch.manual_seed(7)
+        for vector in vectors:
+            vector.add_(torch.randn_like(vector), alpha=-1e-5)
+
+    before = master.clone()
+    fused()
+    assert 0 < (master - before).abs().max() < 1e-3
+    compare(benchmark, "update", {"update": fused, "per_tensor": per_tensor}, rounds=ROUNDS, device=device)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "remainder", "stochastic"])
+def test_merge_against_addmm(benchmark, device, dtype, rounding):
+    size, layers = (4096, 8) if device.type == "cuda" else (512, 8)
+    weights = [torch.randn(size, size, device=device).to(dtype) for _ in range(layers)]
+    pairs = [(torch.randn(size, device=device) * 1e-3, torch.randn(size, device=device)) for _ in weights]
+    remainders = ops.new_remainders(weights)
+    expected = weights[0].float() + 0.1 * torch.outer(pairs[0][1], pairs[0][0])
+
+    def fused():
+        ops.merge_rank1_(weights, pairs, 0.1, rounding, remainders=remainders, seed=3)
+
+    def addmm():
+        for weight, (a, b) in zip(weights, pairs, strict=True):
+            weight.addmm_(b.to(dtype).unsqueeze(1), a.to(dtype).unsqueeze(0), alpha=0.1)
+
+    fused()
+    torch.testing.assert_close(weights[0].float(), expected, rtol=2e-2, atol=2e-2)
+    compare(benchmark, "merge", {"merge": fused, "addmm": addmm}, rounds=5, device=device)
