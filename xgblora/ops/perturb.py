@@ -13,6 +13,8 @@ from xgblora.errors import InputError
 from xgblora.ops.library import register
 from xgblora.ops.noise import DISTRIBUTIONS
 
+LIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def perturb(
     master: Tensor,
@@ -40,7 +42,8 @@ def perturb(
         InputError: shapes, dtypes or the distribution are wrong.
     """
     seeds = as_device_vector(seed, torch.int64, master.device)
-    eps = as_device_vector(eps, torch.float32, master.device)
+    eps = as_device_scalar("eps", eps, master.device)
+    signs = as_device_vector(signs, torch.float32, master.device)
     live = torch.atleast_2d(live)
     if master.dtype != torch.float32 or master.ndim != 1 or not master.is_contiguous():
         raise InputError(f"master must be contiguous fp32 [P], not {master.dtype} {tuple(master.shape)}")
@@ -48,6 +51,8 @@ def perturb(
         raise InputError(
             f"live must be contiguous [G, P] = [{signs.numel()}, {master.numel()}], not {tuple(live.shape)}"
         )
+    if live.dtype not in LIVE_DTYPES:
+        raise InputError(f"live must be fp32, bf16 or fp16, not {live.dtype}")
     check_distribution(distribution)
     if seeds.numel() == 0 or signs.numel() % seeds.numel():
         raise InputError(f"{seeds.numel()} seeds do not divide {signs.numel()} signs")
@@ -57,6 +62,14 @@ def perturb(
 def as_device_vector(value: int | float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`value` as a 1-D tensor of `dtype` on `device`; a tensor that is one already is passed through."""
     return torch.as_tensor(value, dtype=dtype, device=device).reshape(-1)
+
+
+def as_device_scalar(name: str, value: float | Tensor, device: torch.device) -> Tensor:
+    """`value` as an fp32 tensor [1] on `device`; InputError, by its `name`, if it has not one element."""
+    value = as_device_vector(value, torch.float32, device)
+    if value.numel() != 1:
+        raise InputError(f"{name} has {value.numel()} elements: must be a number or a tensor of one element")
+    return value
 
 
 def check_distribution(distribution: str) -> None:

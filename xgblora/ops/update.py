@@ -12,7 +12,7 @@ from torch import Tensor
 from xgblora.errors import InputError
 from xgblora.ops.library import register
 from xgblora.ops.noise import DISTRIBUTIONS
-from xgblora.ops.perturb import as_device_vector, check_distribution
+from xgblora.ops.perturb import as_device_scalar, as_device_vector, check_distribution
 
 
 def update_(
@@ -43,8 +43,8 @@ def update_(
     device = master.device
     seeds = as_device_vector(seeds, torch.int64, device)
     coefficients = as_device_vector(coefficients, torch.float32, device)
-    lr = as_device_vector(lr, torch.float32, device)
-    weight_decay = as_device_vector(weight_decay, torch.float32, device)
+    lr = as_device_scalar("lr", lr, device)
+    weight_decay = as_device_scalar("weight_decay", weight_decay, device)
     if master.dtype != torch.float32 or master.ndim != 1 or not master.is_contiguous():
         raise InputError(f"master must be contiguous fp32 [P], not {master.dtype} {tuple(master.shape)}")
     if seeds.numel() == 0 or seeds.shape != coefficients.shape:

@@ -24,6 +24,10 @@ class MergeCallback(TrainerCallback):
     def __init__(self, booster: Booster, policy: MergePolicy):
         self._booster, self._policy = booster, policy
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self._policy.ignored:
+            logger.info("XGBLoRA: %s", self._policy.ignored)
+
     def on_step_end(self, args, state, control, optimizer=None, **kwargs):
         if not self._policy.due(state.global_step, state.epoch):
             return
@@ -47,8 +51,8 @@ def forget_moments(optimizer) -> None:
 class RunFilesCallback(TrainerCallback):
     """Write `step_loss.csv`, `training_loss.jsonl`, `eval_loss.jsonl` and `merges.jsonl` as training goes.
 
-    Losses stay on the device until transformers logs, so that a step waits for nothing. A resumed run keeps the lines
-    up to its checkpoint.
+    Losses stay on the device until transformers logs or saves, so that a step waits for nothing. A resumed run keeps
+    the lines up to its checkpoint, which holds the merges until then.
     """
 
     def __init__(
@@ -63,16 +67,26 @@ class RunFilesCallback(TrainerCallback):
         kept = [line for line in lines if int(line.split(",")[0]) <= keep]
         self._folder.path.mkdir(parents=True, exist_ok=True)
         self._folder.step_loss.write_text("\n".join(["step,loss", *kept]) + "\n", encoding="utf-8")
-        for path in (self._folder.training_loss, self._folder.eval_loss, self._folder.merges):
+        for path in (self._folder.training_loss, self._folder.eval_loss):
             kept = [line for line in _lines(path) if keep and json.loads(line)["step"] <= keep]
             path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self._merges_written = len(self._booster.ledger) if self._booster else 0
+        self._folder.merges.write_text("", encoding="utf-8")
+        self._merges_written = 0
+        self._flush_merges(keep + 1)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save:
+            self._flush_losses(state)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if control.should_save:
+            self._flush_losses(state)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self._flush_losses(state)
-        # a merge of this very step waits for its evaluation
-        self._flush_merges(state.global_step)
         entry = {"step": state.global_step, **(logs or {})}
+        # a merge of this very step waits for its evaluation; the last entry of all comes before the best model is loaded
+        self._flush_merges(state.global_step + (1 if "train_runtime" in entry else 0))
         if "loss" in entry:
             _append(self._folder.training_loss, json.dumps(entry) + "\n")
         elif "eval_loss" in entry and state.global_step > 0:
@@ -122,7 +136,8 @@ class RoundProgress(ProgressCallback):
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    """The whole lines of a file; one that a killed process left without its end is dropped."""
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
 
 
 def _append(path: Path, text: str) -> None:

@@ -3,7 +3,6 @@
 import csv
 import json
 import platform
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,9 +290,13 @@ def configuration(task: TaskArguments, args: XGBLoRAArguments) -> dict:
     }
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocator on a GPU, else the largest resident set of this process."""
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: of the GPU's allocator on a GPU, else the largest resident set of this process; None where unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows has no such module
+        return None
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kibibytes if platform.system() == "Darwin" else 1024 * kibibytes

@@ -57,7 +57,7 @@ def draw(
     axes.set(xlabel="optimizer step", ylabel="loss", title=title)
     axes.margins(x=0.02)
     axes.grid(alpha=0.2)
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(loc="upper right", framealpha=0.9, edgecolor="none", fontsize="small")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
     pyplot.close(figure)

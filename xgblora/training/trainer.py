@@ -13,7 +13,6 @@ from xgblora.boosting import Booster
 from xgblora.training import checkpoint
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.callbacks import MergeCallback, RoundProgress, RunFilesCallback
-from xgblora.training.console import logger
 from xgblora.training.objective import CandidateObjective, model_loss
 from xgblora.training.run_folder import RunFolder
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer
@@ -121,8 +120,6 @@ class XGBLoRATrainer(Trainer):
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(RoundProgress(self.booster))
         self.pop_callback(PrinterCallback)
-        if self.policy.ignored:
-            logger.info("XGBLoRA: %s", self.policy.ignored)
 
 
 def _zero_order(adapters: AdapterSet, objective: Callable, args: XGBLoRAArguments) -> ZeroOrder:

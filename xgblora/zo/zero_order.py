@@ -94,6 +94,7 @@ class ZeroOrder:
         self._weight = 0.0
         self._announced: set[str] = set()
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
+        adapters.model.eval()
         adapters.arena.allocate_live(2 * directions, adapters.compute_dtype)
         adapters.arena.read_live(0, 1)
 
@@ -117,7 +118,8 @@ class ZeroOrder:
         model, arena = self.adapters.model, self.adapters.arena
         if self._weight == 0.0:
             self._start_step()
-        model.eval()
+        if model.training:
+            model.eval()
         losses = self._paired_losses(batch) if self._should_pair(batch) else self._sequential_losses(batch)
         arena.read_live(0, 1)
         self._losses.add_(losses, alpha=weight)
