@@ -136,7 +136,9 @@ def _in_double(operation: str, arguments: tuple):
 
 def _within_bound(operation: str, device: torch.device, case: str, results: tuple[Tensor, Tensor, Tensor]) -> Check:
     ours, reference, exact = results
-    error, bound = (ours - exact).abs().max().item(), 2 * (reference - exact).abs().max().item() + 1e-6
+    error = (ours - exact).abs().max().item()
+    # the last term is for shapes with so few sums that eager code may be exact by chance
+    bound = 2 * (reference - exact).abs().max().item() + 1e-6 * max(1.0, exact.abs().max().item())
     detail = f"error {error:.2e}, bound {bound:.2e}"
     return Check(operation, choose(operation, device.type).backend, case, error <= bound, detail)
 

@@ -1,0 +1,119 @@
+"""Compile every kernel for GPUs that need not be there, and print what the binaries hold as JSON.
+
+Run by test_compile.py in a process of its own: compiling needs the kernels undisturbed by the interpreter, and the
+interpreter is switched on for a whole process.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import triton
+import triton.backends.nvidia
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from xgblora.kernels import column_sum, few_rows, fused_gemm, perturb, philox, rank1_pass, row_dot, update
+
+ARCHITECTURES = (80, 90, 100)
+CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+NOISE = {"BLOCK": philox.BLOCK, "UNIT": 8}
+ROW_DOT = {"BLOCK_M": row_dot.BLOCK_M, "BLOCK_K": row_dot.BLOCK_K}
+PASS = {"BLOCK_M": rank1_pass.BLOCK_M, "BLOCK_N": rank1_pass.BLOCK_N}
+SUMS = {"CHUNK": column_sum.CHUNK, "BLOCK_M": column_sum.BLOCK_M, "BLOCK_N": column_sum.BLOCK_N}
+MATVEC = {"BLOCK_N": 8, "BLOCK_K": 512, "HAS_BIAS": True}
+FEW_ROWS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "HAS_BIAS": True}
+GEMM = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "GROUP_M": 8, "HAS_BIAS": True}
+GEMM_FP32 = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP_M": 8, "HAS_BIAS": True}
+FUSION = {"enable_fp_fusion": True}
+NO_FUSION = {"enable_fp_fusion": False}
+
+
+def variants():
+    """(name, kernel, dtype of the pointers, dtypes of some of them, compile-time constants, options)."""
+    for distribution in ("gaussian", "rademacher"):
+        constants = {**NOISE, "DISTRIBUTION": distribution}
+        yield f"noise {distribution}", philox.noise_fwd_kernel, "fp32", {}, constants, NO_FUSION
+        yield f"update {distribution}", update.update_fwd_kernel, "fp32", {}, constants, NO_FUSION
+        for dtype in ("fp32", "bf16", "fp16"):
+            pointers = {"live_ptr": dtype}
+            yield f"perturb {distribution} {dtype}", perturb.perturb_fwd_kernel, "fp32", pointers, constants, NO_FUSION
+    projections = {"t_ptr": "fp32", "u_ptr": "fp32"}
+    for dtype in ("fp32", "bf16", "fp16"):
+        partials = {**projections, "da_partial_ptr": "fp32", "db_partial_ptr": "fp32"}
+        yield f"row_dot {dtype}", row_dot.row_dot_fwd_kernel, dtype, projections, ROW_DOT, FUSION
+        yield f"row_dots {dtype}", row_dot.row_dots_bwd_kernel, dtype, projections, ROW_DOT, FUSION
+        yield f"rank1_pass {dtype}", rank1_pass.rank1_pass_fwd_kernel, dtype, projections, PASS, FUSION
+        yield f"column_sums {dtype}", column_sum.column_sums_bwd_kernel, dtype, partials, SUMS, FUSION
+        yield f"sum_chunks {dtype}", column_sum.sum_chunks_bwd_kernel, dtype, partials, {"BLOCK": 512}, FUSION
+        yield f"matvec {dtype}", few_rows.rank1_matvec_fwd_kernel, dtype, {}, MATVEC, FUSION
+        yield f"few_rows {dtype}", few_rows.rank1_few_rows_fwd_kernel, dtype, {}, FEW_ROWS, FUSION
+        for one_group in (True, False):
+            constants = {**(GEMM_FP32 if dtype == "fp32" else GEMM), "ONE_GROUP": one_group}
+            name = f"gemm {dtype} {'one group' if one_group else 'groups'}"
+            options = {**FUSION, "num_warps": 8, "num_stages": 3}
+            yield name, fused_gemm.rank1_gemm_fwd_kernel, dtype, projections, constants, options
+
+
+INTEGER_POINTERS = {"seed_ptr": "i64", "seeds_ptr": "i64"}
+FLOATS = ("scale",)
+
+
+def compile_kernel(kernel, dtype, pointers, constants, options, architecture):
+    """Compile as a launch would with 16-byte aligned tensors and sizes that are multiples of 16."""
+    names = kernel.arg_names
+    pointers = {**INTEGER_POINTERS, **pointers}
+    signature = {}
+    for name in names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = "*" + pointers.get(name, dtype)
+        else:
+            signature[name] = "fp32" if name in FLOATS else "i32"
+    unspecialised = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+    unaligned = {parameter.name for parameter in kernel.params if parameter.do_not_specialize_on_alignment}
+    aligned = [n for n in names if signature[n] not in ("constexpr", "fp32") and n not in unspecialised | unaligned]
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    indexed = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature, indexed, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
+def facts_of(compiled):
+    """What the PTX and the binary of one kernel hold."""
+    ptx = compiled.asm["ptx"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return {
+        # registers spilled to memory lie on the stack; so does every local array
+        "stack": [int(size) for size in re.findall(r"STACK:(\d+)", usage)],
+        "local": [int(size) for size in re.findall(r"LOCAL:(\d+)", usage)],
+        "registers": [int(size) for size in re.findall(r"REG:(\d+)", usage)],
+        "shared": compiled.metadata.shared,
+        "matrix": sorted(set(re.findall(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", ptx))),
+        "fma": len(re.findall(r"\bfma\.\w+(?:\.ftz)?\.f(?:32|64)", ptx)),
+        "wide_stores": len(re.findall(r"st\.global\.v4\.b32", ptx)),
+    }
+
+
+def main():
+    """Print {architecture: {variant: facts}}; the architectures come as arguments."""
+    facts = {}
+    for architecture in map(int, sys.argv[1:] or ARCHITECTURES):
+        facts[architecture] = {
+            name: facts_of(compile_kernel(kernel, dtype, pointers, constants, options, architecture))
+            for name, kernel, dtype, pointers, constants, options in variants()
+        }
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What the kernels compile to, for GPUs that need not be there: no spills, matrix instructions, no stray fusion."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="needs Triton")
+
+MATRIX_INSTRUCTION = {"80": "mma.sync", "90": "wgmma.mma_async", "100": "tcgen05.mma"}
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    """{architecture: {variant: facts}} of every kernel, compiled in a process that has no interpreter."""
+    script = Path(__file__).with_name("compile_facts.py")
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def _variants(facts, *prefixes):
+    return [
+        (architecture, name, found)
+        for architecture, variants in facts.items()
+        for name, found in variants.items()
+        if name.startswith(prefixes or "")
+    ]
+
+
+def test_every_kernel_compiles_for_every_architecture(facts):
+    assert set(facts) == set(MATRIX_INSTRUCTION)
+    assert all(len(variants) == 37 for variants in facts.values())
+
+
+def test_nothing_is_spilled_or_kept_in_local_memory(facts):
+    for architecture, name, found in _variants(facts):
+        assert found["registers"], (architecture, name)
+        assert not any(found["stack"] + found["local"]), (architecture, name)
+
+
+def test_noise_is_made_without_fused_multiply_adds(facts):
+    for architecture, name, found in _variants(facts, "noise", "perturb", "update"):
+        assert found["fma"] == 0, (architecture, name)
+
+
+def test_noise_is_stored_in_16_byte_vectors(facts):
+    for architecture, name, found in _variants(facts, "noise", "perturb", "update"):
+        assert found["wide_stores"] > 0, (architecture, name)
+
+
+def test_gemms_use_matrix_instructions(facts):
+    for architecture, name, found in _variants(facts, "gemm bf16", "gemm fp16"):
+        assert MATRIX_INSTRUCTION[architecture] in found["matrix"], (architecture, name)
+    for architecture, name, found in _variants(facts, "few_rows bf16", "few_rows fp16"):
+        assert "mma.sync" in found["matrix"], (architecture, name)
+
+
+def test_fp32_stays_fp32(facts):
+    # matrix instructions on fp32 would be tf32, ten bits of mantissa
+    for architecture, name, found in _variants(facts, "gemm fp32", "few_rows fp32"):
+        assert found["matrix"] == [], (architecture, name)

@@ -1,0 +1,160 @@
+"""The kernels on a real GPU, called through `xgblora.ops`, against the eager reference.
+
+Noise, perturb and update are held to the bits that the reference gives on the CPU; `rank1_linear` to twice the error of
+eager code in the same dtype on the same GPU, bf16 and every path included.
+"""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs Triton")
+
+import triton
+from xgblora.kernels import philox
+from xgblora.kernels.rank1_linear import PATHS
+from xgblora.kernels.tuning import FEW_ROWS, FUSED_GEMM, VENDOR_GEMM, Plan
+
+from xgblora import ops
+from xgblora.ops import noise
+from xgblora.ops.rank1_linear import _backward, _forward
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+CUDA = torch.device("cuda")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# rows, groups, inputs, outputs: decoding, a pair, several groups, odd sizes, a layer of a real model
+SHAPES = [(1, 1, 1024, 1024), (2, 2, 1031, 77), (16, 4, 768, 3072), (63, 3, 129, 257), (4096, 8, 1024, 4096)]
+PLANS = [
+    Plan(FEW_ROWS, block_m=16, block_n=16, block_k=128),
+    Plan(VENDOR_GEMM),
+    Plan(FUSED_GEMM, block_m=64, block_n=64, block_k=32),
+]
+
+
+@pytest.fixture(autouse=True)
+def _exact_fp32():
+    """fp32 means fp32 in the eager code that the kernels are measured against."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(precision)
+
+
+@pytest.mark.parametrize("operation", ["rank1_linear", "rank1_linear_backward", "perturb", "update_"])
+def test_cuda_tensors_run_triton(operation):
+    assert ops.choose(operation, "cuda").backend == "triton"
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+def test_noise_has_the_bits_of_the_cpu(distribution):
+    for seed in (0, -7, 2**62 + 12345):
+        values = philox.noise(torch.tensor([seed], device=CUDA), 10_000_001, distribution)
+        expected = noise.DISTRIBUTIONS[distribution](seed, 10_000_001, device=torch.device("cpu"))
+        assert torch.equal(values.cpu(), expected)
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("size", "groups", "directions"), [(1, 1, 1), (1003, 6, 3), (1_000_008, 2, 1), (99_999, 4, 4)])
+def test_perturb_has_the_bits_of_the_cpu(size, groups, directions, dtype, distribution):
+    master = torch.randn(size)
+    seeds = torch.randint(-(2**62), 2**62, (directions,))
+    signs = torch.tensor([1.0, -1.0, 0.0]).repeat(groups)[:groups]
+    eps = torch.tensor([1e-2])
+    expected = torch.full((groups, size), float("nan"), dtype=dtype)
+    live = expected.to(CUDA)
+    ops.perturb(master, expected, seeds, eps, signs, distribution=distribution)
+    ops.perturb(master.to(CUDA), live, seeds.to(CUDA), eps.to(CUDA), signs.to(CUDA), distribution=distribution)
+    assert torch.equal(live.cpu(), expected)
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize(("size", "directions"), [(1, 1), (1003, 3), (1_000_008, 2), (99_999, 16)])
+def test_update_has_the_bits_of_the_cpu(size, directions, distribution):
+    expected = torch.randn(size)
+    master = expected.to(CUDA)
+    seeds, coefficients = torch.randint(-(2**62), 2**62, (directions,)), torch.randn(directions)
+    rates = {"lr": torch.tensor([1e-2]), "weight_decay": torch.tensor([0.1])}
+    ops.update_(expected, seeds, coefficients, **rates, distribution=distribution)
+    on_device = {name: rate.to(CUDA) for name, rate in rates.items()}
+    ops.update_(master, seeds.to(CUDA), coefficients.to(CUDA), **on_device, distribution=distribution)
+    assert torch.equal(master.cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rank1_linear(rank1_case, assert_as_accurate, shape, dtype):
+    case = rank1_case(*shape, dtype)
+    y = ops.rank1_linear(*case.forward_arguments)
+    assert_as_accurate(y, _forward(*case.forward_arguments), case.expected())
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.path)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward_paths(rank1_case, assert_as_accurate, shape, dtype, plan):
+    case = rank1_case(*shape, dtype)
+    y = PATHS[plan.path](*case.forward_arguments, plan)
+    assert_as_accurate(y, _forward(*case.forward_arguments), case.expected())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_backward_through_autograd(rank1_case, assert_as_accurate, shape, dtype):
+    case = rank1_case(*shape, dtype)
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (case.x, case.a, case.b)]
+    y = ops.rank1_linear(leaves[0], case.weight, case.bias, leaves[1], leaves[2], case.scale)
+    y.backward(case.grad)
+    eager = _backward(*case.backward_arguments, True)
+    for leaf, reference, expected in zip(leaves, eager, case.expected_gradients(), strict=True):
+        assert_as_accurate(leaf.grad, reference, expected)
+
+
+def test_new_scalars_and_row_counts_compile_nothing(rank1_case, monkeypatch):
+    compiled = []
+    master, live = torch.randn(4096, device=CUDA), torch.empty(2, 4096, device=CUDA)
+    seeds, eps = torch.arange(8, device=CUDA), torch.rand(8, device=CUDA)
+    signs = torch.tensor([1.0, -1.0], device=CUDA)
+
+    def step(index):
+        ops.perturb(master, live, seeds[index : index + 1], eps[index], signs)
+        ops.update_(master, seeds[: index + 1], eps[: index + 1], lr=eps[index], weight_decay=eps[index])
+        case = rank1_case(128 + 2 * index, 2, 512, 256, torch.float16)
+        ops.rank1_linear(case.x, case.weight, case.bias, case.a, case.b, 0.1 * index)
+
+    step(0)
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **facts: compiled.append(facts["repr"]))
+    for index in range(1, 8):
+        step(index)
+    assert compiled == []
+
+
+def test_a_captured_graph_replays_with_new_values():
+    master = torch.randn(5000, device=CUDA)
+    live = torch.empty(2, 5000, dtype=torch.bfloat16, device=CUDA)
+    seeds, eps = torch.tensor([1], device=CUDA), torch.tensor([1e-2], device=CUDA)
+    signs = torch.tensor([1.0, -1.0], device=CUDA)
+    coefficients, lr = torch.tensor([0.5], device=CUDA), torch.tensor([1e-2], device=CUDA)
+    decay = torch.zeros(1, device=CUDA)
+
+    def step():
+        ops.perturb(master, live, seeds, eps, signs)
+        ops.update_(master, seeds, coefficients, lr=lr, weight_decay=decay)
+
+    start = master.clone()
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    seeds.fill_(-99)
+    coefficients.fill_(-2.0)
+    master.copy_(start)
+    graph.replay()
+    replayed = master.clone(), live.clone()
+    master.copy_(start)
+    step()
+    assert torch.equal(master, replayed[0])
+    assert torch.equal(live, replayed[1])
