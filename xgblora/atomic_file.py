@@ -20,7 +20,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "rb") as written:
+        # "r+b" because Windows syncs only a file that is open for writing
+        with open(temporary, "r+b") as written:
             os.fsync(written.fileno())
         # mkstemp makes files that only their owner can read
         os.chmod(temporary, 0o666 & ~_umask())

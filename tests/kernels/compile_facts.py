@@ -18,6 +18,7 @@ import triton
 import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
 from xgblora.kernels import column_sum, few_rows, fused_gemm, perturb, philox, rank1_pass, row_dot, update
 
 ARCHITECTURES = (80, 90, 100)

@@ -10,11 +10,11 @@ import torch
 pytest.importorskip("triton", reason="needs Triton")
 
 import triton
+
+from xgblora import ops
 from xgblora.kernels import philox
 from xgblora.kernels.rank1_linear import PATHS
 from xgblora.kernels.tuning import FEW_ROWS, FUSED_GEMM, VENDOR_GEMM, Plan
-
-from xgblora import ops
 from xgblora.ops import noise
 from xgblora.ops.rank1_linear import _backward, _forward
 

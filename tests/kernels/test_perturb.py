@@ -6,7 +6,6 @@ import torch
 pytest.importorskip("triton", reason="needs Triton")
 
 from xgblora.kernels.perturb import perturb
-
 from xgblora.ops.perturb import _perturb
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -7,8 +7,8 @@ pytest.importorskip("triton", reason="needs Triton")
 
 import triton
 import triton.language as tl
-from xgblora.kernels import philox
 
+from xgblora.kernels import philox
 from xgblora.ops import noise
 
 # Random123 1.14, kat_vectors, philox4x32 10: counter, key, result

@@ -11,7 +11,6 @@ pytest.importorskip("triton", reason="needs Triton")
 from xgblora.kernels import tuning
 from xgblora.kernels.rank1_linear import PATHS, rank1_linear, rank1_linear_backward
 from xgblora.kernels.tuning import FEW_ROWS, FUSED_GEMM, VENDOR_GEMM, Plan
-
 from xgblora.ops.rank1_linear import _backward, _forward
 
 # rows, groups, inputs, outputs

@@ -1,6 +1,7 @@
 """The choice of a path: a function of the shape alone, the same on every machine."""
 
 import pytest
+
 from xgblora.kernels.tuning import FEW_ROWS, TABLE, VENDOR_GEMM, Plan, default_plan, plan_for, row_bucket
 
 

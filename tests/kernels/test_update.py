@@ -6,7 +6,6 @@ import torch
 pytest.importorskip("triton", reason="needs Triton")
 
 from xgblora.kernels.update import update_
-
 from xgblora.ops.update import _update
 
 

@@ -45,9 +45,9 @@ class Arena:
 
     def __init__(self, layers: dict[str, Rank1Linear]):
         self._layers = layers
-        self.slots, size = _lay_out(layers)
+        self.slots = _lay_out(layers)
         first = next(iter(layers.values()))
-        self.master = torch.zeros(size, device=first.a.device)
+        self.master = torch.zeros(arena_size(self.slots), dtype=torch.float32, device=first.a.device)
         self.live: Tensor | None = None
         for slot, layer in zip(self.slots, layers.values(), strict=True):
             layer._arena = self
@@ -63,7 +63,8 @@ class Arena:
 
     def allocate_live(self, groups: int, dtype: torch.dtype) -> Tensor:
         """Make `live` hold `groups` rows of `dtype`, each the cast of `master`, and return it."""
-        self.live = self.master.to(dtype).expand(groups, -1).contiguous()
+        # not `expand(...).contiguous()`: one fp32 row of that would be `master` itself
+        self.live = self.master.to(dtype).repeat(groups, 1)
         return self.live
 
     def restore(self) -> None:
@@ -95,14 +96,19 @@ class Arena:
             layer.a.data, layer.b.data = self.a_and_b(slot)
 
 
-def _lay_out(layers: dict[str, Rank1Linear]) -> tuple[tuple[Slot, ...], int]:
+def arena_size(slots: tuple[Slot, ...]) -> int:
+    """Elements of the arena with this layout, the padding after the last slot included."""
+    return _aligned(slots[-1].b_start + slots[-1].rank * slots[-1].out_features)
+
+
+def _lay_out(layers: dict[str, Rank1Linear]) -> tuple[Slot, ...]:
     slots, end = [], 0
     for name, layer in layers.items():
         a_start = end
         b_start = _aligned(a_start + layer.rank * layer.in_features)
         end = _aligned(b_start + layer.rank * layer.out_features)
         slots.append(Slot(name, layer.rank, layer.in_features, layer.out_features, a_start, b_start))
-    return tuple(slots), end
+    return tuple(slots)
 
 
 def _aligned(position: int) -> int:

@@ -127,7 +127,8 @@ def _summary(linears: dict[str, nn.Linear]) -> str:
 
 def _refuse_shared_weights(model: nn.Module, names: list[str]) -> None:
     owners: dict[int, list[str]] = {}
-    for module_name, module in model.named_modules():
+    # a layer that is used under two names is listed twice
+    for module_name, module in model.named_modules(remove_duplicate=False):
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter):
             owners.setdefault(id(weight), []).append(module_name)

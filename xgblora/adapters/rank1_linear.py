@@ -39,10 +39,10 @@ class Rank1Linear(nn.Module):
             raise InputError(f"only nn.Linear layers can carry an adapter, not {type(base).__name__}")
         self.scale = scale_of(alpha, rank)
         self.base = base.requires_grad_(False)
-        device = base.weight.device
+        options = {"dtype": torch.float32, "device": base.weight.device}
         bound = 1.0 / math.sqrt(max(base.in_features, 1))
-        self.a = nn.Parameter(torch.empty(rank, base.in_features, device=device).uniform_(-bound, bound))
-        self.b = nn.Parameter(torch.zeros(rank, base.out_features, device=device))
+        self.a = nn.Parameter(torch.empty(rank, base.in_features, **options).uniform_(-bound, bound))
+        self.b = nn.Parameter(torch.zeros(rank, base.out_features, **options))
         self.live: tuple[Tensor, Tensor] | None = None
         self._arena: Arena | None = None
 
@@ -77,6 +77,10 @@ class Rank1Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}"
+
+    def __getstate__(self):
+        # copied or unpickled, a layer stands alone: its `a` and `b` are no views into an arena
+        return {**self.__dict__, "_arena": None, "live": None}
 
     def _apply(self, fn, recurse=True):
         # `model.to(...)` and `.half()` convert the base; adapters stay fp32 and follow only to another device

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from xgblora.adapters import AdapterSet, detach
+from xgblora.adapters import AdapterSet, Rank1Linear, detach
 from xgblora.boosting.booster import Booster
+from xgblora.errors import InputError
 
 
 def finish(adapters: AdapterSet, booster: Booster | None, *, step: int, epoch: float) -> bool:
@@ -38,7 +39,12 @@ def export_merged(model, folder: str | os.PathLike, *, tokenizer=None) -> None:
         model: a transformers model.
         folder: where to.
         tokenizer: saved with it, if given.
+
+    Raises:
+        InputError: the model still has adapters, which `from_pretrained` would not find its weights under.
     """
+    if any(isinstance(module, Rank1Linear) for module in model.modules()):
+        raise InputError("the model has adapters: finish(...) or xgblora.detach(model) first")
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -58,7 +64,11 @@ def _put_in_place(new: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(new, folder)
         return
-    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+    old = new.with_name(f"{new.name}.old")
     os.replace(folder, old)
-    os.replace(new, folder)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        os.replace(old, folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)

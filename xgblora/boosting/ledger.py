@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xgblora.adapters import Slot
+from xgblora.adapters.arena import arena_size
 from xgblora.atomic_file import replacing
 from xgblora.errors import InputError
 
@@ -65,7 +66,7 @@ class Ledger:
         rows = (
             torch.stack([booster.adapters for booster in self.boosters])
             if self.boosters
-            else torch.zeros(0, _arena_size(self.slots))
+            else torch.zeros(0, arena_size(self.slots), dtype=torch.float32)
         )
         tensors = {}
         for slot in self.slots:
@@ -93,18 +94,16 @@ class Ledger:
         try:
             with safe_open(path, "pt") as file:
                 header = json.loads((file.metadata() or {}).get("xgblora", "{}"))
-                if header.get("format") != FORMAT:
+                if not isinstance(header, dict) or header.get("format") != FORMAT:
                     raise InputError(f"{path}: not a ledger of format {FORMAT}")
                 slots = tuple(Slot(**slot) for slot in header["slots"])
-                rows = torch.zeros(len(header["boosters"]), _arena_size(slots))
+                rows = torch.zeros(len(header["boosters"]), arena_size(slots), dtype=torch.float32)
                 for slot in slots:
-                    a, b = slot.views(rows)
-                    a[:, 0], b[:, 0] = file.get_tensor(f"{slot.name}.a"), file.get_tensor(f"{slot.name}.b")
-        except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+                    for name, part in zip("ab", slot.views(rows), strict=True):
+                        # not an assignment: one row would be broadcast to all
+                        part.copy_(file.get_tensor(f"{slot.name}.{name}").view(part.shape))
+            entries = zip(header["boosters"], rows, strict=True)
+            boosters = [MergedAdapter(**entry, adapters=row) for entry, row in entries]
+            return cls(slots, header["scale"], header["rounding"], header["seed"], boosters)
+        except (OSError, SafetensorError, KeyError, IndexError, TypeError, RuntimeError, json.JSONDecodeError) as error:
             raise InputError(f"{path}: not a readable ledger ({type(error).__name__}: {error})") from None
-        boosters = [MergedAdapter(**entry, adapters=row) for entry, row in zip(header["boosters"], rows, strict=True)]
-        return cls(slots, header["scale"], header["rounding"], header["seed"], boosters)
-
-
-def _arena_size(slots: tuple[Slot, ...]) -> int:
-    return max(slot.b_start + slot.rank * slot.out_features for slot in slots)

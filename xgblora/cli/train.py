@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import sys
 from pathlib import Path
 
@@ -65,13 +66,11 @@ def parse(arguments: list[str]) -> tuple[TaskArguments, XGBLoRAArguments]:
     """
     parser = build_parser(show_all="--help_all" in arguments)
     known = {action.dest for action in parser._actions}
-    defaults = {}
     if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
-        defaults, arguments = read_flags(Path(arguments[0]), known), arguments[1:]
-    given = {argument.split("=")[0].lstrip("-").replace("-", "_") for argument in arguments} | set(defaults)
+        arguments = [*read_flags(Path(arguments[0]), known), *arguments[1:]]
+    given = {argument.split("=")[0].lstrip("-").replace("-", "_") for argument in arguments}
     if not given & {"model_name", "help", "help_all", "h"}:
-        defaults = demo.flags() | defaults
-    parser.set_defaults(**defaults)
+        parser.set_defaults(**demo.flags())
     try:
         task, args, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     except InputError:
@@ -102,8 +101,8 @@ def build_parser(*, show_all: bool) -> HfArgumentParser:
     return parser
 
 
-def read_flags(path: Path, known: set[str]) -> dict:
-    """The flags in a YAML or JSON file.
+def read_flags(path: Path, known: set[str]) -> list[str]:
+    """The flags in a YAML or JSON file, as a command line would give them; those without a value are left out.
 
     Raises:
         InputError: the file is missing, is no mapping, or names an unknown flag.
@@ -116,7 +115,13 @@ def read_flags(path: Path, known: set[str]) -> dict:
         raise InputError(f"{path}: not readable as YAML or JSON ({' '.join(str(error).split())})") from None
     if not isinstance(flags, dict):
         raise InputError(f"{path}: must hold flags as `name: value` lines")
-    unknown = sorted(set(flags) - known)
+    unknown = sorted(map(str, set(flags) - known))
     if unknown:
         raise InputError(f"{path}: unknown flag {unknown[0]}")
-    return flags
+    return [word for name, value in flags.items() if value is not None for word in _as_arguments(name, value)]
+
+
+def _as_arguments(name: str, value: object) -> list[str]:
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]

@@ -77,6 +77,9 @@ def option_start(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> 
         stop = next((i for i in range(len(ends), start, -1) if ends[i - 1] > len(prompt)), start)
         return list(encoding["input_ids"])[:stop], start
     ids, prompt_ids = tokenizer.encode(text), tokenizer.encode(prompt)
+    while ids and prompt_ids and ids[-1] == prompt_ids[-1] and ids[-1] in tokenizer.all_special_ids:
+        # a token that the tokenizer appends to every text
+        ids, prompt_ids = ids[:-1], prompt_ids[:-1]
     common = next((i for i, (x, y) in enumerate(zip(ids, prompt_ids, strict=False)) if x != y), None)
     return ids, min(len(ids), len(prompt_ids)) if common is None else common
 

@@ -52,18 +52,22 @@ def _read_tsv(folder: Path, name: str) -> list[Sample]:
     path = folder / name
     if not path.is_file():
         raise InputError(f"data_dir={folder}: there is no {name} in it; SST2 needs {' and '.join(FILES.values())}")
-    with open(path, encoding="utf-8", newline="") as file:
-        # reviews hold single quotation marks, so a quote is a character like any other
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        missing = {"sentence", "label"} - set(reader.fieldnames or ())
-        if missing:
-            raise InputError(f"{path}: the first line must name the columns sentence and label")
-        return _samples(reader, path)
+    try:
+        # a byte order mark, which spreadsheets write, is no part of the first column's name
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return _samples(file, path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
-def _samples(rows: Iterable[dict], path: Path) -> list[Sample]:
-    # the header is line 1
-    samples = [to_sample(row, f"{path} line {line}") for line, row in enumerate(rows, start=2)]
+def _samples(lines: Iterable[str], path: Path) -> list[Sample]:
+    # reviews hold single quotation marks, so a quote is a character like any other
+    rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    missing = {"sentence", "label"} - set(rows.fieldnames or ())
+    if missing:
+        raise InputError(f"{path}: the first line must name the columns sentence and label")
+    # empty lines are passed over, and counted
+    samples = [to_sample(row, f"{path} line {rows.line_num}") for row in rows]
     if not samples:
         raise InputError(f"{path}: there are no rows in it")
     return samples

@@ -10,6 +10,8 @@ from xgblora.adapters.rank1_linear import scale_of
 from xgblora.boosting import MergePolicy
 from xgblora.errors import InputError
 
+TRAINERS = ("zo", "regular", "none")
+
 
 def _field(default, help: str):
     return field(default=default, metadata={"help": help})
@@ -99,6 +101,8 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
 
     def __post_init__(self):
         self.check()
+        # transformers fills in a folder of its own
+        self.names_its_folder = self.output_dir is not None
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
         if self.trainer == "zo":
@@ -139,6 +143,8 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
 
     def check(self) -> None:
         """Raise InputError if a flag is out of range or two contradict each other."""
+        if self.trainer not in TRAINERS:
+            raise InputError(f"trainer={self.trainer}: must be one of {', '.join(TRAINERS)}")
         if self.xgblora and self.lora:
             raise InputError("--xgblora and --lora: choose one of them")
         scale_of(self.lora_alpha, self.lora_r)
@@ -159,8 +165,8 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         for name in ("logging_steps", "eval_steps"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name))
-        if self.seed < 0:
-            raise InputError(f"seed={self.seed}: must be 0 or more")
+        if not 0 <= self.seed < 1 << 32:
+            raise InputError(f"seed={self.seed}: must be from 0 to 4294967295")
 
 
 def _check_positive(flag: str, value: float) -> None:

@@ -82,7 +82,7 @@ class RunFilesCallback(TrainerCallback):
         if control.should_save:
             self._flush_losses(state)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs=None, lr_scheduler=None, **kwargs):
         self._flush_losses(state)
         entry = {"step": state.global_step, **(logs or {})}
         # a merge of this very step waits for its evaluation; the last entry of all comes before the best model is loaded
@@ -90,7 +90,8 @@ class RunFilesCallback(TrainerCallback):
         if "loss" in entry:
             _append(self._folder.training_loss, json.dumps(entry) + "\n")
         elif "eval_loss" in entry and state.global_step > 0:
-            _append(self._folder.eval_loss, json.dumps(entry) + "\n")
+            rate = lr_scheduler.get_last_lr()[0] if lr_scheduler is not None else args.learning_rate
+            _append(self._folder.eval_loss, json.dumps({**entry, "learning_rate": rate}) + "\n")
 
     def on_train_end(self, args, state, control, **kwargs):
         self._flush_losses(state)

@@ -77,6 +77,8 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
         data_collator=Collator(tokenizer.pad_token_id),
         compute_metrics=_compute_metrics,
     )
+    if task.overwrite and not args.resume_from_checkpoint:
+        folder.clear()
     with logging_to(folder.log):
         return _run(task, args, folder, trainer, encoded, tokenizer, started)
 
@@ -100,11 +102,12 @@ def _run(
     if args.trainer != "none":
         begun = time.perf_counter()
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        seconds = time.perf_counter() - begun
         metrics["training"] = {
             "steps": trainer.state.global_step,
             "epochs": trainer.state.epoch,
-            "seconds": time.perf_counter() - begun,
-            "steps_per_second": trainer.state.global_step / (time.perf_counter() - begun),
+            "seconds": seconds,
+            "steps_per_second": trainer.steps_taken / seconds,
             "merges": len(trainer.booster.ledger) if trainer.booster else 0,
             "skipped_steps": int(trainer.zo.skipped_steps) if trainer.zo else 0,
             "trainable_parameters": trainer.adapters.num_parameters(),
@@ -119,7 +122,7 @@ def _run(
 
 
 def _choose_folder(task: TaskArguments, args: XGBLoRAArguments) -> RunFolder:
-    if args.output_dir is None:
+    if not args.names_its_folder:
         name = f"{Path(task.model_name).name}-{task.task_name}-{args.method}-{args.trainer}-seed{args.seed}"
         return RunFolder(unused_folder(Path("runs"), name))
     folder = RunFolder(Path(args.output_dir))
@@ -168,7 +171,7 @@ def _leave_results(
 def _draw_losses(folder: RunFolder, task: TaskArguments, trainer: XGBLoRATrainer) -> None:
     with open(folder.step_loss, encoding="utf-8", newline="") as file:
         rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
-    steps, losses = (np.array(column) for column in zip(*rows, strict=True))
+    steps, losses = np.array([step for step, _ in rows]), np.array([loss for _, loss in rows])
     evaluations = [json.loads(line) for line in folder.eval_loss.read_text(encoding="utf-8").splitlines()]
     args = trainer.args
     loss_figure.draw(

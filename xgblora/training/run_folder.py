@@ -69,6 +69,12 @@ class RunFolder:
                 f"output_dir={self.path}: holds a run already ({used[0]}); choose another, or give --overwrite"
             )
 
+    def clear(self) -> None:
+        """Remove the files of an earlier run; its model and checkpoints stay until they are replaced."""
+        growing = (self.step_loss, self.training_loss, self.eval_loss, self.merges, self.log)
+        for file in (*growing, self.metrics, self.ledger, self.figure):
+            file.unlink(missing_ok=True)
+
     def write_metrics(self, metrics: dict) -> None:
         """Write `metrics.json`."""
         write_text(self.metrics, json.dumps(metrics, indent=2) + "\n")

@@ -33,6 +33,7 @@ class XGBLoRATrainer(Trainer):
         adapters: the adapters in training.
         booster: merges and records; None for plain LoRA.
         zo: the zeroth-order estimator; None with `trainer="regular"`.
+        steps_taken: optimizer steps of this process, those before a resumed checkpoint not among them.
     """
 
     def __init__(
@@ -50,6 +51,10 @@ class XGBLoRATrainer(Trainer):
         self.objective = objective or model_loss
         self.booster = Booster(self.adapters, rounding=args.rounding) if args.boosts else None
         self.policy = args.merge_policy
+        self.steps_taken = 0
+        if args.resume_from_checkpoint:
+            # now, and not when training begins: nothing is written yet
+            checkpoint.check(Path(args.resume_from_checkpoint), self.adapters, self._identity(args))
         self._losses_of_steps: list[Tensor] = []
         self._loss_of_step: Tensor | None = None
         super().__init__(model=model, args=args, **kwargs)
@@ -69,7 +74,15 @@ class XGBLoRATrainer(Trainer):
         if self.accelerator.sync_gradients:
             self._losses_of_steps.append(self._loss_of_step)
             self._loss_of_step = None
+            self.steps_taken += 1
         return loss
+
+    def _run_epoch(self, *args, **kwargs):
+        # transformers would take one step more when a run is resumed from its last checkpoint
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
         """The mean of the objective's losses."""
@@ -102,13 +115,16 @@ class XGBLoRATrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(folder, self.adapters, self.booster)
+        checkpoint.save(folder, self.adapters, self.booster, self._identity(self.args))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster)
+        checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster, self._identity(self.args))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _identity(self, args: XGBLoRAArguments) -> dict:
+        return {"method": args.method, "trainer": args.trainer}
 
     def _set_callbacks(self) -> None:
         # first of all callbacks, so that every other one sees the state after the merge

@@ -21,6 +21,7 @@ from xgblora import ops
 from xgblora.adapters import AdapterSet
 from xgblora.errors import InputError
 from xgblora.ops.noise import derive_seed
+from xgblora.ops.perturb import check_distribution
 
 logger = logging.getLogger("xgblora")
 
@@ -79,18 +80,20 @@ class ZeroOrder:
         weight_decay: float = 0.0,
         distribution: str = "gaussian",
     ):
-        _check_arguments(eps, lr, directions, pairing, optimizer)
+        _check_arguments(eps, lr, directions, pairing, optimizer, weight_decay)
+        check_distribution(distribution)
         self.adapters, self.objective = adapters, objective
         self.directions, self.pairing, self.seed = directions, pairing, seed
         self.distribution = distribution
         self.step_index = 0
         device = adapters.arena.master.device
-        self._eps = torch.tensor([eps], device=device)
-        self._lr = torch.tensor([lr], device=device)
-        self._weight_decay = torch.tensor([weight_decay], device=device)
-        self._signs = torch.tensor([1.0, -1.0], device=device).repeat(directions)
+        fp32 = {"dtype": torch.float32, "device": device}
+        self._eps = torch.tensor([eps], **fp32)
+        self._lr = torch.tensor([lr], **fp32)
+        self._weight_decay = torch.tensor([weight_decay], **fp32)
+        self._signs = torch.tensor([1.0, -1.0], **fp32).repeat(directions)
         self._seeds = torch.zeros(directions, dtype=torch.int64, device=device)
-        self._losses = torch.zeros(2 * directions, device=device)
+        self._losses = torch.zeros(2 * directions, **fp32)
         self._weight = 0.0
         self._announced: set[str] = set()
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
@@ -120,8 +123,15 @@ class ZeroOrder:
             self._start_step()
         if model.training:
             model.eval()
-        losses = self._paired_losses(batch) if self._should_pair(batch) else self._sequential_losses(batch)
-        arena.read_live(0, 1)
+        try:
+            losses = self._paired_losses(batch) if self._should_pair(batch) else self._sequential_losses(batch)
+        except BaseException:
+            # the step is given up, and the model is the unperturbed one again
+            self._weight = 0.0
+            arena.restore()
+            raise
+        finally:
+            arena.read_live(0, 1)
         self._losses.add_(losses, alpha=weight)
         self._weight += weight
         return losses.mean()
@@ -130,7 +140,7 @@ class ZeroOrder:
     def update(self, lr: float | None = None) -> StepResult:
         """Step along the estimated gradient and restore `live` to the new `master`.
 
-        A step with a non-finite loss changes nothing and adds one to `skipped_steps`.
+        A step with a non-finite loss or projected gradient changes nothing and adds one to `skipped_steps`.
 
         Args:
             lr: learning rate from now on; None keeps the last.
@@ -143,8 +153,10 @@ class ZeroOrder:
         if lr is not None:
             self._lr.fill_(lr)
         pairs = (self._losses / self._weight).view(self.directions, 2)
-        finite = pairs.isfinite().all()
-        projected = torch.where(finite, (pairs[:, 0] - pairs[:, 1]) / (2.0 * self._eps), 0.0)
+        projected = (pairs[:, 0] - pairs[:, 1]) / (2.0 * self._eps)
+        # a difference of finite losses may overflow too
+        finite = projected.isfinite().all()
+        projected = torch.where(finite, projected, 0.0)
         ops.update_(
             self.adapters.arena.master,
             self._seeds,
@@ -183,10 +195,12 @@ class ZeroOrder:
         groups = 2 * self.directions
         self.adapters.arena.read_live(0, groups)
         losses = self.objective(self.adapters.model, stacked(batch, groups))
-        if losses.ndim == 0:
+        if losses.shape[:1] != (groups * _examples(batch),):
             if self.pairing == "paired":
-                raise InputError("pairing=paired: the objective must return one loss an example, not a scalar")
-            self._announce("ZO: signs and directions run one after the other (the objective returns a scalar)")
+                raise InputError(
+                    f"pairing=paired: the objective must return one loss an example, not shape {tuple(losses.shape)}"
+                )
+            self._announce("ZO: signs and directions run one after the other (the objective gives no loss an example)")
             self.pairing = "sequential"
             return self._sequential_losses(batch)
         return losses.float().view(groups, -1).mean(dim=1)
@@ -220,13 +234,19 @@ def stacked(batch: Any, groups: int) -> dict[str, Any]:
     }
 
 
-def _check_arguments(eps: float, lr: float, directions: int, pairing: str, optimizer: str) -> None:
+def _examples(batch: Any) -> int:
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor))
+
+
+def _check_arguments(eps: float, lr: float, directions: int, pairing: str, optimizer: str, weight_decay: float) -> None:
     if not (math.isfinite(eps) and eps > 0):
         raise InputError(f"zo_eps={eps}: must be a positive finite number")
     if not (math.isfinite(lr) and lr >= 0):
         raise InputError(f"learning_rate={lr}: must be a finite number, 0 or more")
-    if directions < 1:
-        raise InputError(f"directions={directions}: must be 1 or more")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise InputError(f"weight_decay={weight_decay}: must be a finite number, 0 or more")
+    if not isinstance(directions, int) or directions < 1:
+        raise InputError(f"directions={directions}: must be a whole number, 1 or more")
     if pairing not in PAIRINGS:
         raise InputError(f"pairing={pairing}: must be one of {', '.join(PAIRINGS)}")
     if optimizer != "sgd":
