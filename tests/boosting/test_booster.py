@@ -1,0 +1,222 @@
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+import xgblora
+from xgblora import ops
+from xgblora.errors import InputError
+from xgblora.ops.merge_rank1 import ROUNDINGS
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture
+def boosted(make_opt, randomise_adapters):
+    """A function that makes a booster after `rounds` rounds, with the weights before and after each of them."""
+
+    def make(rounds=4, *, rounding="remainder", dtype=torch.float32, seed=0, std=0.1):
+        adapters = xgblora.attach(make_opt(dtype=dtype), alpha=2.0, seed=seed)
+        booster = xgblora.Booster(adapters, rounding=rounding)
+        snapshots = [weights_of(adapters)]
+        for round in range(rounds):
+            randomise_adapters(adapters, seed=round, std=std)
+            booster.merge(step=10 * (round + 1), epoch=round / 2, held_out_loss=1.0 / (round + 1))
+            snapshots.append(weights_of(adapters))
+        return booster, snapshots
+
+    return make
+
+
+def weights_of(adapters):
+    return [weight.clone() for weight in adapters.weights()]
+
+
+def same(ours, theirs):
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_a_merge_does_not_change_the_function(make_model, token_batch, randomise_adapters, dtype, rounding):
+    model, batch = make_model(dtype=dtype), token_batch()
+    adapters = xgblora.attach(model, alpha=2.0)
+    booster = xgblora.Booster(adapters, rounding=rounding)
+    with torch.no_grad():
+        base = model(**batch).logits.float()
+        randomise_adapters(adapters, std=0.3)
+        before = model(**batch).logits.float()
+        booster.merge()
+        after = model(**batch).logits.float()
+    assert (before - base).abs().max() > 0.05, "the adapters did something"
+    assert (after - before).abs().max() < 64 * torch.finfo(dtype).eps * base.abs().max()
+
+
+def test_the_next_round_starts_with_a_fresh_adapter(boosted):
+    booster, _ = boosted(2, seed=5)
+    arena = booster.adapters.arena
+    fresh = arena.master.clone()
+    assert booster.round == 3
+    assert all(torch.all(layer.b == 0) for layer in booster.adapters.layers.values())
+    booster.adapters.reinitialise(round=2)
+    assert torch.equal(arena.master, fresh), "noise of (seed, round)"
+    booster.adapters.reinitialise(round=1)
+    assert not torch.equal(arena.master, fresh)
+    other, _ = boosted(2, seed=6)
+    assert not torch.equal(other.adapters.arena.master, fresh)
+
+
+def test_live_rows_follow_the_merge(boosted):
+    booster, _ = boosted(0)
+    live = booster.adapters.arena.allocate_live(2, torch.float32)
+    booster.adapters.arena.master.normal_()
+    booster.adapters.arena.restore()
+    booster.merge()
+    assert torch.equal(live, booster.adapters.arena.master.expand(2, -1))
+
+
+def test_ledger_entries_are_copies(boosted):
+    booster, _ = boosted(0)
+    master = booster.adapters.arena.master
+    master.normal_()
+    trained = master.clone()
+    merged = booster.merge(step=7, epoch=0.5, held_out_loss=2.0)
+    assert booster.ledger.boosters == [merged]
+    assert (merged.round, merged.step, merged.epoch, merged.held_out_loss) == (1, 7, 0.5, 2.0)
+    assert torch.equal(merged.adapters, trained)
+    master.fill_(9.0)
+    assert torch.equal(merged.adapters, trained)
+    assert merged.adapters.untyped_storage().data_ptr() != master.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_base_and_ledger_give_the_trained_weights_bit_for_bit(boosted, make_opt, dtype, rounding):
+    booster, snapshots = boosted(dtype=dtype, rounding=rounding)
+    assert not same(snapshots[0], snapshots[-1])
+    twin = xgblora.Booster(xgblora.attach(make_opt(dtype=dtype), alpha=2.0), rounding=rounding)
+    twin.replay(booster.ledger)
+    assert same(twin.adapters.weights(), snapshots[-1])
+    assert torch.equal(twin.adapters.arena.master, booster.adapters.arena.master)
+    assert twin.round == booster.round
+    for each in (booster, twin):
+        each.adapters.arena.master.fill_(1e-3)
+        each.merge()
+    assert same(twin.adapters.weights(), booster.adapters.weights()), "and the rest of the run goes on alike"
+    assert len(booster.ledger) == len(twin.ledger) == 5, "each writes its own ledger"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_with_the_remainder_small_merges_add_up_to_the_fp32_sum(boosted, make_opt, dtype):
+    booster, snapshots = boosted(60, dtype=dtype, std=0.01)
+    totals = [weight.float() for weight in snapshots[0]]
+    for merged in booster.ledger.boosters:
+        pairs = [slot.views(merged.adapters.unsqueeze(0)) for slot in booster.ledger.slots]
+        ops.merge_rank1_(totals, [(a[0, 0], b[0, 0]) for a, b in pairs], 2.0, "nearest")
+    for weight, total in zip(booster.adapters.weights(), totals, strict=True):
+        error = (weight.double() - total.double()).abs()
+        assert torch.all(error <= total.double().abs() * torch.finfo(dtype).eps / 2 + 2.0**-25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("round", range(5))
+def test_rollback_gives_the_weights_after_that_round(boosted, dtype, rounding, round):
+    booster, snapshots = boosted(dtype=dtype, rounding=rounding)
+    booster.rollback(round=round)
+    assert same(booster.adapters.weights(), snapshots[round])
+    assert len(booster.ledger) == round
+    assert booster.round == round + 1
+    start = booster.adapters.arena.master.clone()
+    booster.adapters.reinitialise(round=round)
+    assert torch.equal(booster.adapters.arena.master, start)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_a_round_after_a_rollback_is_the_round_it_would_have_been(boosted, randomise_adapters, rounding):
+    booster, snapshots = boosted(dtype=torch.bfloat16, rounding=rounding)
+    booster.rollback(round=2)
+    for round in (2, 3):
+        randomise_adapters(booster.adapters, seed=round)
+        booster.merge()
+    assert same(booster.adapters.weights(), snapshots[-1])
+
+
+@pytest.mark.parametrize("round", [-1, 5])
+def test_there_is_no_rollback_to_a_round_that_was_not(boosted, round):
+    booster, snapshots = boosted()
+    with pytest.raises(InputError, match=f"^round={round}: must be from 0 to 4, the number of boosters$"):
+        booster.rollback(round=round)
+    assert same(booster.adapters.weights(), snapshots[-1])
+
+
+def test_a_rollback_before_the_first_merge_only_starts_the_round_again(boosted):
+    booster, snapshots = boosted(0)
+    start = booster.adapters.arena.master.clone()
+    booster.adapters.arena.master.normal_()
+    booster.rollback(round=0)
+    assert torch.equal(booster.adapters.arena.master, start)
+    assert same(booster.adapters.weights(), snapshots[0])
+
+
+@pytest.mark.parametrize(
+    ("difference", "message"),
+    [
+        ({"targets": ["k_proj"]}, "the adapted layers differ"),
+        ({"alpha": 3.0}, "scale is 2.0, here it is 3.0"),
+        ({"rounding": "nearest"}, "rounding is remainder, here it is nearest"),
+        ({"seed": 1}, "seed is 0, here it is 1"),
+    ],
+)
+def test_a_ledger_of_another_run_is_refused(boosted, make_opt, difference, message):
+    ledger = boosted(1)[0].ledger
+    adapters = xgblora.attach(
+        make_opt(), difference.get("targets"), alpha=difference.get("alpha", 2.0), seed=difference.get("seed", 0)
+    )
+    before = weights_of(adapters)
+    booster = xgblora.Booster(adapters, rounding=difference.get("rounding", "remainder"))
+    with pytest.raises(InputError, match=f"^the ledger belongs to another run: {message}$"):
+        booster.replay(ledger)
+    assert same(adapters.weights(), before)
+
+
+@pytest.mark.parametrize(
+    ("rank", "options", "message"),
+    [
+        (2, {}, "lora_r=2: boosting merges rank-1 adapters, attach with rank=1"),
+        (1, {"rounding": "up"}, "rounding=up: must be one of nearest, stochastic, remainder"),
+        (1, {"reinit": "warm"}, "reinit=warm: must be one of kaiming"),
+    ],
+)
+def test_bad_arguments_are_refused(make_opt, rank, options, message):
+    with pytest.raises(InputError, match=f"^{message}$"):
+        xgblora.Booster(xgblora.attach(make_opt(), alpha=2.0, rank=rank), **options)
+
+
+@pytest.mark.parametrize(("dtype", "warns"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_nearest_warns_where_it_loses(make_opt, caplog, dtype, warns):
+    with caplog.at_level(logging.WARNING, logger="xgblora"):
+        xgblora.Booster(xgblora.attach(make_opt(dtype=dtype), alpha=2.0), rounding="nearest")
+        xgblora.Booster(xgblora.attach(make_opt(dtype=dtype), alpha=2.0), rounding="remainder")
+    assert len(caplog.records) == warns
+
+
+def test_boosting_lowers_the_loss_of_a_toy_problem():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"only": nn.Linear(8, 8)})
+    x, target = torch.randn(64, 8), torch.randn(64, 8)
+    booster = xgblora.Booster(xgblora.attach(model, ["only"], alpha=1.0))
+    losses = []
+    for _ in range(4):
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(parameters, lr=0.05)
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = (model["only"](x) - target).square().mean()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+        booster.merge()
+    assert losses == sorted(losses, reverse=True), "each rank-1 booster takes away more"
+    assert losses[-1] < 0.9 * losses[0]

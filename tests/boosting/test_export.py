@@ -1,0 +1,142 @@
+import os
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import xgblora
+from xgblora.boosting.export import export_merged, finish
+
+
+@pytest.fixture
+def trained(make_model, randomise_adapters):
+    """A function that makes a model after one merge, with adapters trained further, and its booster."""
+
+    def make(dtype=torch.float32):
+        model = make_model(dtype=dtype)
+        adapters = xgblora.attach(model, alpha=2.0)
+        booster = xgblora.Booster(adapters)
+        randomise_adapters(adapters, seed=0)
+        booster.merge(step=1, epoch=0.5)
+        randomise_adapters(adapters, seed=1)
+        return model, adapters, booster
+
+    return make
+
+
+def logits_of(model, batch):
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_exported_folder_gives_the_trained_logits(trained, token_batch, tmp_path, dtype):
+    model, adapters, booster = trained(dtype)
+    before = logits_of(model, token_batch())
+    assert finish(adapters, booster, step=2, epoch=1.0)
+    finished = logits_of(model, token_batch())
+    export_merged(model, tmp_path / "merged")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto").eval()
+    assert loaded.dtype == dtype
+    assert torch.equal(logits_of(loaded, token_batch()), finished)
+    assert (finished - before).abs().max() < 64 * torch.finfo(dtype).eps * before.abs().max()
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+def test_the_adapter_that_is_left_becomes_the_last_booster(trained):
+    model, adapters, booster = trained()
+    weights = adapters.weights()
+    left = adapters.arena.master.clone()
+    assert finish(adapters, booster, step=2, epoch=1.0)
+    assert [merged.round for merged in booster.ledger.boosters] == [1, 2]
+    assert torch.equal(booster.ledger.boosters[1].adapters, left)
+    assert (booster.ledger.boosters[1].step, booster.ledger.boosters[1].epoch) == (2, 1.0)
+    assert not any(isinstance(module, xgblora.Rank1Linear) for module in model.modules())
+    assert all(torch.equal(w, layer.weight) for w, layer in zip(weights, adapters.layers.values(), strict=True))
+
+
+def test_a_round_that_has_not_begun_leaves_no_booster(trained, token_batch):
+    model, adapters, booster = trained()
+    booster.merge()
+    before = logits_of(model, token_batch())
+    assert not finish(adapters, booster, step=2, epoch=1.0)
+    assert len(booster.ledger) == 2
+    assert torch.equal(logits_of(model, token_batch()), before)
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_without_a_booster_the_adapters_are_folded(make_model, randomise_adapters, token_batch, rank):
+    model = make_model()
+    adapters = xgblora.attach(model, alpha=2.0, rank=rank)
+    randomise_adapters(adapters)
+    before = logits_of(model, token_batch())
+    assert finish(adapters, None, step=1, epoch=1.0)
+    assert torch.allclose(logits_of(model, token_batch()), before, atol=1e-5)
+    assert not any(isinstance(module, xgblora.Rank1Linear) for module in model.modules())
+
+
+def test_an_existing_folder_is_replaced_whole(make_opt, tmp_path):
+    folder = tmp_path / "merged"
+    export_merged(make_opt(seed=0), folder)
+    (folder / "of the old export.txt").write_text("old")
+    newer = make_opt(seed=1)
+    export_merged(newer, folder)
+    assert not (folder / "of the old export.txt").exists()
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in newer.state_dict().items())
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+def fail(*_, **__):
+    raise OSError("no space left")
+
+
+@pytest.mark.parametrize("existing", [True, False])
+@pytest.mark.parametrize("where", ["saving", "renaming"])
+def test_a_failure_leaves_the_old_folder_and_nothing_else(make_opt, tmp_path, monkeypatch, existing, where):
+    folder = tmp_path / "merged"
+    if existing:
+        export_merged(make_opt(seed=0), folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()} if existing else None
+    model = make_opt(seed=1)
+    if where == "saving":
+        monkeypatch.setattr(type(model), "save_pretrained", fail)
+    else:
+        replace = os.replace
+        monkeypatch.setattr(
+            os, "replace", lambda a, b: fail() if str(b) == str(folder) and is_new(a) else replace(a, b)
+        )
+
+        def is_new(source):
+            return not existing or (source / "model.safetensors").read_bytes() != before["model.safetensors"]
+
+    with pytest.raises(OSError, match="no space left"):
+        export_merged(model, folder)
+    if existing:
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == (["merged"] if existing else [])
+
+
+def test_a_model_with_adapters_is_refused(make_opt, tmp_path):
+    model = make_opt()
+    xgblora.attach(model, alpha=2.0)
+    with pytest.raises(xgblora.InputError, match=r"the model has adapters: .*detach\(model\) first"):
+        export_merged(model, tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["opt-mini", "stories260K"])
+def test_a_real_model_with_its_tokenizer(shared_model, randomise_adapters, tmp_path, name):
+    model = AutoModelForCausalLM.from_pretrained(shared_model(name), dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(shared_model(name))
+    adapters = xgblora.attach(model, alpha=2.0)
+    randomise_adapters(adapters, std=0.02)
+    batch = dict(tokenizer("Once upon a time there was", return_tensors="pt", return_token_type_ids=False))
+    before = logits_of(model, batch)
+    finish(adapters, xgblora.Booster(adapters), step=1, epoch=1.0)
+    export_merged(model, tmp_path / "merged", tokenizer=tokenizer)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    again = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert again("Once upon a time there was")["input_ids"] == batch["input_ids"][0].tolist()
+    assert torch.equal(logits_of(loaded, batch), logits_of(model, batch))
+    assert torch.allclose(logits_of(loaded, batch), before, atol=1e-3)

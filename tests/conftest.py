@@ -1,0 +1,236 @@
+"""Models small enough for every test: randomly initialised OPT and Llama, and the real ones that the project shares."""
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED_MODELS = Path(__file__).parent.parent.parent / "shared" / "models"
+SHARED_DATA = SHARED_MODELS.parent / "data"
+VOCABULARY = 64
+
+
+def tiny_opt(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides):
+    """Two layers of OPT with dropout in its configuration, in eval mode; biases are not zero."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "num_hidden_layers": 2,
+        "ffn_dim": 64,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "dropout": 0.1,
+        "init_std": 0.1,
+        "pad_token_id": 1,
+    }
+    return _initialised(OPTForCausalLM, OPTConfig(**{**settings, **overrides}), seed, dtype)
+
+
+def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides):
+    """Two layers of Llama with grouped key-value heads, so that q_proj and v_proj differ in shape; in eval mode."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.1,
+        "pad_token_id": 0,
+    }
+    return _initialised(LlamaForCausalLM, LlamaConfig(**{**settings, **overrides}), seed, dtype)
+
+
+def _initialised(model_class, config, seed, dtype):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = model_class(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.1)
+    # not `model.to(dtype)`: that would convert the rotary tables too, which `from_pretrained` leaves in fp32
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model.eval()
+
+
+MODELS = {"opt": tiny_opt, "llama": tiny_llama}
+
+
+@pytest.fixture(params=MODELS)
+def make_model(request):
+    """A function `(seed, dtype, **config)` that makes a tiny model: OPT in one run of the test, Llama in the other."""
+    return MODELS[request.param]
+
+
+@pytest.fixture
+def make_opt():
+    """A function `(seed, dtype, **config)` that makes a tiny OPT."""
+    return tiny_opt
+
+
+@pytest.fixture
+def make_llama():
+    """A function `(seed, dtype, **config)` that makes a tiny Llama."""
+    return tiny_llama
+
+
+@pytest.fixture
+def token_batch():
+    """A function that makes `input_ids` and `attention_mask` [B, T], right-padded to different lengths."""
+
+    def make(examples: int = 4, length: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        input_ids = torch.randint(3, VOCABULARY, (examples, length), generator=generator)
+        lengths = torch.randint(2, length + 1, (examples, 1), generator=generator)
+        attention_mask = (torch.arange(length) < lengths).long()
+        return {"input_ids": input_ids * attention_mask + (1 - attention_mask), "attention_mask": attention_mask}
+
+    return make
+
+
+@pytest.fixture
+def shared_model():
+    """A function that gives the folder of a shared model, and skips the test where it is missing."""
+
+    def folder(name: str) -> Path:
+        if not (SHARED_MODELS / name / "config.json").exists():
+            pytest.skip(f"../shared/models/{name} is not here")
+        return SHARED_MODELS / name
+
+    return folder
+
+
+@pytest.fixture
+def randomise_adapters():
+    """A function that fills an `AdapterSet` with adapters that matter, as training would."""
+
+    def fill(adapters, seed: int = 0, std: float = 0.1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for slot in adapters.arena.slots:
+                for part in adapters.arena.a_and_b(slot):
+                    part.copy_(torch.randn(part.shape, generator=generator) * std)
+        adapters.arena.restore()
+
+    return fill
+
+
+REVIEW_SENTENCES = [
+    ("a warm , funny and wise film", 1),
+    ("the plot is dull and the jokes are stale", 0),
+    ("an absolute delight from start to finish", 1),
+    ("bland , slow and much too long", 0),
+    ("the cast is superb", 1),
+    ("not worth the time", 0),
+    ("a gem", 1),
+    ("it never finds its feet , and the ending is a mess", 0),
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE tokenizer of a few sentences; it prepends `</s>` as OPT's does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [f"{sentence} It was {word}" for sentence, _ in REVIEW_SENTENCES for word in ("terrible", "great")]
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="</s> $A", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="</s>", padding_side="left"
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory, tiny_tokenizer) -> Path:
+    """A folder with a tiny randomly initialised OPT and its tokenizer, as `from_pretrained` loads them."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-opt"
+    tiny_opt(seed=0, vocab_size=len(tiny_tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=1).save_pretrained(
+        folder
+    )
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def review_folder(tmp_path_factory) -> Path:
+    """A folder with SST-2's files: 48 rows to train on and 16 to evaluate on."""
+    folder = tmp_path_factory.mktemp("reviews")
+    for name, copies in (("train.tsv", 6), ("dev.tsv", 2)):
+        rows = [
+            f"{sentence} {'indeed ' * copy}\t{label}" for copy in range(copies) for sentence, label in REVIEW_SENTENCES
+        ]
+        (folder / name).write_text("\n".join(["sentence\tlabel", *rows]) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """A function that gives a folder of the shared data, and skips the test where it is missing."""
+
+    def folder(name: str) -> Path:
+        if not (SHARED_DATA / name).is_dir():
+            pytest.skip(f"../shared/data/{name} is not here")
+        return SHARED_DATA / name
+
+    return folder
+
+
+@contextmanager
+def unchanged_logger():
+    """Give the logger of xgblora its handlers and its level back: commands set them for their terminal."""
+    logger = logging.getLogger("xgblora")
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    try:
+        yield
+    finally:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def train_tiny(tiny_model_folder, review_folder):
+    """A function `(output_dir, *flags)` that runs `xgblora-train` in this process: 12 examples, 3 batches an epoch."""
+    from xgblora.cli.train import main
+
+    flags = {
+        "model_name": tiny_model_folder,
+        "data_dir": review_folder,
+        "num_train": 12,
+        "num_dev": 4,
+        "num_eval": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 5,
+        "eval_steps": 10,
+        "seed": 3,
+    }
+
+    def train(output_dir: Path | None, *given: object) -> Path | None:
+        defaults = [f"--{name}={value}" for name, value in flags.items()]
+        defaults += [f"--output_dir={output_dir}"] if output_dir is not None else []
+        with unchanged_logger():
+            main([*defaults, "--use_cpu", "--disable_tqdm=true", *map(str, given)])
+        return output_dir
+
+    return train

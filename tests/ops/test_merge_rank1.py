@@ -1,0 +1,328 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from xgblora import ops
+from xgblora.errors import InputError
+from xgblora.ops.merge_rank1 import (
+    ROUNDINGS,
+    new_remainders,
+    round_stochastically,
+    round_with_remainder,
+    running_sum,
+)
+from xgblora.ops.noise import Stream, random_words
+
+CPU = torch.device("cpu")
+HALVES = (torch.bfloat16, torch.float16)
+LARGEST_BF16 = torch.finfo(torch.bfloat16).max
+
+
+def normals(*shape, seed=0, std=1.0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * std
+
+
+def update_of(scale, a, b) -> np.ndarray:
+    """(scale * b) * a in numpy: two fp32 products, each rounded once."""
+    return (np.float32(scale) * b.numpy())[:, None] * a.numpy()[None, :]
+
+
+def rounded_to_bf16(values: np.ndarray) -> np.ndarray:
+    """fp32 to the nearest bf16, ties away from zero, as fp64 numbers.
+
+    Independent of bit tricks on the sum: the two neighbours are compared by their distance in fp64, where 2^128 stands
+    for infinity.
+    """
+    magnitude = np.abs(values.astype(np.float64))
+    _, exponent = np.frexp(magnitude)
+    spacing = np.ldexp(1.0, np.maximum(exponent - 8, -133))
+    lower = np.floor(magnitude / spacing) * spacing
+    nearest = np.where(magnitude - lower < lower + spacing - magnitude, lower, lower + spacing)
+    return np.copysign(np.where(nearest >= 2.0**128, np.inf, nearest), values)
+
+
+def as_fp64(weight: Tensor) -> np.ndarray:
+    return weight.double().numpy()
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_fp32_weights_are_the_three_documented_operations(rounding):
+    weights = [normals(5, 7), normals(3, 2, seed=1)]
+    adapters = [(normals(7, seed=2), normals(5, seed=3)), (normals(2, seed=4), normals(3, seed=5))]
+    wanted = [w.numpy() + update_of(0.37, a, b) for w, (a, b) in zip(weights, adapters, strict=True)]
+    pointers = [w.data_ptr() for w in weights]
+    ops.merge_rank1_(weights, adapters, 0.37, rounding, remainders=new_remainders(weights), seed=9)
+    for weight, value, pointer in zip(weights, wanted, pointers, strict=True):
+        assert np.array_equal(weight.numpy(), value)
+        assert weight.data_ptr() == pointer, "merged in place"
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_nearest_rounds_the_fp32_sum_once(dtype):
+    weight, a, b = normals(9, 5).to(dtype), normals(5, seed=1), normals(9, seed=2)
+    wanted = torch.from_numpy(weight.float().numpy() + update_of(0.37, a, b)).to(dtype)
+    ops.merge_rank1_([weight], [(a, b)], 0.37, "nearest")
+    assert torch.equal(weight, wanted)
+
+
+def test_weights_that_are_views_are_written_through():
+    storage = normals(8, 6).bfloat16()
+    before, weight = storage.clone(), storage[::2, 1:4]
+    ops.merge_rank1_([weight], [(torch.ones(3), torch.ones(4))], 1.0, "remainder", remainders=new_remainders([weight]))
+    assert not torch.equal(weight, before[::2, 1:4])
+    storage[::2, 1:4] = before[::2, 1:4]
+    assert torch.equal(storage, before), "nothing beside the view was touched"
+
+
+@pytest.mark.parametrize("std", [1e-4, 1e-2, 1.0])
+def test_remainder_in_bf16_is_always_the_running_sum_rounded_once(std):
+    weight = normals(6, 11, std=0.05).bfloat16()
+    weight[0, 0], weight[0, 1] = 0.0, -0.0
+    remainders = new_remainders([weight])
+    total = weight.float().numpy()
+    for merge in range(250):
+        a, b = normals(11, seed=2 * merge, std=std), normals(6, seed=2 * merge + 1, std=std)
+        total = total + update_of(0.7, a, b)
+        ops.merge_rank1_([weight], [(a, b)], 0.7, "remainder", remainders=remainders)
+        assert np.array_equal(as_fp64(weight), rounded_to_bf16(total))
+        assert torch.equal(running_sum(weight, remainders[0]), torch.from_numpy(total))
+
+
+@pytest.mark.parametrize("std", [1e-3, 1e-2, 1.0])
+def test_remainder_in_fp16_is_exact_for_normal_numbers(std):
+    # far enough from zero that no sum leaves the normal range of fp16
+    weight = (normals(6, 11, std=0.05).sign() * 40).half()
+    remainders = new_remainders([weight])
+    total = weight.float().numpy()
+    for merge in range(250):
+        a, b = normals(11, seed=2 * merge, std=std), normals(6, seed=2 * merge + 1, std=std)
+        total = total + update_of(0.7, a, b)
+        assert np.abs(total).min() > 2.0**-14
+        ops.merge_rank1_([weight], [(a, b)], 0.7, "remainder", remainders=remainders)
+        # numpy rounds ties to even
+        assert np.array_equal(weight.numpy(), total.astype(np.float16))
+        assert torch.equal(running_sum(weight, remainders[0]), torch.from_numpy(total))
+
+
+def bits_of_all_exponents() -> Tensor:
+    """fp32 numbers of every exponent and sign whose low bits sit at, beside and between the ties of bf16 and fp16."""
+    exponents = torch.arange(255).view(-1, 1, 1, 1) << 23
+    kept = torch.tensor([0, 1 << 16, 2 << 16, 0x7F0000]).view(1, -1, 1, 1)
+    low = [0, 1, 0x0FFF, 0x1000, 0x1001, 0x2000, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF]
+    low = torch.tensor(low).view(1, 1, -1, 1)
+    sign = torch.tensor([0, -(2**31)]).view(1, 1, 1, 2)
+    return (exponents + kept + low + sign).reshape(-1).to(torch.int32).view(torch.float32)
+
+
+def test_every_kind_of_finite_sum_survives_in_bf16():
+    # ties, sums that overflow to infinity, subnormals, zeros, both signs
+    total = bits_of_all_exponents()
+    assert total.isfinite().all()
+    weight, remainder = round_with_remainder(total, torch.bfloat16)
+    assert np.array_equal(as_fp64(weight), rounded_to_bf16(total.numpy()))
+    assert torch.equal(running_sum(weight, remainder).view(torch.int32), total.view(torch.int32))
+    assert weight.isinf().any()
+    assert remainder.min() == -0x8000
+
+
+def test_a_tie_goes_away_from_zero_in_bf16():
+    half_unit = 2.0**-8
+    total = torch.tensor([1 + half_unit, -1 - half_unit, 1 + 3 * half_unit, 2 - half_unit])
+    weight, remainder = round_with_remainder(total, torch.bfloat16)
+    assert weight.tolist() == [1 + 2 * half_unit, -1 - 2 * half_unit, 1 + 4 * half_unit, 2.0]
+    assert remainder.tolist() == [-0x8000] * 4
+
+
+def test_every_kind_of_normal_sum_survives_in_fp16():
+    total = bits_of_all_exponents()
+    total = total[(total.abs() >= 2.0**-14) & (total.abs() < 65520)]
+    weight, remainder = round_with_remainder(total, torch.float16)
+    assert np.array_equal(weight.numpy(), total.numpy().astype(np.float16))
+    assert torch.equal(running_sum(weight, remainder).view(torch.int32), total.view(torch.int32))
+
+
+def test_below_the_normal_range_fp16_is_near_and_never_wild():
+    total = bits_of_all_exponents()
+    total = total[total.abs() < 2.0**-14]
+    weight, remainder = round_with_remainder(total, torch.float16)
+    assert np.array_equal(weight.numpy(), total.numpy().astype(np.float16))
+    assert (running_sum(weight, remainder) - total).abs().max() <= 2.0**-25
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_infinities_and_nan_stay_what_they_are(dtype):
+    weight = torch.tensor([[math.inf], [-math.inf], [math.nan], [1.0]]).to(dtype)
+    remainders = new_remainders([weight])
+    for _ in range(3):
+        ops.merge_rank1_([weight], [(torch.ones(1), torch.full((4,), 0.1))], 1.0, "remainder", remainders=remainders)
+    assert weight[:2, 0].tolist() == [math.inf, -math.inf]
+    assert weight[2].isnan()
+    assert weight[3].isfinite()
+    assert remainders[0][:3].abs().sum() == 0
+    total = running_sum(weight, remainders[0])
+    assert total[:2, 0].tolist() == [math.inf, -math.inf]
+    assert total[2].isnan()
+
+
+def test_an_update_that_is_infinite_or_nan_shows_in_the_weight():
+    weight = torch.ones(3, 1).bfloat16()
+    remainders = new_remainders([weight])
+    update = torch.tensor([math.inf, -math.inf, math.nan])
+    ops.merge_rank1_([weight], [(torch.ones(1), update)], 1.0, "remainder", remainders=remainders)
+    assert weight[:2, 0].tolist() == [math.inf, -math.inf]
+    assert weight[2].isnan()
+
+
+def test_a_sum_beyond_bf16_comes_back_from_infinity():
+    weight = torch.full((1, 2), LARGEST_BF16).bfloat16()
+    weight[0, 1] = -LARGEST_BF16
+    remainders, base = new_remainders([weight]), weight.clone()
+    beyond = torch.tensor([1.5, -1.5]) * 2.0**119
+    ops.merge_rank1_([weight], [(beyond, torch.ones(1))], 1.0, "remainder", remainders=remainders)
+    assert weight.tolist() == [[math.inf, -math.inf]]
+    ops.merge_rank1_([weight], [(-beyond, torch.ones(1))], 1.0, "remainder", remainders=remainders)
+    assert torch.equal(weight, base)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_stochastic_is_unbiased(dtype):
+    count, fraction = 200_000, 0.3
+    unit = torch.finfo(dtype).eps
+    for sign in (1.0, -1.0):
+        weight = torch.full((count, 1), sign, dtype=dtype)
+        update = torch.full((count,), sign * fraction * unit)
+        ops.merge_rank1_([weight], [(torch.ones(1), update)], 1.0, "stochastic", seed=12)
+        moved = (weight.float() - sign).abs() / unit
+        assert set(moved.unique().tolist()) == {0.0, 1.0}, "only the two neighbours"
+        z = (moved.sum().item() - count * fraction) / math.sqrt(count * fraction * (1 - fraction))
+        assert abs(z) < 4.5
+
+
+@pytest.mark.parametrize("units", [5, 700])
+def test_stochastic_is_unbiased_below_the_normal_range_of_fp16(units):
+    count, fraction, unit = 200_000, 0.3, 2.0**-24
+    weight = torch.full((count, 1), units * unit, dtype=torch.float16)
+    update = torch.full((count,), fraction * unit)
+    ops.merge_rank1_([weight], [(torch.ones(1), update)], 1.0, "stochastic", seed=12)
+    moved = weight.double() / unit - units
+    assert set(moved.unique().tolist()) == {0.0, 1.0}
+    assert abs(moved.sum().item() - count * fraction) < 4.5 * math.sqrt(count * fraction * (1 - fraction))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_stochastic_gives_a_neighbour_of_every_kind_of_sum(dtype):
+    total = bits_of_all_exponents()
+    words = random_words(3, total.numel(), Stream.ROUNDING, device=CPU)
+    rounded = round_stochastically(total, dtype, words)
+    nearest = total.to(dtype)
+    towards, away = (torch.nextafter(nearest, torch.full_like(nearest, end)) for end in (-math.inf, math.inf))
+    exact = total == nearest.float()
+    assert torch.equal(rounded[exact], nearest[exact]), "what fits is not touched"
+    other = torch.where(nearest.float() > total, towards, away)
+    assert torch.all((rounded == nearest) | (rounded == other))
+    assert torch.any(rounded != nearest)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_stochastic_leaves_infinities_and_nan(dtype):
+    total = torch.tensor([math.inf, -math.inf, math.nan])
+    rounded = round_stochastically(total, dtype, torch.full((3,), 0xFFFF))
+    assert rounded[:2].tolist() == [math.inf, -math.inf]
+    assert rounded[2].isnan()
+
+
+@pytest.mark.parametrize("split", [1, 2, 4, 6])
+def test_stochastic_noise_belongs_to_the_element_of_the_concatenation(split):
+    # 5 columns: the second weight starts at word 5, 10, 20 or 30
+    weight, a, b = normals(7, 5).bfloat16(), normals(5, seed=1), normals(7, seed=2)
+    parts = [weight[:split].clone(), weight[split:].clone()]
+    ops.merge_rank1_([weight], [(a, b)], 0.3, "stochastic", seed=77)
+    ops.merge_rank1_(parts, [(a, b[:split]), (a, b[split:])], 0.3, "stochastic", seed=77)
+    assert torch.equal(torch.cat(parts), weight)
+
+
+def test_stochastic_noise_is_a_function_of_the_seed():
+    def merged(seed):
+        weight = torch.ones(100, 10).bfloat16()
+        ops.merge_rank1_([weight], [(torch.full((10,), 2.0**-9), torch.ones(100))], 1.0, "stochastic", seed=seed)
+        return weight
+
+    assert torch.equal(merged(1), merged(1))
+    assert not torch.equal(merged(1), merged(2))
+    assert not torch.equal(merged(-1), merged(1))
+
+
+def test_fp32_weights_take_part_in_the_numbering_of_stochastic_noise():
+    b16 = [torch.ones(3, 3).bfloat16(), torch.ones(5, 4).bfloat16()]
+    mixed = [torch.ones(3, 3), torch.ones(5, 4).bfloat16()]
+    adapters = [(torch.full((3,), 2.0**-9), torch.ones(3)), (torch.full((4,), 2.0**-9), torch.ones(5))]
+    ops.merge_rank1_(b16, adapters, 1.0, "stochastic", seed=4)
+    ops.merge_rank1_(mixed, adapters, 1.0, "stochastic", seed=4)
+    assert torch.equal(b16[1], mixed[1])
+
+
+def test_of_200_small_merges_nearest_loses_most_stochastic_little_and_the_remainder_nothing():
+    start = normals(32, 32, std=0.05)
+    merged = {rounding: start.bfloat16() for rounding in ROUNDINGS}
+    exact = start.bfloat16().float()
+    remainders = new_remainders([exact.bfloat16()])
+    direction = normals(32, seed=1).sign() * 1e-2, normals(32, seed=2).sign() * 1e-3
+    for merge in range(200):
+        for rounding, weight in merged.items():
+            ops.merge_rank1_([weight], [direction], 1.0, rounding, remainders=remainders, seed=merge)
+        ops.merge_rank1_([exact], [direction], 1.0, "nearest")
+    true_update = exact - start.bfloat16().float()
+
+    def recovered(rounding):
+        moved = merged[rounding].float() - start.bfloat16().float()
+        return ((moved * true_update).sum() / true_update.square().sum()).item()
+
+    assert recovered("nearest") < 0.5
+    assert abs(recovered("stochastic") - 1) < 0.1
+    assert np.array_equal(as_fp64(merged["remainder"]), rounded_to_bf16(exact.numpy()))
+    assert torch.equal(running_sum(merged["remainder"], remainders[0]), exact)
+
+
+def test_new_remainders_fit_their_weights():
+    weights = [torch.zeros(2, 3).bfloat16(), torch.zeros(4, 5), torch.zeros(1, 2).half()]
+    assert [tuple(r.shape) for r in new_remainders(weights)] == [(2, 3), (0,), (1, 2)]
+    assert {r.dtype for r in new_remainders(weights)} == {torch.int16}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounding": "up"}, r"rounding=up: must be one of nearest, stochastic, remainder"),
+        ({"adapters": []}, r"1 weights and 0 adapters: must be equal"),
+        ({"adapters": [(torch.zeros(2), torch.zeros(3))]}, r"a \(2,\) and b \(3,\) do not fit the weight \(2, 3\)"),
+        ({"weights": [torch.zeros(2, 3, dtype=torch.float64)]}, r"must be fp32, bf16 or fp16 .* not torch.float64"),
+        ({"remainders": None}, r"1 weights and 0 remainders: must be equal"),
+        ({"remainders": [torch.zeros(3, 2, dtype=torch.int16)]}, r"a remainder must be int16 \(2, 3\), not \(3, 2\)"),
+        ({"remainders": [torch.zeros(2, 3, dtype=torch.int32)]}, r"a remainder must be int16 \(2, 3\)"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line_and_nothing_is_merged(changes, message):
+    weight = torch.ones(2, 3).bfloat16()
+    arguments = {
+        "weights": [weight],
+        "adapters": [(torch.ones(3), torch.ones(2))],
+        "scale": 1.0,
+        "rounding": "remainder",
+        "remainders": new_remainders([weight]),
+    }
+    with pytest.raises(InputError, match=message) as raised:
+        ops.merge_rank1_(**{**arguments, **changes})
+    assert "\n" not in str(raised.value)
+    assert torch.all(weight == 1)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_opcheck(rounding, dtype):
+    weights = [normals(3, 5).to(dtype), normals(2, 3).to(dtype)]
+    remainders = new_remainders(weights) if rounding == "remainder" else []
+    a, b = [normals(5), normals(3)], [normals(3), normals(2)]
+    torch.library.opcheck(torch.ops.xgblora.merge_rank1_.default, (weights, a, b, remainders, 0.5, rounding, 7))
