@@ -215,3 +215,14 @@ def test_real_models_keep_their_logits(shared_model, name):
         adapters = xgblora.attach(model, alpha=16.0)
         assert torch.equal(model(input_ids=input_ids).logits, before)
     assert len(adapters.layers) == 2 * model.config.num_hidden_layers
+
+
+def test_detach_makes_trainable_again_what_attach_froze(model):
+    embeddings = model.get_input_embeddings().weight
+    embeddings.requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    xgblora.attach(model, alpha=16.0)
+    xgblora.detach(model)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+    assert any(before.values())
+    assert not all(before.values())

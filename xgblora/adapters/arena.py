@@ -7,7 +7,7 @@ zeroth-order step is addressed by position in the arena, whatever order the laye
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xgblora.adapters.rank1_linear import Rank1Linear
 
@@ -41,6 +41,7 @@ class Arena:
         master: fp32 [P]; the parameters `a` and `b` of every layer are views into it.
         live: [G, P] in the compute dtype: what the layers read while `read_live` is in force, None before that.
         slots: one per layer, in model order.
+        frozen: parameters of the model that attaching froze.
     """
 
     def __init__(self, layers: dict[str, Rank1Linear]):
@@ -49,6 +50,7 @@ class Arena:
         first = next(iter(layers.values()))
         self.master = torch.zeros(arena_size(self.slots), dtype=torch.float32, device=first.a.device)
         self.live: Tensor | None = None
+        self.frozen: list[nn.Parameter] = []
         for slot, layer in zip(self.slots, layers.values(), strict=True):
             layer._arena = self
             a, b = slot.views(self.master.unsqueeze(0))
@@ -82,6 +84,11 @@ class Arena:
         """Let the layers read their parameters, the views into `master`: one group, differentiable."""
         for layer in self._layers.values():
             layer.live = None
+
+    def unfreeze(self) -> None:
+        """Let the parameters require gradients that did before the adapters were attached."""
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)
 
     def move(self, device: torch.device) -> None:
         """Move the adapters to `device`; the layers read their parameters afterwards."""

@@ -53,17 +53,20 @@ def attach(
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name}
     names = match_layers(linears, target_modules)
     _refuse_shared_weights(model, names)
+    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     layers = {}
     for name in names:
         layers[name] = Rank1Linear(linears[name], alpha=alpha, rank=rank)
         _replace(model, name, layers[name])
-    return AdapterSet(model=model, layers=layers, alpha=alpha, rank=rank, seed=seed)
+    adapters = AdapterSet(model=model, layers=layers, alpha=alpha, rank=rank, seed=seed)
+    adapters.arena.frozen = frozen
+    return adapters
 
 
 @torch.no_grad()
 def detach(model: nn.Module, *, fold: bool = True) -> nn.Module:
-    """Take the adapters off: the plain model again, in place.
+    """Take the adapters off: the plain model again, in place, with the parameters trainable that were so before.
 
     Args:
         model: a model with adapters; one without is returned as it is.
@@ -74,6 +77,8 @@ def detach(model: nn.Module, *, fold: bool = True) -> nn.Module:
         if fold:
             update = layer.scale * (layer.b.T @ layer.a)
             layer.weight.copy_(layer.weight.float() + update)
+        if layer._arena is not None:
+            layer._arena.unfreeze()
         _replace(model, name, layer.base)
     return model
 

@@ -152,8 +152,9 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
             steps_per_iteration=self.xgblora_steps_per_iteration, merge_frequency=self.xgblora_merge_frequency
         )
         _check_positive("zo_eps", self.zo_eps)
-        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
-            raise InputError(f"learning_rate={self.learning_rate}: must be a finite number, 0 or more")
+        for name in ("learning_rate", "weight_decay"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InputError(f"{name}={getattr(self, name)}: must be a finite number, 0 or more")
         if self.zo_directions < 1:
             raise InputError(f"zo_directions={self.zo_directions}: must be 1 or more")
         if self.max_steps == 0 or self.max_steps < -1:

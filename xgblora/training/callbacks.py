@@ -85,7 +85,7 @@ class RunFilesCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, lr_scheduler=None, **kwargs):
         self._flush_losses(state)
         entry = {"step": state.global_step, **(logs or {})}
-        # a merge of this very step waits for its evaluation; the last entry of all comes before the best model is loaded
+        # a merge of this very step waits for its evaluation; the run's last entry comes before the best model is loaded
         self._flush_merges(state.global_step + (1 if "train_runtime" in entry else 0))
         if "loss" in entry:
             _append(self._folder.training_loss, json.dumps(entry) + "\n")

@@ -48,6 +48,9 @@ class StepResult:
 class ZeroOrder:
     """SPSA over the adapters of a model.
 
+    The model is put into eval mode (no dropout), and its layers read `arena.live` from now on; before training the same
+    adapters by backpropagation, call `adapters.arena.read_master()`.
+
     Args:
         adapters: what `xgblora.attach` returned.
         objective: `(model, batch) -> losses`: [B], one loss an example, or a scalar; need not be differentiable.
