@@ -1,0 +1,64 @@
+"""Batches: padded on the left, with every index pointing where the example says."""
+
+import torch
+
+from xgblora.tasks import Collator, EncodedExample
+from xgblora.zo.zero_order import is_stackable, stacked
+
+PAD = 9
+ONE = EncodedExample(sequences=((1, 2, 3),), rows=((0, 2),), options=(((0, 5),), ((0, 6),)), label=1)
+TWO = EncodedExample(
+    sequences=((1, 2, 3, 4, 5), (1, 7)),
+    rows=((0, 2), (0, 3), (1, 1), (0, 4)),
+    options=(((0, 4), (1, 5), (3, 8)), ((2, 6),), ((0, 4), (1, 5))),
+    label=2,
+)
+
+
+def test_sequences_are_padded_on_the_left():
+    batch = Collator(PAD)([ONE, TWO])
+    assert batch["input_ids"].tolist() == [
+        [[PAD, PAD, 1, 2, 3], [PAD, PAD, 1, 2, 3]],  # the first sequence again, where there is no second
+        [[1, 2, 3, 4, 5], [PAD, PAD, PAD, 1, 7]],
+    ]
+    assert batch["attention_mask"].tolist() == [[[0, 0, 1, 1, 1]] * 2, [[1] * 5, [0, 0, 0, 1, 1]]]
+    assert batch["label"].tolist() == [1, 2]
+
+
+def test_rows_point_at_the_tokens_before_the_option_s():
+    batch = Collator(PAD)([ONE, TWO])
+    for index, example in enumerate((ONE, TWO)):
+        flat = batch["input_ids"][index].flatten()
+        for place, (sequence, position) in enumerate(example.rows):
+            assert flat[batch["rows"][index, place]] == example.sequences[sequence][position]
+            assert batch["rows"][index, place] // 5 == sequence
+
+
+def test_option_tokens_are_where_the_mask_says():
+    batch = Collator(PAD)([ONE, TWO])
+    assert batch["option_mask"].sum(dim=-1).tolist() == [[1, 1, 0], [3, 1, 2]]
+    for index, example in enumerate((ONE, TWO)):
+        for candidate, option in enumerate(example.options):
+            count = len(option)
+            pairs = zip(
+                batch["option_rows"][index, candidate, :count].tolist(),
+                batch["option_targets"][index, candidate, :count].tolist(),
+                strict=True,
+            )
+            assert tuple(pairs) == option
+
+
+def test_all_indices_are_in_range_padding_included():
+    batch = Collator(PAD)([ONE, TWO])
+    assert batch["rows"].min() >= 0
+    assert batch["rows"].max() < batch["input_ids"][0].numel()
+    assert batch["option_rows"].max() < batch["rows"].shape[1]
+
+
+def test_a_batch_is_int64_and_can_be_repeated_along_the_examples():
+    batch = Collator(PAD)([ONE, TWO, ONE])
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+    assert is_stackable(batch)
+    twice = stacked(batch, 2)
+    for name, tensor in batch.items():
+        assert torch.equal(twice[name][3:], tensor)
