@@ -5,7 +5,7 @@ into four 32-bit words; element `i` of a vector is word `i % 4` of counter `i //
 calls: a block of B counters gives 4 B neighbouring elements, no word is thrown away, and the join of the four words
 leaves four neighbours in one thread, which stores them as one 16-byte vector.
 
-Normals come from Box-Muller in fp64, rounded to fp32 at the end, with the power series of `xgblora.ops.noise` for
+Normals come from Box-Muller in fp64, rounded to fp32 at the end, with the power series of `power_series.py` for
 logarithm, sine and cosine: additions, multiplications, a division and a square root, which IEEE 754 rounds the same
 way everywhere, so that reference, interpreter and GPU agree by construction. `tl.log`, `tl.cos` and `tl.sin` would be
 another library on each side, and on a GPU keep a table walk in local memory for angles that never occur here. Kernels
@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from xgblora.ops.noise import COS_SERIES, LOG_SERIES, SIN_SERIES, SQRT_HALF_BITS, SQRT_HALF_TO_ONE
+from xgblora.kernels.power_series import COS_SERIES, LOG_SERIES, SIN_SERIES, SQRT_HALF_BITS, SQRT_HALF_TO_ONE
 
 BLOCK = 256
 

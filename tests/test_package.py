@@ -202,7 +202,6 @@ class TestRooms:
                 modules |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
                 assert not any(module.startswith("transformers") for module in modules), path
 
-    @pytest.mark.xfail(strict=True, reason="kernels/philox.py takes its power series from xgblora.ops.noise")
     def test_kernels_know_nothing_of_the_package_but_themselves(self):
         for path in (ROOT / "kernels").glob("*.py"):
             assert imports_of(path) <= {"kernels"}, path

@@ -29,6 +29,7 @@ def assert_refused(ending, *said: object) -> None:
         (["--zo_eps=0"], ["zo_eps=0", "positive"]),
         (["--zo_eps=-0.001"], ["zo_eps=-0.001", "positive"]),
         (["--zo_eps=nan"], ["zo_eps=nan"]),
+        (["--bf16"], ["bf16=True", "--dtype bfloat16"]),
         (["--zo_directions=0"], ["zo_directions=0", "1 or more"]),
         (["--xgblora_steps_per_iteration=-5"], ["xgblora_steps_per_iteration=-5", "0 or more"]),
         (["--xgblora_merge_frequency=-1"], ["xgblora_merge_frequency=-1", "0 or more"]),

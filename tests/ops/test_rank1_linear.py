@@ -267,3 +267,10 @@ def test_low_rank_linear_is_the_formula(dtype, rank, groups):
     assert y.shape == (3, 2, 7)
     assert y.dtype == dtype
     assert relative_error(y.view(6, 7), expected.view(6, 7)) < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(("x_dtype", "weight_dtype"), [(torch.float64, torch.float64), (torch.float32, torch.bfloat16)])
+def test_other_or_mixed_dtypes_are_refused_in_one_line(x_dtype, weight_dtype):
+    x, weight = torch.randn(2, 4, dtype=x_dtype), torch.randn(3, 4, dtype=weight_dtype)
+    with pytest.raises(InputError, match="fp32, bf16 or fp16, and the same"):
+        ops.rank1_linear(x, weight, None, torch.randn(4), torch.randn(3), 1.0)

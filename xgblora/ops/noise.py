@@ -18,14 +18,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-# log m = 2 s (1 + s^2 / 3 + s^4 / 5 + ...) with s = (m - 1) / (m + 1): |s| < 0.172, so ten terms leave 2^-53
-LOG_SERIES = tuple(1.0 / (2 * k + 1) for k in range(10))
-# sine and cosine of |x| <= pi/4: nine terms leave 2^-58 and 2^-58
-SIN_SERIES = tuple((-1.0) ** k / math.factorial(2 * k + 1) for k in range(9))
-COS_SERIES = tuple((-1.0) ** k / math.factorial(2 * k) for k in range(9))
-# bit patterns of fp64: sqrt(1/2) with its low word cleared, and the distance from there to 1
-SQRT_HALF_BITS = 0x3FE6A09E00000000
-SQRT_HALF_TO_ONE = 0x3FF0000000000000 - SQRT_HALF_BITS
+from xgblora.kernels.power_series import COS_SERIES, LOG_SERIES, SIN_SERIES, SQRT_HALF_BITS, SQRT_HALF_TO_ONE
 
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)

@@ -15,6 +15,8 @@ from torch import Tensor
 from xgblora.errors import InputError
 from xgblora.ops.library import LIBRARY, register
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def rank1_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """Linear layer with a rank-1 adapter a group of rows; differentiable in `x`, `a` and `b`, the weight is frozen.
@@ -31,7 +33,7 @@ def rank1_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: T
         [..., N] in the dtype of `x`.
 
     Raises:
-        InputError: shapes do not fit together, or the weight requires a gradient.
+        InputError: shapes or dtypes do not fit together, or the weight requires a gradient.
     """
     a, b = torch.atleast_2d(a), torch.atleast_2d(b)
     check_shapes(x, weight, bias, a, b)
@@ -42,6 +44,8 @@ def check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: T
     """Raise InputError unless the arguments of `rank1_linear` fit together."""
     outputs, inputs = weight.shape
     groups = a.shape[0]
+    if x.dtype not in DTYPES or weight.dtype != x.dtype:
+        raise InputError(f"x is {x.dtype}, the weight {weight.dtype}: both must be fp32, bf16 or fp16, and the same")
     if x.shape[-1] != inputs:
         raise InputError(f"x has {x.shape[-1]} features, the weight {tuple(weight.shape)} takes {inputs}")
     if a.shape != (groups, inputs) or b.shape != (groups, outputs):

@@ -155,6 +155,9 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         for name in ("learning_rate", "weight_decay"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InputError(f"{name}={getattr(self, name)}: must be a finite number, 0 or more")
+        if self.trainer == "zo" and (self.bf16 or self.fp16):
+            name, dtype = ("bf16", "bfloat16") if self.bf16 else ("fp16", "float16")
+            raise InputError(f"{name}=True: is for backpropagation; a zeroth-order run takes --dtype {dtype}")
         if self.zo_directions < 1:
             raise InputError(f"zo_directions={self.zo_directions}: must be 1 or more")
         if self.max_steps == 0 or self.max_steps < -1:

@@ -68,6 +68,8 @@ class XGBLoRATrainer(Trainer):
         if self.zo is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
+            # the directions follow from the step, so a resumed run draws what the first would have drawn
+            self.zo.step_index = self.state.global_step
             weight = 1.0 / self.current_gradient_accumulation_steps
             loss = self.zo.estimate(self._prepare_inputs(inputs), weight=weight) * weight
         self._loss_of_step = loss if self._loss_of_step is None else self._loss_of_step + loss

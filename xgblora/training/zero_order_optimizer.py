@@ -6,10 +6,7 @@ from xgblora.zo import ZeroOrder
 
 
 class ZeroOrderOptimizer(torch.optim.Optimizer):
-    """`step()` is `ZeroOrder.update` with the learning rate that the scheduler has set.
-
-    Its only state is the number of steps, from which the seeds of all directions follow.
-    """
+    """`step()` is `ZeroOrder.update` with the learning rate that the scheduler has set; it keeps no state."""
 
     def __init__(self, zo: ZeroOrder, lr: float):
         self._zo = zo
@@ -18,11 +15,3 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         self._zo.update(lr=self.param_groups[0]["lr"])
-
-    def state_dict(self):
-        return {**super().state_dict(), "step_index": self._zo.step_index}
-
-    def load_state_dict(self, state_dict):
-        state_dict = dict(state_dict)
-        self._zo.step_index = state_dict.pop("step_index", self._zo.step_index)
-        super().load_state_dict(state_dict)
