@@ -11,5 +11,12 @@ def flags() -> dict:
         "model_name": str(_FOLDER / "model"),
         "task_name": "SST2",
         "data_dir": str(_FOLDER / "reviews"),
+        "num_train": 800,
+        "num_dev": 200,
         "train_as_classification": True,
+        "xgblora_steps_per_iteration": 100,
+        "xgblora_merge_frequency": 0,
+        "learning_rate": 2e-3,
+        "max_steps": 2400,
+        "eval_steps": 300,
     }
