@@ -595,7 +595,7 @@ README = """\
 Made by `scripts/make_demo.py --seed {seed}`; nothing in this folder comes from
 anywhere else.
 
-`model/` is an OPT language model of {figures.parameters:,} parameters
+`opt-demo/` is an OPT language model of {figures.parameters:,} parameters
 ({recipe.layers} layers, hidden size {recipe.hidden_size}, vocabulary {figures.vocabulary:,}, stored in fp32).
 `reviews/` is a sentiment task in the format of GLUE's SST-2: {figures.train_examples:,} reviews
 to train on and {figures.dev_examples:,} to test with, half of each praise (label 1) and half
@@ -681,7 +681,7 @@ def main() -> None:
     pretrain(model, batches, recipe, print_progress)
     figures = measure(model, tokenizer, task, [next(batches) for _ in range(20)])
 
-    write_model(arguments.output / "model", model, tokenizer)
+    write_model(arguments.output / "opt-demo", model, tokenizer)
     write_examples(arguments.output / "reviews" / "train.tsv", task.train)
     write_examples(arguments.output / "reviews" / "dev.tsv", task.dev)
     readme = README.format(

@@ -80,7 +80,7 @@ def test_abbreviations_are_not_guessed(train_command):
 
 def test_without_a_model_the_demonstration_s_flags_are_taken():
     task, args = parse(["--max_steps=5", "--use_cpu"])
-    assert Path(task.model_name).parts[-3:] == ("xgblora", "demo", "model")
+    assert Path(task.model_name).parts[-3:] == ("xgblora", "demo", "opt-demo")
     assert Path(task.data_dir).parts[-3:] == ("xgblora", "demo", "reviews")
     assert args.max_steps == 5
 
@@ -138,4 +138,4 @@ def shared_demo():
     from xgblora import demo
 
     if not Path(demo.flags()["model_name"], "config.json").exists():
-        pytest.skip("xgblora/demo/model is not here")
+        pytest.skip("xgblora/demo/opt-demo is not here")
