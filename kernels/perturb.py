@@ -16,10 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from xgblora.kernels.philox import BLOCK, noise_block, vector_units
+from xgblora.kernels.philox import BLOCK, DIRECTION_STREAM, noise_block, vector_units
 from xgblora.kernels.rounding import round_to
-
-_DIRECTION_STREAM = 0
 
 
 # The integers change from model to model and the small tensors are slices of larger ones: specialised on their values
@@ -82,7 +80,7 @@ def perturb(master: Tensor, live: Tensor, seeds: Tensor, eps: Tensor, signs: Ten
             signs.contiguous(),
             units,
             signs.numel() // directions,
-            _DIRECTION_STREAM,
+            DIRECTION_STREAM,
             DISTRIBUTION=distribution,
             UNIT=unit,
             BLOCK=BLOCK,

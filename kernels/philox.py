@@ -22,6 +22,8 @@ from torch import Tensor
 from xgblora.kernels.power_series import COS_SERIES, LOG_SERIES, SIN_SERIES, SQRT_HALF_BITS, SQRT_HALF_TO_ONE
 
 BLOCK = 256
+# the stream of `xgblora.ops.noise.Stream.DIRECTION`
+DIRECTION_STREAM = 0
 
 _MULTIPLIER_0 = tl.constexpr(0xD2511F53)
 _MULTIPLIER_1 = tl.constexpr(0xCD9E8D57)
@@ -152,7 +154,9 @@ def noise_fwd_kernel(
     tl.store(out_ptr + index, z, mask=index < units * UNIT)
 
 
-def noise(seed: Tensor, count: int, distribution: str = "gaussian", *, stream: int = 0, block: int = BLOCK) -> Tensor:
+def noise(
+    seed: Tensor, count: int, distribution: str = "gaussian", *, stream: int = DIRECTION_STREAM, block: int = BLOCK
+) -> Tensor:
     """fp32 [count] of "gaussian" or "rademacher" noise of `seed`, an int64 tensor of one element on the device."""
     out = torch.empty(count, dtype=torch.float32, device=seed.device)
     if count == 0:

@@ -16,9 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from xgblora.kernels.philox import BLOCK, noise_block, vector_units
-
-_DIRECTION_STREAM = 0
+from xgblora.kernels.philox import BLOCK, DIRECTION_STREAM, noise_block, vector_units
 
 
 # not specialised on what changes between calls, see perturb_fwd_kernel
@@ -80,7 +78,7 @@ def update_(
             weight_decay,
             units,
             seeds.numel(),
-            _DIRECTION_STREAM,
+            DIRECTION_STREAM,
             DISTRIBUTION=distribution,
             UNIT=unit,
             BLOCK=BLOCK,

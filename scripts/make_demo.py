@@ -35,6 +35,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
+from xgblora.atomic_file import write_text
+
 NEGATIVE, POSITIVE = 0, 1
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
@@ -560,18 +562,10 @@ def measure(
     )
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write under a temporary name and rename, so that no half-written file is ever found."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
     """GLUE's format of SST-2: tab-separated, with a header line."""
     lines = ["sentence\tlabel", *(f"{example.sentence}\t{example.label}" for example in examples)]
-    write_file(path, "\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def write_model(folder: Path, model: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -687,7 +681,7 @@ def main() -> None:
     readme = README.format(
         seed=arguments.seed, recipe=recipe, figures=figures, documents=recipe.steps * recipe.batch_size
     )
-    write_file(arguments.output / "README.md", readme)
+    write_text(arguments.output / "README.md", readme)
     print(f"{arguments.output}: {folder_size(arguments.output):,} bytes")
     for name, value in vars(figures).items():
         print(f"{name.replace('_', ' ')}: {round(value, 3):,}")

@@ -1,4 +1,6 @@
-"""The one error a person is shown: bad input, said in one line."""
+"""The one error a person is shown, bad input in one line; and the checks of numbers that several rooms make."""
+
+import math
 
 
 class InputError(ValueError):
@@ -6,3 +8,15 @@ class InputError(ValueError):
 
     Commands print the message alone and exit with status 2; from Python it is a `ValueError`.
     """
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise InputError, by the `name` of the flag or argument, unless `value` is positive and finite."""
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{name}={value}: must be a positive finite number")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raise InputError, by the `name` of the flag or argument, unless `value` is finite and 0 or more."""
+    if not (math.isfinite(value) and value >= 0):
+        raise InputError(f"{name}={value}: must be a finite number, 0 or more")

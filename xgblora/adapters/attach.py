@@ -73,12 +73,13 @@ def detach(model: nn.Module, *, fold: bool = True) -> nn.Module:
         fold: add `scale * b^T a` to the weights (rounded to nearest), so that the model computes what it did with its
             adapters. False drops them.
     """
-    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, Rank1Linear)]:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Rank1Linear)}
+    for arena in {layer._arena for layer in layers.values() if layer._arena is not None}:
+        arena.unfreeze()
+    for name, layer in layers.items():
         if fold:
             update = layer.scale * (layer.b.T @ layer.a)
             layer.weight.copy_(layer.weight.float() + update)
-        if layer._arena is not None:
-            layer._arena.unfreeze()
         _replace(model, name, layer.base)
     return model
 

@@ -4,6 +4,7 @@
 eager code in the same dtype on the same device (the rule of quack, Dao-AILab).
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -157,10 +158,7 @@ def _on(device: torch.device, operation: str) -> Callable:
 
 
 def _values(*shape: int, seed: int = 1) -> Tensor:
-    count = 1
-    for size in shape:
-        count *= size
-    return normal(seed, count, device=torch.device("cpu"), stream=Stream.INITIALISATION).view(shape)
+    return normal(seed, math.prod(shape), device=torch.device("cpu"), stream=Stream.INITIALISATION).view(shape)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,6 +1,5 @@
 """The flags of a run: which model and task, which adapters, when to merge, how to train."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -8,7 +7,7 @@ from transformers import TrainingArguments
 
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.boosting import MergePolicy
-from xgblora.errors import InputError
+from xgblora.errors import InputError, check_not_negative, check_positive
 
 TRAINERS = ("zo", "regular", "none")
 
@@ -151,10 +150,9 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         MergePolicy.from_flags(
             steps_per_iteration=self.xgblora_steps_per_iteration, merge_frequency=self.xgblora_merge_frequency
         )
-        _check_positive("zo_eps", self.zo_eps)
+        check_positive("zo_eps", self.zo_eps)
         for name in ("learning_rate", "weight_decay"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InputError(f"{name}={getattr(self, name)}: must be a finite number, 0 or more")
+            check_not_negative(name, getattr(self, name))
         if self.trainer == "zo" and (self.bf16 or self.fp16):
             name, dtype = ("bf16", "bfloat16") if self.bf16 else ("fp16", "float16")
             raise InputError(f"{name}=True: is for backpropagation; a zeroth-order run takes --dtype {dtype}")
@@ -162,17 +160,12 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
             raise InputError(f"zo_directions={self.zo_directions}: must be 1 or more")
         if self.max_steps == 0 or self.max_steps < -1:
             raise InputError(f"max_steps={self.max_steps}: must be 1 or more, or -1 to train num_train_epochs epochs")
-        _check_positive("num_train_epochs", self.num_train_epochs)
+        check_positive("num_train_epochs", self.num_train_epochs)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)}: must be 1 or more")
         for name in ("logging_steps", "eval_steps"):
             if getattr(self, name) is not None:
-                _check_positive(name, getattr(self, name))
+                check_positive(name, getattr(self, name))
         if not 0 <= self.seed < 1 << 32:
             raise InputError(f"seed={self.seed}: must be from 0 to 4294967295")
-
-
-def _check_positive(flag: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{flag}={value}: must be a positive finite number")

@@ -54,7 +54,7 @@ class XGBLoRATrainer(Trainer):
         self.steps_taken = 0
         if args.resume_from_checkpoint:
             # now, and not when training begins: nothing is written yet
-            checkpoint.check(Path(args.resume_from_checkpoint), self.adapters, self._identity(args))
+            checkpoint.check(Path(args.resume_from_checkpoint), self.adapters, _identity(args))
         self._losses_of_steps: list[Tensor] = []
         self._loss_of_step: Tensor | None = None
         super().__init__(model=model, args=args, **kwargs)
@@ -117,16 +117,13 @@ class XGBLoRATrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(folder, self.adapters, self.booster, self._identity(self.args))
+        checkpoint.save(folder, self.adapters, self.booster, _identity(self.args))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster, self._identity(self.args))
+        checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster, _identity(self.args))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _identity(self, args: XGBLoRAArguments) -> dict:
-        return {"method": args.method, "trainer": args.trainer}
 
     def _set_callbacks(self) -> None:
         # first of all callbacks, so that every other one sees the state after the merge
@@ -152,6 +149,11 @@ def _zero_order(adapters: AdapterSet, objective: Callable, args: XGBLoRAArgument
         weight_decay=args.weight_decay,
         distribution=args.zo_distribution,
     )
+
+
+def _identity(args: XGBLoRAArguments) -> dict:
+    """What of the flags a checkpoint must share with the run that goes on from it."""
+    return {"method": args.method, "trainer": args.trainer}
 
 
 def _targets(target_modules: list[str] | None) -> str | list[str] | None:

@@ -9,7 +9,6 @@ non-finite losses all stay there.
 """
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from xgblora import ops
 from xgblora.adapters import AdapterSet
-from xgblora.errors import InputError
+from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.ops.noise import derive_seed
 from xgblora.ops.perturb import check_distribution
 
@@ -242,12 +241,9 @@ def _examples(batch: Any) -> int:
 
 
 def _check_arguments(eps: float, lr: float, directions: int, pairing: str, optimizer: str, weight_decay: float) -> None:
-    if not (math.isfinite(eps) and eps > 0):
-        raise InputError(f"zo_eps={eps}: must be a positive finite number")
-    if not (math.isfinite(lr) and lr >= 0):
-        raise InputError(f"learning_rate={lr}: must be a finite number, 0 or more")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise InputError(f"weight_decay={weight_decay}: must be a finite number, 0 or more")
+    check_positive("zo_eps", eps)
+    check_not_negative("learning_rate", lr)
+    check_not_negative("weight_decay", weight_decay)
     if not isinstance(directions, int) or directions < 1:
         raise InputError(f"directions={directions}: must be a whole number, 1 or more")
     if pairing not in PAIRINGS:
