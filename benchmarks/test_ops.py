@@ -120,3 +120,30 @@ def test_merge_against_addmm(benchmark, device, dtype, rounding):
     fused()
     torch.testing.assert_close(weights[0].float(), expected, rtol=2e-2, atol=2e-2)
     compare(benchmark, "merge", {"merge": fused, "addmm": addmm}, rounds=5, device=device)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "remainder", "stochastic"])
+def test_merge_against_a_copy(benchmark, device, rounding):
+    """A copy of as many bytes as the merge must move: each weight, and each remainder, in and out once."""
+    if device.type != "cuda":
+        pytest.skip("needs a CUDA device: the bandwidth of a GPU's memory is what it is about")
+    # 4 GiB of weights, so that making the table and the launch are little beside the kernel
+    size, layers = 16384, 8
+    weights = [torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(layers)]
+    pairs = [(torch.randn(size, device=device) * 1e-3, torch.randn(size, device=device)) for _ in weights]
+    remainders = ops.new_remainders(weights) if rounding == "remainder" else None
+    moved = [torch.empty_like(tensor) for tensor in [*weights, *(remainders or [])]]
+    before = weights[0][:64].float()
+
+    def merge():
+        ops.merge_rank1_(weights, pairs, 0.1, rounding, remainders=remainders, seed=3)
+
+    def copy():
+        for target, source in zip(moved, [*weights, *(remainders or [])], strict=True):
+            target.copy_(source)
+
+    merge()
+    expected = before + 0.1 * torch.outer(pairs[0][1][:64], pairs[0][0])
+    torch.testing.assert_close(weights[0][:64].float(), expected, rtol=2e-2, atol=2e-2)
+    compare(benchmark, "merge", {"merge": merge, "copy": copy}, rounds=ROUNDS, device=device)
+    benchmark.extra_info["bytes_moved"] = 2 * sum(tensor.numel() * tensor.element_size() for tensor in moved)

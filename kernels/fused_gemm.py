@@ -6,6 +6,8 @@ The vendor GEMM and a pass over y move 2 M N elements more than the GEMM itself;
 Triton GEMM is slower than the vendor's. It pays only while it trails by less than 2 F / (K BW), where F / BW is the
 chip's FLOP per byte. `tuning.TABLE` says where; nothing uses it unmeasured.
 
+W is read by its strides, so that the transposed view of a weight that is stored as [K, N] is never copied.
+
 t is read, not computed: in the K loop of a GEMM it would be made again in each of the N / BLOCK_N column tiles. The
 rank stays 1: padded to a matrix-unit tile, fifteen of sixteen products would be zeros.
 """
@@ -44,6 +46,8 @@ def rank1_gemm_fwd_kernel(
     rows_per_group,
     outputs,
     inputs,
+    weight_n_stride,
+    weight_k_stride,
     b_stride,
     HAS_BIAS: tl.constexpr,
     ONE_GROUP: tl.constexpr,
@@ -59,7 +63,7 @@ def rank1_gemm_fwd_kernel(
     inside_m, inside_n = row < rows, column < outputs
     k = tl.arange(0, BLOCK_K)
     x_pointers = x_ptr + row.to(tl.int64)[:, None] * inputs + k[None, :]
-    weight_pointers = weight_ptr + column.to(tl.int64)[None, :] * inputs + k[:, None]
+    weight_pointers = weight_ptr + column.to(tl.int64)[None, :] * weight_n_stride + k[:, None] * weight_k_stride
     y = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
     for start in range(0, inputs, BLOCK_K):
         inside_k = k < inputs - start
@@ -67,7 +71,7 @@ def rank1_gemm_fwd_kernel(
         weight = tl.load(weight_pointers, mask=inside_k[:, None] & inside_n[None, :], other=0.0)
         y = tl.dot(x, weight, y, input_precision="ieee")
         x_pointers += BLOCK_K
-        weight_pointers += BLOCK_K
+        weight_pointers += BLOCK_K * weight_k_stride
     if HAS_BIAS:
         y += tl.load(bias_ptr + column, mask=inside_n, other=0.0).to(tl.float32)[None, :]
     mask = inside_m[:, None] & inside_n[None, :]
@@ -88,7 +92,7 @@ def fused_linear(
     """`rank1_linear` [M, N] of a contiguous `x` [M, K]: one launch for t, one for everything else."""
     rows, inputs = x.shape
     outputs = weight.shape[0]
-    weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
+    bias = bias if bias is None else bias.contiguous()
     t = row_dot(x, a)
     y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     grid = (triton.cdiv(rows, plan.block_m) * triton.cdiv(outputs, plan.block_n),)
@@ -105,6 +109,7 @@ def fused_linear(
             rows // a.shape[0],
             outputs,
             inputs,
+            *weight.stride(),
             b.stride(0),
             HAS_BIAS=bias is not None,
             ONE_GROUP=a.shape[0] == 1,

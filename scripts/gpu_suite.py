@@ -2,14 +2,17 @@
 
     python scripts/gpu_suite.py
 
-compares every kernel with the eager reference on the GPU, runs the tests marked `gpu`, runs the benchmarks, and writes
+builds the CUDA extension where nvcc is, compares every kernel with the eager reference on the GPU, runs the tests
+marked `gpu`, runs those of the merge under compute-sanitizer where that is, runs the benchmarks, and writes
 `benchmarks/results/<gpu>.json` with the device, the versions, every check and every benchmark. The exit status is 0
 only if all checks and tests passed; a benchmark is not reported as passed on a red check.
 """
 
 import argparse
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# set for the process that starts anew after an installation
+ONCE = "XGBLORA_GPU_SUITE_INSTALLED"
 
 
 def main() -> None:
@@ -24,7 +29,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="results file (default: benchmarks/results/<gpu>.json)")
     parser.add_argument("--skip_benchmarks", action="store_true", help="checks and tests only")
     arguments = parser.parse_args()
-    install_if_missing()
+    install()
     import torch
 
     if not torch.cuda.is_available():
@@ -35,19 +40,39 @@ def main() -> None:
 
     write_text(output, json.dumps(results, indent=1) + "\n")
     print(f"\nresults: {output}")
-    failed = [check for check in results["checks"] if not check["passed"]]
-    if failed or results["tests"]["status"] != 0 or results.get("benchmarks", {}).get("status", 0) != 0:
+    if not is_green(results) or results.get("benchmarks", {}).get("status", 0) != 0:
         sys.exit(1)
 
 
-def install_if_missing() -> None:
-    """Install this checkout without a network if `xgblora.kernels` cannot be imported."""
-    command = [sys.executable, "-c", "import xgblora.kernels"]
-    if subprocess.run(command, cwd=tempfile.gettempdir(), capture_output=True).returncode != 0:
-        install = ["pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation", "-e", str(ROOT)]
-        subprocess.run([sys.executable, "-m", *install], check=True)
-        # the editable finder is read at start-up
-        sys.exit(subprocess.run([sys.executable, *sys.argv]).returncode)
+def install() -> None:
+    """Install this checkout without a network where it, or the extension that nvcc could build, is missing."""
+    program = "import xgblora.kernels; from xgblora.ops.extension import extension; print(extension().state)"
+    found = subprocess.run([sys.executable, "-c", program], cwd=tempfile.gettempdir(), capture_output=True, text=True)
+    buildable = "built with" not in found.stdout and os.environ.get("XGBLORA_BUILD_CUDA") != "0" and has_nvcc()
+    # a second process does not try again: what nvcc cannot build, it cannot build twice
+    if (found.returncode == 0 and not buildable) or ONCE in os.environ:
+        return
+    command = ["pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation", "-e", str(ROOT)]
+    subprocess.run([sys.executable, "-m", *command], check=True)
+    # the editable finder is read at start-up
+    sys.exit(subprocess.run([sys.executable, *sys.argv], env={**os.environ, ONCE: "1"}).returncode)
+
+
+def has_nvcc() -> bool:
+    """Whether there is an nvcc where the build looks for one."""
+    sys.path.insert(0, str(ROOT / "csrc"))
+    from build_extension import BuildError, find_nvcc
+
+    try:
+        return bool(find_nvcc(os.environ))
+    except BuildError:
+        return False
+
+
+def is_green(results: dict) -> bool:
+    """Whether all checks, tests and the sanitizer passed."""
+    statuses = [results["tests"]["status"], results["sanitizer"].get("status", 0)]
+    return all(check["passed"] for check in results["checks"]) and not any(statuses)
 
 
 def run_suite(*, skip_benchmarks: bool) -> dict:
@@ -55,6 +80,8 @@ def run_suite(*, skip_benchmarks: bool) -> dict:
     import torch
 
     from xgblora.environment import versions
+    from xgblora.ops.extension import extension
+    from xgblora.ops.merge_rank1 import ROUNDINGS
     from xgblora.ops.self_check import self_check
 
     device = torch.device("cuda")
@@ -68,25 +95,44 @@ def run_suite(*, skip_benchmarks: bool) -> dict:
         },
         "versions": versions(),
         "commit": commit(),
+        "extension": {"state": extension().state},
         "checks": [asdict(check) for check in self_check(device)],
     }
+    if extension().module is not None:
+        results["extension"] |= {name: extension().module.merge_facts(name, 0) for name in ROUNDINGS}
+    print(f"extension: {results['extension']}")
     for check in results["checks"]:
         print(f"{'ok  ' if check['passed'] else 'FAIL'} {check['operation']} {check['case']}: {check['detail']}")
     results["tests"] = run_pytest(["tests", "-m", "gpu", "-q"])
-    green = results["tests"]["status"] == 0 and all(check["passed"] for check in results["checks"])
+    results["sanitizer"] = run_sanitizer()
     if skip_benchmarks:
         return results
-    if not green:
+    if not is_green(results):
         print("benchmarks not run: a check or a test failed")
         return results
     results["benchmarks"] = run_benchmarks()
     return results
 
 
-def run_pytest(arguments: list[str]) -> dict:
-    """Run pytest on this checkout; its exit status and last line."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def run_sanitizer() -> dict:
+    """The merge under compute-sanitizer: no access out of bounds, none misaligned."""
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        print("compute-sanitizer not found: the merge was not run under it")
+        return {"summary": "compute-sanitizer not found"}
+    tests = ["tests/csrc/test_merge_gpu.py", "-q", "-k", "all_shapes or misaligned_storage"]
+    # torch's cache would hand out pieces of large blocks, whose ends are not those of the tensors
+    under = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9"]
+    return run_pytest(tests, under=under, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+
+
+def run_pytest(arguments: list[str], *, under: list[str] | None = None, **variables: str) -> dict:
+    """Run pytest on this checkout, below the command `under`, with `variables` set; its exit status and last line."""
+    command = [*(under or []), sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     print(done.stdout[-4000:])
     return {"status": done.returncode, "summary": done.stdout.strip().splitlines()[-1]}
 

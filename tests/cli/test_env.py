@@ -1,6 +1,9 @@
 """`xgblora-env`: versions and the choice of implementation."""
 
+import types
+
 import pytest
+import torch
 
 from xgblora import ops
 from xgblora.cli import env
@@ -25,6 +28,10 @@ def test_it_prints_versions_every_operation_and_the_variables(capsys, monkeypatc
     assert len(ops.operations()) >= 4
     assert "XGBLORA_STRICT=0" in lines
     assert sum(line.startswith("cpu: ") for line in lines) == 1
+    (extension,) = (line for line in lines if line.startswith("extension: "))
+    assert extension.startswith(("extension: built", "extension: not built: "))
+    (memory,) = (line for line in lines if line.startswith("memory: "))
+    assert memory.endswith(" available")
 
 
 def test_a_backend_that_is_not_known_ends_with_one_line(capsys, monkeypatch):
@@ -39,3 +46,28 @@ def test_a_backend_that_is_not_known_ends_with_one_line(capsys, monkeypatch):
 def test_a_package_that_is_missing_is_said_to_be(monkeypatch):
     monkeypatch.setattr("xgblora.environment.PACKAGES", ("torch", "no-such-package"))
     assert "no-such-package not installed" in env.report()
+
+
+def test_memory_is_what_linux_says(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       33554432 kB\nMemFree:  1 kB\nMemAvailable:   16252928 kB\nHugePages_Total: 0\n")
+    assert env.memory(meminfo) == "memory: 32.0 GiB, 15.5 GiB available"
+    meminfo.write_text("MemTotal:       33554432 kB\n")
+    assert env.memory(meminfo) == "memory: 32.0 GiB, unknown available"
+
+
+def test_memory_without_meminfo(tmp_path, monkeypatch):
+    sizes = {"SC_PHYS_PAGES": 2**22, "SC_PAGE_SIZE": 2**12}
+    monkeypatch.setattr(env.os, "sysconf", sizes.__getitem__, raising=False)
+    assert env.memory(tmp_path / "none") == "memory: 16.0 GiB, unknown available"
+    monkeypatch.delattr(env.os, "sysconf")
+    assert env.memory(tmp_path / "none") == "memory: unknown, unknown available"
+
+
+def test_a_gpu_is_listed_with_its_free_memory(monkeypatch):
+    facts = types.SimpleNamespace(name="Some GPU", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (70 * 2**30, 80 * 2**30))
+    assert env.devices()[1].startswith("cuda:0: Some GPU, 80.0 GiB, 70.0 GiB free, sm_90, CUDA ")

@@ -16,10 +16,11 @@ os.environ["TRITON_INTERPRET"] = "0"
 
 import triton
 import triton.backends.nvidia
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from xgblora.kernels import column_sum, few_rows, fused_gemm, perturb, philox, rank1_pass, row_dot, update
+from xgblora.kernels import column_sum, few_rows, fused_gemm, merge_rank1, perturb, philox, rank1_pass, row_dot, update
 
 ARCHITECTURES = (80, 90, 100)
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
@@ -31,6 +32,12 @@ MATVEC = {"BLOCK_N": 8, "BLOCK_K": 512, "HAS_BIAS": True}
 FEW_ROWS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "HAS_BIAS": True}
 GEMM = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "GROUP_M": 8, "HAS_BIAS": True}
 GEMM_FP32 = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP_M": 8, "HAS_BIAS": True}
+# the stride that is 1 is a constant of the kernel: that of k, or for a weight stored as [K, N] that of n
+LAYOUTS = {"": {"weight_k_stride": 1}, " transposed": {"weight_n_stride": 1}}
+TRANSPOSED_MATVEC = {**MATVEC, "BLOCK_N": few_rows.TRANSPOSED_BLOCK_N, "BLOCK_K": 128}
+TRANSPOSED_FEW_ROWS = {**FEW_ROWS, "BLOCK_N": few_rows.TRANSPOSED_BLOCK_N, "BLOCK_K": 64}
+MERGE = {"BLOCK_R": merge_rank1.BLOCK_R, "BLOCK_C": merge_rank1.BLOCK_C, "SEARCH": merge_rank1.SEARCH}
+DTYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 FUSION = {"enable_fp_fusion": True}
 NO_FUSION = {"enable_fp_fusion": False}
 
@@ -52,16 +59,26 @@ def variants():
         yield f"rank1_pass {dtype}", rank1_pass.rank1_pass_fwd_kernel, dtype, projections, PASS, FUSION
         yield f"column_sums {dtype}", column_sum.column_sums_bwd_kernel, dtype, partials, SUMS, FUSION
         yield f"sum_chunks {dtype}", column_sum.sum_chunks_bwd_kernel, dtype, partials, {"BLOCK": 512}, FUSION
-        yield f"matvec {dtype}", few_rows.rank1_matvec_fwd_kernel, dtype, {}, MATVEC, FUSION
-        yield f"few_rows {dtype}", few_rows.rank1_few_rows_fwd_kernel, dtype, {}, FEW_ROWS, FUSION
-        for one_group in (True, False):
-            constants = {**(GEMM_FP32 if dtype == "fp32" else GEMM), "ONE_GROUP": one_group}
-            name = f"gemm {dtype} {'one group' if one_group else 'groups'}"
-            options = {**FUSION, "num_warps": 8, "num_stages": 3}
-            yield name, fused_gemm.rank1_gemm_fwd_kernel, dtype, projections, constants, options
+        for layout, strides in LAYOUTS.items():
+            matvec = {**(TRANSPOSED_MATVEC if layout else MATVEC), **strides}
+            yield f"matvec {dtype}{layout}", few_rows.rank1_matvec_fwd_kernel, dtype, {}, matvec, FUSION
+            tile = {**(TRANSPOSED_FEW_ROWS if layout else FEW_ROWS), **strides}
+            yield f"few_rows {dtype}{layout}", few_rows.rank1_few_rows_fwd_kernel, dtype, {}, tile, FUSION
+            for one_group in (True, False):
+                constants = {**(GEMM_FP32 if dtype == "fp32" else GEMM), **strides, "ONE_GROUP": one_group}
+                name = f"gemm {dtype} {'one group' if one_group else 'groups'}{layout}"
+                options = {**FUSION, "num_warps": 8, "num_stages": 3}
+                yield name, fused_gemm.rank1_gemm_fwd_kernel, dtype, projections, constants, options
+    for dtype, triton_dtype in DTYPES.items():
+        for rounding in ("nearest",) if dtype == "fp32" else ("nearest", "stochastic", "remainder"):
+            for aligned in (True, False):
+                constants = {**MERGE, "DTYPE": triton_dtype, "ROUNDING": rounding, "ALIGNED": aligned}
+                name = f"merge {dtype} {rounding}{'' if aligned else ' misaligned'}"
+                options = {**NO_FUSION, "num_warps": merge_rank1.WARPS}
+                yield name, merge_rank1.merge_rank1_fwd_kernel, dtype, {}, constants, options
 
 
-INTEGER_POINTERS = {"seed_ptr": "i64", "seeds_ptr": "i64"}
+INTEGER_POINTERS = {"seed_ptr": "i64", "seeds_ptr": "i64", "table_ptr": "i64"}
 FLOATS = ("scale",)
 
 
@@ -101,7 +118,10 @@ def facts_of(compiled):
         "shared": compiled.metadata.shared,
         "matrix": sorted(set(re.findall(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", ptx))),
         "fma": len(re.findall(r"\bfma\.\w+(?:\.ftz)?\.f(?:32|64)", ptx)),
+        "wide_loads": len(re.findall(r"ld\.global\.v4\.b32", ptx)),
         "wide_stores": len(re.findall(r"st\.global\.v4\.b32", ptx)),
+        "narrow_stores": len(re.findall(r"st\.global\.(?!v4\.b32)", ptx)),
+        "flushes": len(re.findall(r"\.ftz\b", ptx)),
     }
 
 

@@ -34,7 +34,7 @@ def _variants(facts, *prefixes):
 
 def test_every_kernel_compiles_for_every_architecture(facts):
     assert set(facts) == set(MATRIX_INSTRUCTION)
-    assert all(len(variants) == 37 for variants in facts.values())
+    assert all(len(variants) == 63 for variants in facts.values())
 
 
 def test_nothing_is_spilled_or_kept_in_local_memory(facts):
@@ -43,14 +43,36 @@ def test_nothing_is_spilled_or_kept_in_local_memory(facts):
         assert not any(found["stack"] + found["local"]), (architecture, name)
 
 
-def test_noise_is_made_without_fused_multiply_adds(facts):
-    for architecture, name, found in _variants(facts, "noise", "perturb", "update"):
+def test_noise_and_merges_are_made_without_fused_multiply_adds(facts):
+    for architecture, name, found in _variants(facts, "noise", "perturb", "update", "merge"):
         assert found["fma"] == 0, (architecture, name)
 
 
 def test_noise_is_stored_in_16_byte_vectors(facts):
     for architecture, name, found in _variants(facts, "noise", "perturb", "update"):
         assert found["wide_stores"] > 0, (architecture, name)
+
+
+def test_merges_flush_no_subnormal_number(facts):
+    for architecture, name, found in _variants(facts, "merge"):
+        assert found["flushes"] == 0, (architecture, name)
+
+
+def test_aligned_merges_move_16_bytes_at_a_time(facts):
+    elements = 16 * 256 // 128  # of a thread
+    for architecture, name, found in _variants(facts, "merge"):
+        if name.endswith("misaligned"):
+            continue
+        vectors = elements // (4 if "fp32" in name else 8) * (2 if "remainder" in name else 1)
+        assert found["wide_stores"] == vectors, (architecture, name)
+        assert found["wide_loads"] >= vectors, (architecture, name)
+        assert found["narrow_stores"] == 0, (architecture, name)
+
+
+def test_aligned_merges_exchange_no_more_than_a_row_between_threads(facts):
+    for architecture, name, found in _variants(facts, "merge"):
+        # the fp32 factors of the columns; a tile of anything would be 8 KiB and many barriers
+        assert name.endswith("misaligned") or found["shared"] <= 1024, (architecture, name)
 
 
 def test_gemms_use_matrix_instructions(facts):

@@ -1,7 +1,7 @@
 """The kernels on a real GPU, called through `xgblora.ops`, against the eager reference.
 
-Noise, perturb and update are held to the bits that the reference gives on the CPU; `rank1_linear` to twice the error of
-eager code in the same dtype on the same GPU, bf16 and every path included.
+Noise, perturb, update and merge are held to the bits that the reference gives on the CPU; `rank1_linear` to twice the
+error of eager code in the same dtype on the same GPU, bf16 and every path included.
 """
 
 import pytest
@@ -12,10 +12,11 @@ pytest.importorskip("triton", reason="needs Triton")
 import triton
 
 from xgblora import ops
-from xgblora.kernels import philox
+from xgblora.kernels import merge_rank1, philox
 from xgblora.kernels.rank1_linear import PATHS
 from xgblora.kernels.tuning import FEW_ROWS, FUSED_GEMM, VENDOR_GEMM, Plan
 from xgblora.ops import noise
+from xgblora.ops.merge_rank1 import ROUNDINGS, _merge, new_remainders
 from xgblora.ops.rank1_linear import _backward, _forward
 
 pytestmark = [
@@ -82,6 +83,68 @@ def test_update_has_the_bits_of_the_cpu(size, directions, distribution):
     on_device = {name: rate.to(CUDA) for name, rate in rates.items()}
     ops.update_(master, seeds.to(CUDA), coefficients.to(CUDA), **on_device, distribution=distribution)
     assert torch.equal(master.cpu(), expected)
+
+
+def merged(place, shapes, dtype, rounding, merge, scale=0.37):
+    """Weights, every other one stored as [K, N], and their remainders after two merges."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normals(*size):
+        return torch.randn(*size, generator=generator)
+
+    weights = [(normals(*shape) * 0.05).to(place, dtype) for shape in shapes]
+    weights[1::2] = [weight.T.contiguous().T for weight in weights[1::2]]
+    remainders = new_remainders(weights)
+    for seed in range(2):
+        a = [(normals(inputs) * 0.05).to(place) for _, inputs in shapes]
+        b = [(normals(outputs) * 0.05).to(place) for outputs, _ in shapes]
+        merge(weights, a, b, remainders, scale, rounding, seed)
+    return [*weights, *remainders]
+
+
+# layers of a real model; layers of odd sizes, more of them than are searched at a time
+@pytest.mark.parametrize(
+    "shapes",
+    [[(1024, 1024), (768, 3072), (4096, 1024)], [(1 + index % 37, 1 + index) for index in range(300)]],
+    ids=len,
+)
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_merge_has_the_bits_of_the_cpu(dtype, rounding, shapes):
+    # not through `ops`, which prefers the CUDA extension where it is built
+    ours = merged(CUDA, shapes, dtype, rounding, merge_rank1.merge_rank1_)
+    for mine, expected in zip(ours, merged("cpu", shapes, dtype, rounding, _merge), strict=True):
+        assert torch.equal(mine.cpu(), expected)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_merge_of_every_weight_of_16_bits(dtype, rounding):
+    results = []
+    for place, merge in ((CUDA, merge_rank1.merge_rank1_), ("cpu", _merge)):
+        weight = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(256, 256).to(place)
+        remainder = torch.arange(-(2**15), 2**15).to(torch.int16).view(256, 256).flip(1).contiguous().to(place)
+        a = 2.0 ** torch.linspace(-40, 20, 256).round()
+        b = torch.randn(256, generator=torch.Generator().manual_seed(0))
+        merge([weight], [a.to(place)], [b.to(place)], [remainder], 1 / 3, rounding, 7)
+        results.append((weight.cpu(), remainder.cpu()))
+    (weight, remainder), (expected, expected_remainder) = results
+    # which NaN a NaN becomes is nobody's business
+    number = ~expected.isnan()
+    assert torch.equal(weight.isnan(), expected.isnan())
+    assert torch.equal(weight.view(torch.int16)[number], expected.view(torch.int16)[number])
+    assert torch.equal(remainder, expected_remainder)
+
+
+def test_merges_of_other_models_compile_nothing(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **facts: compiled.append(facts["repr"]))
+    merged(CUDA, [(64, 128), (32, 64)], torch.bfloat16, "stochastic", merge_rank1.merge_rank1_)
+    compiled.clear()
+    for layers in (1, 2, 7, 16):
+        shapes = [(8 * (layers + index), 16 * (1 + index)) for index in range(layers)]
+        merged(CUDA, shapes, torch.bfloat16, "stochastic", merge_rank1.merge_rank1_, scale=0.1 * layers)
+    assert compiled == []
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

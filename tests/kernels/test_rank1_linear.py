@@ -80,6 +80,40 @@ def test_strided_weight_and_bias(rank1_case, assert_as_accurate, plan):
     assert_as_accurate(y, _forward(*case.forward_arguments), case.expected())
 
 
+@pytest.mark.parametrize("rows", [1, 12, 40])
+@pytest.mark.parametrize("plan", [None, *PLANS], ids=lambda plan: plan.path if plan else "chosen")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_transposed_view_is_read_in_place(rank1_case, assert_as_accurate, monkeypatch, rows, plan, dtype):
+    case = rank1_case(rows, 1, 200, 70, dtype)
+    stored = case.weight.T.contiguous()
+    case.weight = stored.T
+    contiguous = torch.Tensor.contiguous
+
+    def watched(tensor, *arguments, **options):
+        assert tensor.shape != case.weight.shape, "a copy of the weight"
+        return contiguous(tensor, *arguments, **options)
+
+    eager, expected = _forward(*case.forward_arguments), case.expected()
+    gradients, expected_gradients = _backward(*case.backward_arguments, True), case.expected_gradients()
+    monkeypatch.setattr(torch.Tensor, "contiguous", watched)
+    y = PATHS[plan.path](*case.forward_arguments, plan) if plan else rank1_linear(*case.forward_arguments)
+    ours = rank1_linear_backward(*case.backward_arguments, True)
+    monkeypatch.undo()
+    assert_as_accurate(y, eager, expected)
+    for gradient, reference, wanted in zip(ours, gradients, expected_gradients, strict=True):
+        assert_as_accurate(gradient, reference, wanted)
+
+
+def test_a_part_of_a_larger_weight_is_read_by_its_strides(rank1_case, assert_as_accurate):
+    # columns of a packed [K, 3 N] weight, and every other row of a [N, K] one
+    for rows in (1, 12):
+        case = rank1_case(rows, 1, 66, 30, torch.float32)
+        for parent in (torch.randn(66, 90), torch.randn(66, 60)):
+            case.weight = (parent[:, 30:60] if parent.shape[1] == 90 else parent[:, ::2]).to(case.x.device).T
+            y = rank1_linear(*case.forward_arguments)
+            assert_as_accurate(y, _forward(*case.forward_arguments), case.expected())
+
+
 @pytest.mark.parametrize("rows", [8, 40])
 def test_strided_x_and_strided_adapters(rank1_case, assert_as_accurate, rows):
     case = rank1_case(rows, 2, 66, 30, torch.float32)

@@ -1,6 +1,9 @@
 import logging
+import re
+import types
 
 import pytest
+import torch
 
 from xgblora import ops
 from xgblora.errors import InputError
@@ -62,20 +65,100 @@ def test_strict_does_not_refuse_eager_on_the_cpu(monkeypatch):
     assert ops.choose("perturb", "cpu").backend == "eager"
 
 
+@pytest.fixture
+def obstacles(monkeypatch):
+    """A function that says what stands in the way of each backend, and puts functions in place of the modules."""
+
+    def there_are(**found: str) -> None:
+        monkeypatch.setattr(backend, "_OBSTACLES", {name: lambda _, why=why: why for name, why in found.items()})
+        functions = types.SimpleNamespace(perturb="perturb of Triton", merge_rank1_="merge of CUDA")
+        monkeypatch.setattr(backend.importlib, "import_module", lambda name: functions)
+
+    return there_are
+
+
 @pytest.mark.parametrize("strict", [False, True])
-def test_missing_kernels_on_cuda_warn_or_fail(monkeypatch, caplog, strict):
-    monkeypatch.setattr(backend, "_triton_kernel", lambda *_: (None, "no module named triton"))
+@pytest.mark.parametrize(("operation", "title"), [("perturb", "Triton"), ("merge_rank1_", "the CUDA extension")])
+def test_missing_kernels_on_cuda_warn_or_fail(monkeypatch, caplog, obstacles, operation, title, strict):
+    obstacles(triton="not there", cuda="not there")
     if strict:
         monkeypatch.setenv("XGBLORA_STRICT", "1")
-        with pytest.raises(InputError, match="no module named triton"):
-            ops.choose("perturb", "cuda")
+        with pytest.raises(InputError, match=rf"^XGBLORA_STRICT=1: {operation} on cuda cannot run {title}: not there$"):
+            ops.choose(operation, "cuda")
         return
     with caplog.at_level(logging.DEBUG, logger="xgblora"):
-        assert ops.choose("perturb", "cuda").backend == "eager"
-        ops.choose("perturb", "cuda")
+        assert ops.choose(operation, "cuda").backend == "eager"
+        ops.choose(operation, "cuda")
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1, "logged once, with its reason"
-    assert "no module named triton" in warnings[0].getMessage()
+    assert f"{title} cannot be used: not there" in warnings[0].getMessage()
+
+
+def test_a_module_that_cannot_be_imported_is_an_obstacle(monkeypatch):
+    def refuse(name):
+        raise ImportError("no module named triton")
+
+    monkeypatch.setattr(backend.importlib, "import_module", refuse)
+    choice = ops.choose("perturb", "cuda")
+    assert (choice.backend, choice.reason) == ("eager", "Triton cannot be used: no module named triton")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda", "triton"])
+@pytest.mark.parametrize("strict", ["0", "1"])
+def test_cuda_tensors_run_what_each_operation_is_written_for(monkeypatch, obstacles, wanted, strict):
+    # one that is not written for the wanted backend is no fallback, under STRICT either
+    monkeypatch.setenv("XGBLORA_BACKEND", wanted)
+    monkeypatch.setenv("XGBLORA_STRICT", strict)
+    monkeypatch.setitem(backend._CHAINS, "merge_rank1_", {"cuda": "its only module"})
+    obstacles(triton="", cuda="")
+    perturb, merge = ops.choose("perturb", "cuda"), ops.choose("merge_rank1_", "cuda")
+    assert (perturb.backend, perturb.function) == ("triton", "perturb of Triton")
+    assert (merge.backend, merge.function) == ("cuda", "merge of CUDA")
+    reasons = {
+        "auto": ("CUDA tensors run Triton", "CUDA tensors run the CUDA extension"),
+        "cuda": (
+            "XGBLORA_BACKEND=cuda, which it is not written for; CUDA tensors run Triton",
+            "XGBLORA_BACKEND=cuda",
+        ),
+        "triton": (
+            "XGBLORA_BACKEND=triton",
+            "XGBLORA_BACKEND=triton, which it is not written for; CUDA tensors run the CUDA extension",
+        ),
+    }
+    assert (perturb.reason, merge.reason) == reasons[wanted]
+
+
+def test_the_next_of_a_chain_is_taken_and_the_first_one_is_named(monkeypatch, obstacles):
+    monkeypatch.setitem(backend._CHAINS, "merge_rank1_", {"cuda": "one", "triton": "another"})
+    obstacles(triton="", cuda="not built: nvcc not found")
+    choice = ops.choose("merge_rank1_", "cuda")
+    assert choice.backend == "triton"
+    assert "the CUDA extension cannot be used: not built: nvcc not found" in choice.reason
+    ops.choose.cache_clear()
+    monkeypatch.setenv("XGBLORA_BACKEND", "triton")
+    assert ops.choose("merge_rank1_", "cuda").reason == "XGBLORA_BACKEND=triton", "what is wanted comes first"
+
+
+@pytest.mark.parametrize("strict", ["0", "1"])
+def test_the_extension_takes_no_cpu_tensors(monkeypatch, strict):
+    monkeypatch.setenv("XGBLORA_BACKEND", "cuda")
+    monkeypatch.setenv("XGBLORA_STRICT", strict)
+    assert ops.choose("perturb", "cpu").backend == "eager", "not written for CUDA, so nothing is missing"
+    if strict == "1":
+        with pytest.raises(InputError, match=r"^XGBLORA_STRICT=1: merge_rank1_ on cpu cannot run the CUDA extension: "):
+            ops.choose("merge_rank1_", "cpu")
+    else:
+        choice = ops.choose("merge_rank1_", "cpu")
+        assert choice.backend == "eager"
+        assert "takes no CPU tensors" in choice.reason
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_the_merge_says_why_it_cannot_run_the_extension():
+    choice = ops.choose("merge_rank1_", "cuda")
+    assert choice.backend != "cuda"
+    # not built, or built and refused by CUDA
+    assert re.search(r"the CUDA extension cannot be used: (not built: |built, but |cudaError)", choice.reason)
 
 
 def test_the_choice_is_made_once(monkeypatch):

@@ -77,6 +77,65 @@ def test_weights_that_are_views_are_written_through():
     assert torch.equal(storage, before), "nothing beside the view was touched"
 
 
+def transposed(weight: Tensor) -> Tensor:
+    """The same numbers [N, K], stored as [K, N]."""
+    return weight.T.contiguous().T
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "remainder"])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_a_transposed_weight_merges_to_the_same_numbers(dtype, rounding):
+    weights = [normals(9, 5).to(dtype)]
+    turned = [transposed(weights[0])]
+    planes, turned_planes = new_remainders(weights), new_remainders(turned)
+    storage = turned[0].T
+    for merge in range(3):
+        pair = normals(5, seed=merge), normals(9, seed=merge + 1)
+        ops.merge_rank1_(weights, [pair], 0.37, rounding, remainders=planes)
+        ops.merge_rank1_(turned, [pair], 0.37, rounding, remainders=turned_planes)
+    assert torch.equal(weights[0], turned[0])
+    assert torch.equal(planes[0], turned_planes[0])
+    assert storage.is_contiguous() and torch.equal(storage, weights[0].T), "merged in place"
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_stochastic_noise_of_a_transposed_weight_belongs_to_its_place_in_memory(dtype):
+    # as for the row-major [K, N] that it is, with a and b exchanged; behind an odd weight, so that words are shifted
+    first, weight, a, b = normals(3, 3), normals(9, 5), normals(5, seed=1), normals(9, seed=2)
+    pair = normals(3, seed=3), normals(3, seed=4)
+    turned = [first.to(dtype), transposed(weight.to(dtype))]
+    stored = [first.to(dtype), weight.T.contiguous().to(dtype)]
+    plain = [first.to(dtype), weight.to(dtype)]
+    # a power of two, so that (scale * b) * a and (scale * a) * b are the same number
+    for weights, adapters in ((turned, (a, b)), (stored, (b, a)), (plain, (a, b))):
+        ops.merge_rank1_(weights, [pair, adapters], 0.25, "stochastic", seed=7)
+    assert torch.equal(turned[1].T, stored[1])
+    assert not torch.equal(turned[1], plain[1])
+    assert torch.equal(turned[0], plain[0])
+
+
+def test_stochastic_noise_of_other_strides_goes_row_by_row():
+    wide, a, b = normals(4, 10).bfloat16(), normals(5, seed=1), normals(4, seed=2)
+    views = [wide[:, ::2], wide[:, ::2].contiguous()]
+    for view in views:
+        ops.merge_rank1_([view], [(a, b)], 0.3, "stochastic", seed=7)
+    assert torch.equal(*views)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1 / 3, 1e-30, 16.0, 1 + 2.0**-30])
+def test_the_scale_is_rounded_to_fp32_first(scale):
+    a, b = normals(301), normals(257, seed=1)
+    merged = torch.zeros(257, 301)
+    ops.merge_rank1_([merged], [(a, b)], scale, "nearest")
+    assert np.array_equal(merged.numpy(), update_of(scale, a, b))
+
+
+def test_nothing_to_merge():
+    ops.merge_rank1_([], [], 1.0, "remainder", remainders=[])
+    empty = torch.zeros(0, 3)
+    ops.merge_rank1_([empty], [(torch.zeros(3), torch.zeros(0))], 1.0, "stochastic", seed=1)
+
+
 @pytest.mark.parametrize("std", [1e-4, 1e-2, 1.0])
 def test_remainder_in_bf16_is_always_the_running_sum_rounded_once(std):
     weight = normals(6, 11, std=0.05).bfloat16()
@@ -292,6 +351,14 @@ def test_new_remainders_fit_their_weights():
     assert {r.dtype for r in new_remainders(weights)} == {torch.int16}
 
 
+def test_new_remainders_lie_as_their_weights_do():
+    weight = torch.ones(4, 3).bfloat16()
+    for view in (weight, weight.T):
+        (plane,) = new_remainders([view])
+        assert (plane.shape, plane.stride()) == (view.shape, view.stride())
+        assert not plane.any()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -300,8 +367,12 @@ def test_new_remainders_fit_their_weights():
         ({"adapters": [(torch.zeros(2), torch.zeros(3))]}, r"a \(2,\) and b \(3,\) do not fit the weight \(2, 3\)"),
         ({"weights": [torch.zeros(2, 3, dtype=torch.float64)]}, r"must be fp32, bf16 or fp16 .* not torch.float64"),
         ({"remainders": None}, r"1 weights and 0 remainders: must be equal"),
-        ({"remainders": [torch.zeros(3, 2, dtype=torch.int16)]}, r"a remainder must be int16 \(2, 3\), not \(3, 2\)"),
-        ({"remainders": [torch.zeros(2, 3, dtype=torch.int32)]}, r"a remainder must be int16 \(2, 3\)"),
+        (
+            {"remainders": [torch.zeros(3, 2, dtype=torch.int16)]},
+            r"a remainder must be int16 \(2, 3\) on cpu, not int16 \(3, 2\) on cpu",
+        ),
+        ({"remainders": [torch.zeros(2, 3, dtype=torch.int32)]}, r"must be int16 \(2, 3\) on cpu, not int32 \(2, 3\)"),
+        ({"adapters": [(torch.ones(3, device="meta"), torch.ones(2))]}, r"weights and adapters must be on one device"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line_and_nothing_is_merged(changes, message):
@@ -326,3 +397,9 @@ def test_opcheck(rounding, dtype):
     remainders = new_remainders(weights) if rounding == "remainder" else []
     a, b = [normals(5), normals(3)], [normals(3), normals(2)]
     torch.library.opcheck(torch.ops.xgblora.merge_rank1_.default, (weights, a, b, remainders, 0.5, rounding, 7))
+
+
+def test_opcheck_of_a_transposed_weight():
+    weights = [transposed(normals(3, 5).bfloat16())]
+    arguments = weights, [normals(5)], [normals(3)], new_remainders(weights), 0.5, "remainder", 7
+    torch.library.opcheck(torch.ops.xgblora.merge_rank1_.default, arguments)

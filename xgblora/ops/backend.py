@@ -1,7 +1,15 @@
 """Which implementation runs an operation: chosen once, logged once with its reason, shown by `xgblora-env`.
 
-CPU tensors run the eager reference. CUDA tensors run Triton and fall back to eager where Triton cannot be used.
-`XGBLORA_BACKEND=auto|eager|triton` overrides the choice; `XGBLORA_STRICT=1` makes a fallback an error.
+CPU tensors run the eager reference. CUDA tensors run the first implementation of `_CHAINS` that can be used here, and
+eager code where none can. `XGBLORA_STRICT=1` makes it an error that the first one cannot.
+
+`XGBLORA_BACKEND` overrides the choice:
+
+- `eager`: the reference everywhere. It is what was asked for, so it is no fallback.
+- `triton`, `cuda`: that implementation wherever an operation has one, on CPU tensors too (Triton runs them through its
+  interpreter, the CUDA extension cannot). An operation that was never written for it runs what `auto` would choose,
+  and the reason says so. `XGBLORA_STRICT=1` asks for no more than that: with `cuda` the merge must run the extension,
+  and `rank1_linear`, which has no CUDA implementation, must run Triton.
 """
 
 import importlib
@@ -12,15 +20,20 @@ from dataclasses import dataclass
 from functools import cache
 
 from xgblora.errors import InputError
+from xgblora.ops import extension
 
 logger = logging.getLogger("xgblora")
 
-BACKENDS = ("auto", "eager", "triton")
-_TRITON_MODULES = {
-    "rank1_linear": "rank1_linear",
-    "rank1_linear_backward": "rank1_linear",
-    "perturb": "perturb",
-    "update_": "update",
+BACKENDS = ("auto", "eager", "triton", "cuda")
+_TITLES = {"triton": "Triton", "cuda": "the CUDA extension"}
+
+# for each operation the backends that it is written for, best first, and the module of each
+_CHAINS = {
+    "rank1_linear": {"triton": "xgblora.kernels.rank1_linear"},
+    "rank1_linear_backward": {"triton": "xgblora.kernels.rank1_linear"},
+    "perturb": {"triton": "xgblora.kernels.perturb"},
+    "update_": {"triton": "xgblora.kernels.update"},
+    "merge_rank1_": {"cuda": "xgblora.ops.merge_rank1_cuda", "triton": "xgblora.kernels.merge_rank1"},
 }
 
 
@@ -63,19 +76,34 @@ def choose(operation: str, device_type: str) -> Choice:
     wanted = os.environ.get("XGBLORA_BACKEND", "auto").lower()
     if wanted not in BACKENDS:
         raise InputError(f"XGBLORA_BACKEND={wanted}: must be one of {', '.join(BACKENDS)}")
+    chain, reason = _candidates(operation, device_type, wanted)
+    obstacles = []
+    for backend, module in chain.items():
+        function, obstacle = _implementation(operation, device_type, backend, module)
+        if function is not None:
+            return _chosen(operation, device_type, backend, "; ".join([*obstacles, reason]), function)
+        if os.environ.get("XGBLORA_STRICT", "0") == "1":
+            raise InputError(
+                f"XGBLORA_STRICT=1: {operation} on {device_type} cannot run {_TITLES[backend]}: {obstacle}"
+            )
+        obstacles.append(f"{_TITLES[backend]} cannot be used: {obstacle}")
+    return _chosen(operation, device_type, "eager", "; ".join(obstacles) or reason, _eager[operation])
+
+
+def _candidates(operation: str, device_type: str, wanted: str) -> tuple[dict[str, str], str]:
+    """What to try before eager code, in order, and why."""
     if wanted == "eager":
-        return _chosen(operation, device_type, "eager", "XGBLORA_BACKEND=eager", _eager[operation])
-    if device_type == "cpu" and wanted == "auto":
-        return _chosen(operation, device_type, "eager", "CPU tensors run the eager reference", _eager[operation])
-    if operation not in _TRITON_MODULES:
-        return _chosen(operation, device_type, "eager", "has no other implementation yet", _eager[operation])
-    kernel, obstacle = _triton_kernel(operation, device_type)
-    if kernel is not None:
-        reason = f"XGBLORA_BACKEND={wanted}" if wanted != "auto" else "CUDA tensors run Triton"
-        return _chosen(operation, device_type, "triton", reason, kernel)
-    if os.environ.get("XGBLORA_STRICT", "0") == "1":
-        raise InputError(f"XGBLORA_STRICT=1: {operation} on {device_type} cannot run Triton: {obstacle}")
-    return _chosen(operation, device_type, "eager", f"Triton cannot be used: {obstacle}", _eager[operation])
+        return {}, "XGBLORA_BACKEND=eager"
+    chain = _CHAINS.get(operation, {})
+    if wanted in chain:
+        others = {backend: module for backend, module in chain.items() if backend != wanted and device_type == "cuda"}
+        return {wanted: chain[wanted], **others}, f"XGBLORA_BACKEND={wanted}"
+    asked = "" if wanted == "auto" else f"XGBLORA_BACKEND={wanted}, which it is not written for; "
+    if device_type == "cpu":
+        return {}, f"{asked}CPU tensors run the eager reference"
+    if not chain:
+        return {}, f"{asked}it has no other implementation"
+    return chain, f"{asked}CUDA tensors run {_TITLES[next(iter(chain))]}"
 
 
 def _chosen(operation: str, device_type: str, backend: str, reason: str, function: Callable) -> Choice:
@@ -84,11 +112,25 @@ def _chosen(operation: str, device_type: str, backend: str, reason: str, functio
     return Choice(operation, device_type, backend, reason, function)
 
 
-def _triton_kernel(operation: str, device_type: str) -> tuple[Callable | None, str]:
-    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET", "0") != "1":
-        return None, "CPU tensors need TRITON_INTERPRET=1"
+def _implementation(operation: str, device_type: str, backend: str, module: str) -> tuple[Callable | None, str]:
+    """The function of `operation` in `module`, or None and why it cannot be used here."""
+    obstacle = _OBSTACLES[backend](device_type)
+    if obstacle:
+        return None, obstacle
     try:
-        module = importlib.import_module(f"xgblora.kernels.{_TRITON_MODULES[operation]}")
+        return getattr(importlib.import_module(module), operation), ""
     except ImportError as error:
         return None, str(error)
-    return getattr(module, operation), ""
+
+
+def _obstacle_to_triton(device_type: str) -> str:
+    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET", "0") != "1":
+        return "CPU tensors need TRITON_INTERPRET=1"
+    return ""
+
+
+def _obstacle_to_cuda(device_type: str) -> str:
+    return "it takes no CPU tensors" if device_type == "cpu" else extension.obstacle()
+
+
+_OBSTACLES = {"triton": _obstacle_to_triton, "cuda": _obstacle_to_cuda}

@@ -3,6 +3,8 @@
 Two small matrix products a layer (Hu et al., 2021); rank 1, which the fused `rank1_linear` serves, is the special case.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +25,17 @@ def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b
         [..., N] in the dtype of `x`; the low-rank term is computed in fp32.
     """
     y = F.linear(x, weight, bias)
-    rows = x.reshape(a.shape[0], -1, x.shape[-1]).float()
-    low_rank = torch.bmm(torch.bmm(rows, a.float().transpose(1, 2)), b.float())
-    return (y.float() + scale * low_rank.view(y.shape)).to(y.dtype)
+    return (y + scale * low_rank_term(x, a, b)).to(y.dtype)
+
+
+def low_rank_term(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`(x a_g^T) b_g` for the rows of each group g; arguments as of `low_rank_linear`.
+
+    Returns:
+        fp32 [..., N], computed in fp32 under autocast too: what is added to a rounded output must not be rounded first.
+    """
+    # tensors without storage have no autocast, and `torch.autocast("meta")` is an error
+    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+        rows = x.reshape(a.shape[0], -1, x.shape[-1]).float()
+        term = torch.bmm(torch.bmm(rows, a.float().transpose(1, 2)), b.float())
+    return term.view(*x.shape[:-1], b.shape[-1])

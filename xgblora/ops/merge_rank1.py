@@ -1,6 +1,7 @@
 """`merge_rank1_`: write rank-1 adapters into the base weights of every layer in one call.
 
-    W += scale * outer(b, a), computed as `W + (scale * b) * a`: three fp32 operations, each rounded once, none fused.
+    W += scale * outer(b, a), computed as `W + (scale * b) * a`: three fp32 operations, each rounded once, none fused;
+    `scale` is rounded to fp32 first.
 
 Rounding says what happens to the bits that a 16-bit weight cannot hold:
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from xgblora.errors import InputError
+from xgblora.kernels.weight_storage import is_transposed
 from xgblora.ops.library import register
 from xgblora.ops.noise import Stream, random_words
 
@@ -36,13 +38,16 @@ def merge_rank1_(
     """Merge one rank-1 adapter into each weight, in place.
 
     Args:
-        weights: tensors [N_l, K_l] of fp32, bf16 or fp16.
+        weights: tensors [N_l, K_l] of fp32, bf16 or fp16, of any strides; on a GPU all on one. A weight that is stored
+            as [K_l, N_l] is handed over as its transpose, `weight.T`, and takes part in one launch like any other.
         adapters: a pair (a, b) for each weight: fp32 [K_l] and [N_l].
-        scale: alpha / rank.
+        scale: alpha / rank; rounded to fp32 before it is used.
         rounding: "nearest", "stochastic" or "remainder".
         remainders: for "remainder", an int16 tensor of the weight's shape for each 16-bit weight (for fp32 weights an
-            empty tensor); start with zeros.
+            empty tensor), from `new_remainders`.
         seed: for "stochastic": the 64-bit seed of this merge. Element i of the concatenated weights uses word i.
+            Elements are numbered in the order in which they lie in memory: row by row, and column by column for a
+            transposed weight, so that four neighbours share one Philox call; row by row for any other strides.
 
     Raises:
         InputError: the rounding is unknown, or lists, shapes or dtypes do not fit together.
@@ -56,19 +61,25 @@ def merge_rank1_(
             raise InputError(f"weights must be fp32, bf16 or fp16 to be merged into, not {weight.dtype}")
         if weight.shape != (b.numel(), a.numel()):
             raise InputError(f"a {tuple(a.shape)} and b {tuple(b.shape)} do not fit the weight {tuple(weight.shape)}")
+        if not weight.device == a.device == b.device == weights[0].device:
+            raise InputError("weights and adapters must be on one device to be merged")
     if remainders is None:
         remainders = []
     if rounding == "remainder":
         _check_remainders(weights, remainders)
+    if not weights:
+        return
     torch.ops.xgblora.merge_rank1_(
         weights, [a for a, _ in adapters], [b for _, b in adapters], remainders, scale, rounding, seed
     )
 
 
 def new_remainders(weights: list[Tensor]) -> list[Tensor]:
-    """Zeroed remainder planes for `weights`: int16 of the same shape for 16-bit weights, empty for fp32."""
+    """Zeroed remainder planes for `weights`: int16, shape and strides of 16-bit weights; empty for fp32."""
     return [
-        torch.zeros(weight.shape if weight.dtype != torch.float32 else 0, dtype=torch.int16, device=weight.device)
+        weight.new_zeros(0, dtype=torch.int16)
+        if weight.dtype == torch.float32
+        else torch.zeros_like(weight, dtype=torch.int16, memory_format=torch.preserve_format)
         for weight in weights
     ]
 
@@ -77,8 +88,11 @@ def _check_remainders(weights: list[Tensor], remainders: list[Tensor]) -> None:
     if len(remainders) != len(weights):
         raise InputError(f"rounding=remainder: {len(weights)} weights and {len(remainders)} remainders: must be equal")
     for weight, remainder in zip(weights, remainders, strict=True):
-        if weight.dtype != torch.float32 and (remainder.shape != weight.shape or remainder.dtype != torch.int16):
-            raise InputError(f"a remainder must be int16 {tuple(weight.shape)}, not {tuple(remainder.shape)}")
+        if weight.dtype == torch.float32:
+            continue
+        if remainder.shape != weight.shape or remainder.dtype != torch.int16 or remainder.device != weight.device:
+            found = f"{str(remainder.dtype).removeprefix('torch.')} {tuple(remainder.shape)} on {remainder.device}"
+            raise InputError(f"a remainder must be int16 {tuple(weight.shape)} on {weight.device}, not {found}")
 
 
 def running_sum(weight: Tensor, remainder: Tensor) -> Tensor:
@@ -153,12 +167,17 @@ def _merge(
             weight.copy_(rounded)
             remainders[index].copy_(remainder)
         else:
-            skipped = start % 4
-            words = random_words(
-                seed, weight.numel() + skipped, Stream.ROUNDING, device=weight.device, start=start - skipped
-            )[skipped:]
-            weight.copy_(round_stochastically(weight.float() + update, weight.dtype, words.view(weight.shape)))
+            words = _words_of(weight, start, seed)
+            weight.copy_(round_stochastically(weight.float() + update, weight.dtype, words))
         start += weight.numel()
+
+
+def _words_of(weight: Tensor, start: int, seed: int) -> Tensor:
+    """The random words of a weight whose first element is number `start`: int64 [N, K]."""
+    skipped = start % 4
+    words = random_words(seed, weight.numel() + skipped, Stream.ROUNDING, device=weight.device, start=start - skipped)
+    words = words[skipped:]
+    return words.view(weight.T.shape).T if is_transposed(weight) else words.view(weight.shape)
 
 
 def _fake(weights, a, b, remainders, scale, rounding, seed) -> None:

@@ -87,14 +87,22 @@ def _check_update(device: torch.device) -> Iterator[Check]:
 def _check_merge(device: torch.device) -> Iterator[Check]:
     for rounding in ROUNDINGS:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            merged = []
-            for place in (device, torch.device("cpu")):
-                weights = [_values(33, 65).to(place, dtype), _values(128, 7, seed=2).to(place, dtype)]
-                a = [_values(65, seed=3).to(place), _values(7, seed=4).to(place)]
-                b = [_values(33, seed=5).to(place), _values(128, seed=6).to(place)]
-                _on(place, "merge_rank1_")(weights, a, b, new_remainders(weights), 0.37, rounding, 11)
-                merged.append(torch.cat([weight.flatten() for weight in weights]))
-            yield _same_bits("merge_rank1_", device, f"{_name(dtype)} {rounding}", *merged)
+            results = [_merged(place, dtype, rounding) for place in (device, torch.device("cpu"))]
+            for name, parts in zip(("weights", "remainders"), zip(*results, strict=True), strict=True):
+                yield _same_bits("merge_rank1_", device, f"{_name(dtype)} {rounding}, {name}", *parts)
+
+
+def _merged(place: torch.device, dtype: torch.dtype, rounding: str) -> tuple[Tensor, Tensor]:
+    """All weights and all remainders, flat, after two merges into an odd, a transposed and a row-major weight."""
+    shapes = ((33, 65), (96, 40), (128, 7))
+    weights = [_values(*shape, seed=index).to(place, dtype) for index, shape in enumerate(shapes)]
+    weights[1] = weights[1].T.contiguous().T
+    a = [_values(columns, seed=3).to(place) for _, columns in shapes]
+    b = [_values(rows, seed=4).to(place) for rows, _ in shapes]
+    remainders = new_remainders(weights)
+    for merge in range(2):
+        _on(place, "merge_rank1_")(weights, a, b, remainders, 0.37, rounding, 11 + merge)
+    return tuple(torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (weights, remainders))
 
 
 def _check_linear(device: torch.device) -> Iterator[Check]:

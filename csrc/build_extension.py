@@ -1,0 +1,243 @@
+"""Build of `xgblora._C` with nvcc, for setup.py: no torch, no CUDA library at run time, one compiler call.
+
+    XGBLORA_BUILD_CUDA=auto|1|0      build where nvcc is found (default); fail without it; do not build
+    XGBLORA_CUDA_ARCHS="80;90"       architectures to compile for; PTX of the newest is added for GPUs that come later
+
+What came of it is written to `xgblora/_build.json`, which `xgblora.ops.extension` reads.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+SOURCE = Path(__file__).resolve().parent
+ROOT = SOURCE.parent
+EXTENSION = "xgblora._C"
+SOURCES = ("merge.cu", "bindings.cpp")
+RECORD = "_build.json"
+DEFAULT_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+DEFAULT_CUDA = Path("/usr/local/cuda")
+
+
+class BuildError(Exception):
+    """The extension cannot be built, or a variable is wrong; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """An nvcc: where it is, its release, such as "13.0", and the architectures that it knows."""
+
+    path: Path
+    release: str
+    architectures: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build will do: compile, or leave the extension out for `reason`.
+
+    Attributes:
+        compiler: None where the extension is left out.
+        architectures: what to compile for.
+        required: whether a failure of the compiler fails the build.
+        reason: why the extension is left out.
+    """
+
+    compiler: Compiler | None = None
+    architectures: tuple[int, ...] = ()
+    required: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `_build.json` holds: whether the extension was built, and with what or why not.
+
+    Attributes:
+        nvcc: its release.
+        architectures: what there is machine code for.
+        ptx: the architecture of the PTX.
+        seconds: how long the compiler took.
+    """
+
+    built: bool
+    reason: str = ""
+    nvcc: str = ""
+    architectures: tuple[int, ...] = ()
+    ptx: int = 0
+    seconds: float = 0.0
+
+
+def plan_build(environment: Mapping[str, str], platform: str = sys.platform) -> Plan:
+    """What to do under `environment`.
+
+    Raises:
+        BuildError: a variable is wrong, or XGBLORA_BUILD_CUDA=1 and there is no compiler.
+    """
+    mode, named = wanted(environment), named_architectures(environment)
+    if mode == "0":
+        return Plan(reason="XGBLORA_BUILD_CUDA=0")
+    try:
+        if platform != "linux":
+            raise BuildError(f"built on Linux only, this is {platform}")
+        compiler = ask_compiler(find_nvcc(environment))
+    except BuildError as error:
+        if mode == "1":
+            raise BuildError(f"XGBLORA_BUILD_CUDA=1: {error}") from None
+        return Plan(reason=str(error))
+    return Plan(compiler, choose_architectures(named, compiler), required=mode == "1")
+
+
+def wanted(environment: Mapping[str, str]) -> str:
+    """The value of XGBLORA_BUILD_CUDA: "auto", "1" or "0"."""
+    value = environment.get("XGBLORA_BUILD_CUDA", "auto").strip().lower()
+    if value not in ("auto", "1", "0"):
+        raise BuildError(f"XGBLORA_BUILD_CUDA={value}: must be auto, 1 or 0")
+    return value
+
+
+def named_architectures(environment: Mapping[str, str]) -> tuple[int, ...]:
+    """The architectures that XGBLORA_CUDA_ARCHS names, sorted; empty where it is not set."""
+    value = environment.get("XGBLORA_CUDA_ARCHS", "").strip()
+    if not value:
+        return ()
+    parts = [part.strip() for part in value.split(";")]
+    if not all(re.fullmatch(r"[0-9]{2,3}", part) for part in parts):
+        raise BuildError(f"XGBLORA_CUDA_ARCHS={value}: must be numbers separated by ';', such as 80;90")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def choose_architectures(named: tuple[int, ...], compiler: Compiler) -> tuple[int, ...]:
+    """Those that are named, all of which `compiler` must know; without names, those of the default that it knows."""
+    unknown = [str(number) for number in named if number not in compiler.architectures]
+    if unknown:
+        raise BuildError(
+            f"XGBLORA_CUDA_ARCHS={';'.join(map(str, named))}: nvcc {compiler.release} does not know "
+            f"{', '.join(unknown)}, it knows {', '.join(map(str, compiler.architectures))}"
+        )
+    return named or tuple(number for number in DEFAULT_ARCHITECTURES if number in compiler.architectures)
+
+
+def find_nvcc(environment: Mapping[str, str], default: Path = DEFAULT_CUDA) -> Path:
+    """nvcc of CUDA_HOME or CUDA_PATH, which must have it where they are set; else of PATH; else of `default`."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if environment.get(variable):
+            nvcc = Path(environment[variable]) / "bin" / "nvcc"
+            if not nvcc.exists():
+                raise BuildError(f"nvcc not found in {variable}={environment[variable]}")
+            return nvcc
+    found = shutil.which("nvcc", path=environment.get("PATH", ""))
+    nvcc = Path(found) if found else default / "bin" / "nvcc"
+    if not nvcc.exists():
+        raise BuildError("nvcc not found")
+    return nvcc
+
+
+def ask_compiler(nvcc: Path) -> Compiler:
+    """What `nvcc` says of itself."""
+    answers = []
+    for question in ("--version", "--list-gpu-code"):
+        done = subprocess.run([nvcc, question], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise BuildError(f"{nvcc} {question} failed: {_first_error(done.stderr)}")
+        answers.append(done.stdout)
+    release = re.search(r"release ([0-9.]+)", answers[0])
+    architectures = sorted({int(number) for number in re.findall(r"\bsm_([0-9]+)\b", answers[1])})
+    return Compiler(nvcc, release.group(1) if release else "unknown", tuple(architectures))
+
+
+def compile_command(plan: Plan, includes: list[str], output: Path) -> list[str]:
+    """The nvcc call that makes the extension at `output`.
+
+    No fused multiply-add on the device or the host: the contract rounds each operation once. The CUDA runtime is linked
+    in, so that the module imports where there is no GPU, and beside a torch of any CUDA release.
+    """
+    newest = max(plan.architectures)
+    return [
+        str(plan.compiler.path),
+        *("-shared", "-O3", "-std=c++17", "--fmad=false", "-cudart=static", "--threads=0"),
+        *("-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"),
+        *(f"-gencode=arch=compute_{number},code=sm_{number}" for number in plan.architectures),
+        f"-gencode=arch=compute_{newest},code=compute_{newest}",
+        *(f"-I{include}" for include in includes),
+        *(str(SOURCE / name) for name in SOURCES),
+        *("-o", str(output)),
+    ]
+
+
+def compile_extension(plan: Plan, output: Path) -> Outcome:
+    """Run the compiler; an `Outcome` that says why where that fails."""
+    try:
+        import pybind11
+    except ImportError:
+        return Outcome(built=False, reason="pybind11 is not installed")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    command = compile_command(plan, [pybind11.get_include(), sysconfig.get_path("include")], output)
+    start = time.monotonic()
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        print(done.stdout, file=sys.stderr)
+        return Outcome(built=False, reason=f"nvcc {plan.compiler.release} failed: {_first_error(done.stdout)}")
+    return Outcome(
+        built=True,
+        nvcc=plan.compiler.release,
+        architectures=plan.architectures,
+        ptx=max(plan.architectures),
+        seconds=round(time.monotonic() - start, 1),
+    )
+
+
+def extensions(plan: Plan) -> list[Extension]:
+    """`ext_modules` of setup(): empty where nothing is compiled, so that the wheel is one for every platform."""
+    if plan.compiler is None:
+        return []
+    sources = [f"csrc/{name}" for name in SOURCES]
+    return [Extension(EXTENSION, sources, optional=not plan.required)]
+
+
+def commands(plan: Plan) -> dict[str, type]:
+    """`cmdclass` of setup(): the stock commands, and the record of what came of the extension."""
+
+    class BuildPython(build_py):
+        def run(self):
+            super().run()
+            if plan.compiler is None:
+                folder = ROOT if self.editable_mode else Path(self.build_lib)
+                record(Outcome(built=False, reason=plan.reason), folder / "xgblora")
+
+    class BuildExtension(build_ext):
+        def build_extension(self, extension):
+            outcome = compile_extension(plan, Path(self.get_ext_fullpath(extension.name)))
+            if plan.required and not outcome.built:
+                sys.exit(f"error: XGBLORA_BUILD_CUDA=1: {outcome.reason}")
+            folders = [Path(self.build_lib), *([ROOT] if self.editable_mode else [])]
+            for folder in folders:
+                record(outcome, folder / "xgblora")
+
+    return {"build_py": BuildPython, "build_ext": BuildExtension}
+
+
+def record(outcome: Outcome, folder: Path) -> None:
+    """Write `outcome` into `folder`; where nothing was built, remove what an earlier build left there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).write_text(json.dumps(asdict(outcome)) + "\n", encoding="utf-8")
+    if not outcome.built:
+        for stale in folder.glob("_C.*.so"):
+            stale.unlink()
+
+
+def _first_error(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or ["no message"])[0]

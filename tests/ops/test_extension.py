@@ -1,0 +1,62 @@
+"""What a process finds of the extension, in one line."""
+
+import json
+
+import pytest
+
+from xgblora.ops import extension
+
+BUILT = {"built": True, "reason": "", "nvcc": "13.0", "architectures": [80, 90], "ptx": 90, "seconds": 9.0}
+
+
+def test_a_source_tree_that_was_never_installed(tmp_path):
+    found = extension._load(extension._read_record(tmp_path / "_build.json"))
+    assert (found.module, found.state) == (None, "not built: xgblora was not installed with pip")
+
+
+def test_the_reason_of_the_build_is_kept(tmp_path):
+    record = tmp_path / "_build.json"
+    record.write_text(json.dumps({"built": False, "reason": "nvcc not found"}))
+    assert extension._load(extension._read_record(record)).state == "not built: nvcc not found"
+
+
+def test_an_extension_that_was_not_built_is_not_imported_even_where_one_lies(monkeypatch):
+    monkeypatch.setattr(extension.importlib, "import_module", lambda name: pytest.fail("imported"))
+    assert extension._load({"built": False, "reason": "XGBLORA_BUILD_CUDA=0"}).module is None
+
+
+def test_an_extension_that_cannot_be_imported(monkeypatch):
+    def refuse(name):
+        raise ImportError("libsomething.so: cannot open shared object file")
+
+    monkeypatch.setattr(extension.importlib, "import_module", refuse)
+    found = extension._load(BUILT)
+    assert found.module is None
+    assert found.state == "built, but cannot be imported: libsomething.so: cannot open shared object file"
+
+
+def test_what_it_was_built_with(monkeypatch):
+    monkeypatch.setattr(extension.importlib, "import_module", lambda name: "the module")
+    assert extension._load(BUILT) == extension.Extension("the module", "built with nvcc 13.0 for sm_80, sm_90 + PTX 90")
+
+
+class Module:
+    """An extension whose kernel runs, or raises `error`."""
+
+    def __init__(self, error: str = ""):
+        self.error = error
+
+    def merge_facts(self, rounding, device):
+        if self.error:
+            raise RuntimeError(self.error)
+
+
+@pytest.mark.parametrize("error", ["", "cudaErrorNoKernelImageForDevice: no kernel image is available"])
+def test_an_obstacle_on_this_gpu(monkeypatch, error):
+    monkeypatch.setattr(extension, "extension", lambda: extension.Extension(Module(error), "built"))
+    assert extension.obstacle() == error
+
+
+def test_an_extension_that_is_not_there_is_an_obstacle(monkeypatch):
+    monkeypatch.setattr(extension, "extension", lambda: extension.Extension(None, "not built: nvcc not found"))
+    assert extension.obstacle() == "not built: nvcc not found"
