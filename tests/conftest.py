@@ -1,4 +1,4 @@
-"""Models small enough for every test: randomly initialised OPT and Llama, and the real ones that the project shares."""
+"""Models small enough for every test: randomly initialised OPT, Llama and GPT-2, and the real ones the project has."""
 
 import logging
 from contextlib import contextmanager
@@ -49,6 +49,24 @@ def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides):
     return _initialised(LlamaForCausalLM, LlamaConfig(**{**settings, **overrides}), seed, dtype)
 
 
+def tiny_gpt2(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides):
+    """Two layers of GPT-2, whose linear layers are transformers' `Conv1D`; biases are not zero; in eval mode."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    settings = {
+        "vocab_size": VOCABULARY,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 64,
+        "initializer_range": 0.1,
+        "pad_token_id": 1,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+    }
+    return _initialised(GPT2LMHeadModel, GPT2Config(**{**settings, **overrides}), seed, dtype)
+
+
 def _initialised(model_class, config, seed, dtype):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -62,12 +80,12 @@ def _initialised(model_class, config, seed, dtype):
     return model.eval()
 
 
-MODELS = {"opt": tiny_opt, "llama": tiny_llama}
+MODELS = {"opt": tiny_opt, "llama": tiny_llama, "gpt2": tiny_gpt2}
 
 
 @pytest.fixture(params=MODELS)
 def make_model(request):
-    """A function `(seed, dtype, **config)` that makes a tiny model: OPT in one run of the test, Llama in the other."""
+    """A function `(seed, dtype, **config)` that makes a tiny model: OPT, Llama and GPT-2, each in a run of the test."""
     return MODELS[request.param]
 
 
@@ -81,6 +99,12 @@ def make_opt():
 def make_llama():
     """A function `(seed, dtype, **config)` that makes a tiny Llama."""
     return tiny_llama
+
+
+@pytest.fixture
+def make_gpt2():
+    """A function `(seed, dtype, **config)` that makes a tiny GPT-2."""
+    return tiny_gpt2
 
 
 @pytest.fixture
@@ -209,10 +233,8 @@ def unchanged_logger():
 
 
 @pytest.fixture(scope="session")
-def train_tiny(tiny_model_folder, review_folder):
-    """A function `(output_dir, *flags)` that runs `xgblora-train` in this process: 12 examples, 3 batches an epoch."""
-    from xgblora.cli.train import main
-
+def tiny_flags(tiny_model_folder, review_folder) -> list[str]:
+    """Flags of `xgblora-train` for a run on 12 examples, 3 batches an epoch; where it writes is not among them."""
     flags = {
         "model_name": tiny_model_folder,
         "data_dir": review_folder,
@@ -224,13 +246,21 @@ def train_tiny(tiny_model_folder, review_folder):
         "logging_steps": 5,
         "eval_steps": 10,
         "seed": 3,
+        "use_cpu": "true",
+        "disable_tqdm": "true",
     }
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+@pytest.fixture(scope="session")
+def train_tiny(tiny_flags):
+    """A function `(output_dir, *flags)` that runs `xgblora-train` with the `tiny_flags` in this process."""
+    from xgblora.cli.train import main
 
     def train(output_dir: Path | None, *given: object) -> Path | None:
-        defaults = [f"--{name}={value}" for name, value in flags.items()]
-        defaults += [f"--output_dir={output_dir}"] if output_dir is not None else []
+        folder = [f"--output_dir={output_dir}"] if output_dir is not None else []
         with unchanged_logger():
-            main([*defaults, "--use_cpu", "--disable_tqdm=true", *map(str, given)])
+            main([*tiny_flags, *folder, *map(str, given)])
         return output_dir
 
     return train

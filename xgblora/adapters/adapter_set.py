@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from xgblora.adapters.arena import Arena
+from xgblora.adapters.base_layer import has_dense_weight
 from xgblora.adapters.rank1_linear import Rank1Linear, scale_of
+from xgblora.ops.merge_rank1 import WEIGHT_DTYPES
 from xgblora.ops.noise import Stream, derive_seed, uniform
 
 
@@ -40,16 +42,31 @@ class AdapterSet:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of the adapted weights, in which `live` is kept."""
-        return next(iter(self.layers.values())).weight.dtype
+        """The dtype in which activations run, and in which `live` is kept.
+
+        That of the adapted weights. Beside quantised weights, what the layer says it computes in (`compute_dtype`, as
+        bitsandbytes has it); else that of the first fp32, bf16 or fp16 parameter of the model.
+        """
+        base = next(iter(self.layers.values())).base
+        if has_dense_weight(base):
+            return base.weight.dtype
+        if isinstance(getattr(base, "compute_dtype", None), torch.dtype):
+            return base.compute_dtype
+        ours = {id(parameter) for layer in self.layers.values() for parameter in (layer.a, layer.b)}
+        theirs = [parameter for parameter in self.model.parameters() if id(parameter) not in ours]
+        known = [parameter.dtype for parameter in theirs if parameter.dtype in WEIGHT_DTYPES]
+        return known[0] if known else next((p.dtype for p in theirs if p.is_floating_point()), torch.float32)
 
     def num_parameters(self) -> int:
         """Trainable numbers: rank * (in + out features), summed over the layers."""
         return sum(layer.a.numel() + layer.b.numel() for layer in self.layers.values())
 
     def weights(self) -> list[Tensor]:
-        """The frozen base weights [out_features, in_features], in model order."""
-        return [layer.weight for layer in self.layers.values()]
+        """The frozen base weights [out_features, in_features] that merges write into, in model order.
+
+        Those of the layers that are `mergeable`, and no others; for `Conv1D` transposed views.
+        """
+        return [layer.weight for layer in self.layers.values() if layer.mergeable]
 
     @torch.no_grad()
     def reinitialise(self, round: int) -> None:

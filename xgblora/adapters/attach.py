@@ -1,14 +1,21 @@
 """`attach` and `detach`: put adapters around the linear layers of a model, and take them off again."""
 
+import logging
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from xgblora.adapters.adapter_set import AdapterSet
+from xgblora.adapters.base_layer import features_of
+from xgblora.adapters.memory import memory_of
 from xgblora.adapters.rank1_linear import Rank1Linear, scale_of
+from xgblora.adapters.shared_memory import shared_weights
 from xgblora.errors import InputError
+
+logger = logging.getLogger("xgblora")
 
 # The first row whose names all occur in the model is taken. Query and value projections are LoRA's own choice (Hu et
 # al., 2021, section 7.1).
@@ -19,7 +26,12 @@ DEFAULT_TARGETS = (
     ("query_key_value",),
     ("qkv_proj",),
     ("Wqkv",),
+    ("c_attn",),
 )
+
+# These read the weights of their linear layers without calling them: `MultiheadAttention` always, the encoder layer
+# in its fast path, which inference without gradients takes.
+_READ_WEIGHTS_THEMSELVES = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 def attach(
@@ -33,7 +45,8 @@ def attach(
     """Freeze `model` and put an adapter on each target layer.
 
     Args:
-        model: any module; its `nn.Linear` children are the candidates.
+        model: any module; the layers in it that can carry an adapter are the candidates: `nn.Linear`, transformers'
+            `Conv1D`, and modules with `in_features`, `out_features` and a weight (quantised, custom).
         target_modules: names or dotted suffixes of layers ("q_proj", "layers.3.fc1", a full name), or one regular
             expression that must match a layer's full name; None takes the query and value projections.
         alpha: the scale is `alpha / rank`; it has no default because comparisons hang on it.
@@ -45,22 +58,24 @@ def attach(
 
     Raises:
         InputError: nothing matches (the message lists what there is), adapters are attached already, alpha or rank is
-            out of range, or a matched weight is shared by two layers.
+            out of range, a matched weight is shared with another module, or its layer is never called.
     """
     scale_of(alpha, rank)
     if any(isinstance(module, Rank1Linear) for module in model.modules()):
         raise InputError("the model has adapters already: xgblora.detach(model) first")
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name}
-    names = match_layers(linears, target_modules)
+    candidates = candidate_layers(model)
+    names = match_layers(candidates, target_modules)
+    _refuse_layers_never_called(model, names)
     _refuse_shared_weights(model, names)
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     layers = {}
     for name in names:
-        layers[name] = Rank1Linear(linears[name], alpha=alpha, rank=rank)
+        layers[name] = Rank1Linear(candidates[name], alpha=alpha, rank=rank)
         _replace(model, name, layers[name])
     adapters = AdapterSet(model=model, layers=layers, alpha=alpha, rank=rank, seed=seed)
     adapters.arena.frozen = frozen
+    _log(adapters)
     return adapters
 
 
@@ -71,54 +86,74 @@ def detach(model: nn.Module, *, fold: bool = True) -> nn.Module:
     Args:
         model: a model with adapters; one without is returned as it is.
         fold: add `scale * b^T a` to the weights (rounded to nearest), so that the model computes what it did with its
-            adapters. False drops them.
+            adapters. False drops them, and the boosters in banks with them.
+
+    Raises:
+        InputError: `fold`, and a layer has an adapter or boosters that its weight cannot take; nothing is changed.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Rank1Linear)}
+    if fold:
+        _refuse_what_cannot_be_folded(layers)
     for arena in {layer._arena for layer in layers.values() if layer._arena is not None}:
         arena.unfreeze()
     for name, layer in layers.items():
-        if fold:
+        if fold and layer.mergeable:
             update = layer.scale * (layer.b.T @ layer.a)
             layer.weight.copy_(layer.weight.float() + update)
         _replace(model, name, layer.base)
     return model
 
 
-def match_layers(linears: dict[str, nn.Linear], target_modules: str | Iterable[str] | None) -> list[str]:
-    """Names among `linears` that `target_modules` selects, in model order.
+def candidate_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers in `model` that can carry an adapter, by name, in model order; the model itself is none.
+
+    A layer inside another candidate is part of it (the `base_layer` of a PEFT layer): adapting both would be adapting
+    it twice.
+    """
+    candidates: dict[str, nn.Module] = {}
+    last = None
+    for name, module in model.named_modules():
+        inside = last is not None and name.startswith(f"{last}.")
+        if name and not inside and features_of(module) is not None:
+            candidates[name], last = module, name
+    return candidates
+
+
+def match_layers(candidates: dict[str, nn.Module], target_modules: str | Iterable[str] | None) -> list[str]:
+    """Names among `candidates` that `target_modules` selects, in model order.
 
     Raises:
         InputError: a name, or the expression, selects none.
     """
     if target_modules is None:
-        return _default_layers(linears)
+        return _default_layers(candidates)
     if isinstance(target_modules, str):
-        return _matching_expression(linears, target_modules)
+        return _matching_expression(candidates, target_modules)
     targets = list(target_modules)
     if not targets:
         raise InputError("target_modules is empty: name at least one layer, or leave it out for the default")
     for target in targets:
-        if not any(_has_suffix(name, target) for name in linears):
-            raise InputError(f"target_modules={target}: matches no linear layer; there are {_summary(linears)}")
-    return [name for name in linears if any(_has_suffix(name, target) for target in targets)]
+        if not any(_has_suffix(name, target) for name in candidates):
+            raise InputError(f"target_modules={target}: matches no linear layer; there are {_summary(candidates)}")
+    return [name for name in candidates if any(_has_suffix(name, target) for target in targets)]
 
 
-def _default_layers(linears: dict[str, nn.Linear]) -> list[str]:
-    endings = {name.rpartition(".")[2] for name in linears}
+def _default_layers(candidates: dict[str, nn.Module]) -> list[str]:
+    endings = {name.rpartition(".")[2] for name in candidates}
     for targets in DEFAULT_TARGETS:
         if endings.issuperset(targets):
-            return [name for name in linears if name.rpartition(".")[2] in targets]
-    raise InputError(f"no default target_modules for this model: choose from {_summary(linears)}")
+            return [name for name in candidates if name.rpartition(".")[2] in targets]
+    raise InputError(f"no default target_modules for this model: choose from {_summary(candidates)}")
 
 
-def _matching_expression(linears: dict[str, nn.Linear], expression: str) -> list[str]:
+def _matching_expression(candidates: dict[str, nn.Module], expression: str) -> list[str]:
     try:
         pattern = re.compile(expression)
     except re.error as error:
         raise InputError(f"target_modules={expression}: not a regular expression ({error})") from None
-    names = [name for name in linears if pattern.fullmatch(name) or _has_suffix(name, expression)]
+    names = [name for name in candidates if pattern.fullmatch(name) or _has_suffix(name, expression)]
     if not names:
-        raise InputError(f"target_modules={expression}: matches no linear layer; there are {_summary(linears)}")
+        raise InputError(f"target_modules={expression}: matches no linear layer; there are {_summary(candidates)}")
     return names
 
 
@@ -126,25 +161,60 @@ def _has_suffix(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith("." + suffix)
 
 
-def _summary(linears: dict[str, nn.Linear]) -> str:
-    endings = sorted({name.rpartition(".")[2] for name in linears})
+def _summary(candidates: dict[str, nn.Module]) -> str:
+    endings = sorted({name.rpartition(".")[2] for name in candidates})
     return ", ".join(endings) if endings else "none in this model"
 
 
-def _refuse_shared_weights(model: nn.Module, names: list[str]) -> None:
-    owners: dict[int, list[str]] = {}
-    # a layer that is used under two names is listed twice
-    for module_name, module in model.named_modules(remove_duplicate=False):
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter):
-            owners.setdefault(id(weight), []).append(module_name)
-    weights = {name: id(model.get_submodule(name).weight) for name in names}
-    for name, weight in weights.items():
-        others = [owner for owner in owners[weight] if owner != name]
-        if others:
+def _refuse_layers_never_called(model: nn.Module, names: list[str]) -> None:
+    for name in names:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(parent, _READ_WEIGHTS_THEMSELVES):
             raise InputError(
-                f"target_modules: the weight of {name} is shared with {others[0]} and cannot be merged into"
+                f"target_modules: {name} is part of nn.{type(parent).__name__}, which reads its weight and never calls "
+                "it: an adapter there would have no effect"
             )
+
+
+def _refuse_shared_weights(model: nn.Module, names: list[str]) -> None:
+    for name, other in shared_weights(model, names):
+        raise InputError(f"target_modules: the weight of {name} is shared with {other} and cannot be merged into")
+
+
+def _refuse_what_cannot_be_folded(layers: dict[str, Rank1Linear]) -> None:
+    for name, layer in layers.items():
+        if layer.bank is not None or (not layer.mergeable and bool(torch.any(layer.b != 0))):
+            raise InputError(
+                f"{name}: its boosters cannot be folded into a {_kind(layer.base)}; export them as a PEFT "
+                "adapter (xgblora-export RUN --format peft), or drop them with detach(model, fold=False)"
+            )
+
+
+def _log(adapters: AdapterSet) -> None:
+    layers = adapters.layers.values()
+    logger.info(
+        "adapters on %d layers, %s trainable parameters; %s",
+        len(layers),
+        f"{adapters.num_parameters():,}",
+        memory_of(adapters),
+    )
+    kinds = Counter(_kind(layer.base) for layer in layers if not layer.mergeable)
+    if kinds:
+        logger.info(
+            "%d of %d adapted layers cannot be merged into (%s): their boosters stay in a bank beside the weights",
+            sum(kinds.values()),
+            len(layers),
+            ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
+        )
+
+
+def _kind(base: nn.Module) -> str:
+    """What a layer is, for a message: "Linear4bit of Params4bit uint8", "Linear of Int8Tensor bfloat16"."""
+    weight = getattr(base, "weight", getattr(base, "qweight", None))
+    if not isinstance(weight, torch.Tensor):
+        return type(base).__name__
+    subclass = "" if type(weight) in (torch.Tensor, nn.Parameter) else f"{type(weight).__name__} "
+    return f"{type(base).__name__} of {subclass}{str(weight.dtype).removeprefix('torch.')}"
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

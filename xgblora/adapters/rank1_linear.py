@@ -6,20 +6,30 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from xgblora.adapters.base_layer import (
+    device_of,
+    features_of,
+    has_dense_weight,
+    runs_plain_linear,
+    weight_of,
+    writes_reach_the_output,
+)
 from xgblora.errors import InputError
-from xgblora.ops.low_rank_linear import low_rank_linear
+from xgblora.ops.low_rank_linear import low_rank_term
 
 if TYPE_CHECKING:
     from xgblora.adapters.arena import Arena
 
 
 class Rank1Linear(nn.Module):
-    """`base(x) + scale * (x a^T) b` with `scale = alpha / rank`; rank 1 runs the fused operation.
+    """`base(x) + scale * (x a^T) b` with `scale = alpha / rank`, and the boosters of the bank where there is one.
 
-    Usable alone (autograd included) or as part of an `AdapterSet`, whose arena then holds `a` and `b`.
+    Rank 1 beside a plain `nn.Linear` or `Conv1D` runs the fused operation; every other base computes its own forward,
+    and the low-rank terms are added to the result in fp32. Usable alone (autograd included) or as part of an
+    `AdapterSet`, whose arena then holds `a` and `b`.
 
     Args:
-        base: the layer to adapt; its weight and bias are frozen.
+        base: the layer to adapt, see `xgblora.adapters.base_layer`; its parameters are frozen.
         alpha: numerator of the scale, finite and positive.
         rank: 1 for XGBLoRA; larger for plain LoRA (Hu et al., 2021).
 
@@ -28,52 +38,95 @@ class Rank1Linear(nn.Module):
         b: fp32 parameter [rank, out_features], zero at the start, so that the layer starts as `base`.
         live: None, or the pair of tensors ([G, rank, in_features], [G, rank, out_features]) that the forward reads in
             place of `a` and `b`: what a zeroth-order step perturbs. The rows of the input fall into G groups.
+        bank: None, or the pair of fp32 tensors ([T, in_features], [T, out_features]) of boosters that are kept beside
+            the weight because they cannot be merged into it: `base(x) + sum_t (x . a_t) b_t`, the same for all groups.
+            Not parameters and not in the state dict: base + ledger gives them again.
 
     Raises:
-        InputError: alpha or rank is out of range, or `base` is not an `nn.Linear`.
+        InputError: alpha or rank is out of range, or `base` is no linear layer.
     """
 
-    def __init__(self, base: nn.Linear, *, alpha: float, rank: int = 1):
+    def __init__(self, base: nn.Module, *, alpha: float, rank: int = 1):
         super().__init__()
-        if not isinstance(base, nn.Linear):
-            raise InputError(f"only nn.Linear layers can carry an adapter, not {type(base).__name__}")
+        features = features_of(base)
+        if features is None:
+            raise InputError(
+                f"only linear layers can carry an adapter, not {type(base).__name__}: a module with in_features, "
+                "out_features and a weight, or transformers' Conv1D"
+            )
+        self.in_features, self.out_features = features
         self.scale = scale_of(alpha, rank)
         self.base = base.requires_grad_(False)
-        options = {"dtype": torch.float32, "device": base.weight.device}
-        bound = 1.0 / math.sqrt(max(base.in_features, 1))
-        self.a = nn.Parameter(torch.empty(rank, base.in_features, **options).uniform_(-bound, bound))
-        self.b = nn.Parameter(torch.zeros(rank, base.out_features, **options))
+        options = {"dtype": torch.float32, "device": device_of(base)}
+        bound = 1.0 / math.sqrt(max(self.in_features, 1))
+        self.a = nn.Parameter(torch.empty(rank, self.in_features, **options).uniform_(-bound, bound))
+        self.b = nn.Parameter(torch.zeros(rank, self.out_features, **options))
         self.live: tuple[Tensor, Tensor] | None = None
+        self.bank: tuple[Tensor, Tensor] | None = None
         self._arena: Arena | None = None
+        self._writes_reach = runs_plain_linear(base) or (has_dense_weight(base) and writes_reach_the_output(base))
 
     @property
     def weight(self) -> Tensor:
-        """The frozen base weight [out_features, in_features]."""
-        return self.base.weight
+        """The frozen base weight [out_features, in_features], for `Conv1D` a transposed view of it.
+
+        What a layer that is not mergeable calls its weight is given as it is (packed, or not at all).
+        """
+        return weight_of(self.base)
 
     @property
     def bias(self) -> Tensor | None:
         """The frozen base bias [out_features] or None."""
-        return self.base.bias
-
-    @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base.out_features
+        return getattr(self.base, "bias", None)
 
     @property
     def rank(self) -> int:
         return self.a.shape[0]
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether a booster may be written into `weight`; if not, it goes into the bank."""
+        return self._writes_reach and not self.base.weight.is_meta and has_dense_weight(self.base)
+
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in_features] to [..., out_features], in the dtype of `x`."""
+        """x [..., in_features] to [..., out_features], in the dtype that the base gives (for most, that of `x`)."""
         a, b = self.live if self.live is not None else (self.a.unsqueeze(0), self.b.unsqueeze(0))
-        if a.shape[1] == 1:
-            return torch.ops.xgblora.rank1_linear(x, self.weight, self.bias, a[:, 0], b[:, 0], self.scale)
-        return low_rank_linear(x, self.weight, self.bias, a, b, self.scale)
+        base = self.base
+        if a.shape[1] == 1 and self.bank is None and runs_plain_linear(base) and has_dense_weight(base):
+            return torch.ops.xgblora.rank1_linear(x, weight_of(base), base.bias, a[:, 0], b[:, 0], self.scale)
+        update = self.scale * low_rank_term(x, a, b)
+        if self.bank is not None:
+            update = update + low_rank_term(x, *(part.unsqueeze(0) for part in self.bank))
+        y = base(x)
+        # the sum of a 16-bit and an fp32 tensor is fp32: one rounding for everything that is added
+        return (y + update).to(y.dtype)
+
+    @torch.no_grad()
+    def extend_bank(self, a: Tensor, b: Tensor) -> None:
+        """Append T boosters to the bank.
+
+        Args:
+            a: fp32 [T, in_features].
+            b: fp32 [T, out_features], the boosters' scale multiplied in.
+
+        Raises:
+            InputError: shapes or dtypes do not fit.
+        """
+        terms = a.shape[:1]
+        if a.shape != (*terms, self.in_features) or b.shape != (*terms, self.out_features):
+            raise InputError(
+                f"boosters a {tuple(a.shape)} and b {tuple(b.shape)} do not fit a layer of {self.in_features} inputs "
+                f"and {self.out_features} outputs"
+            )
+        if a.dtype != torch.float32 or b.dtype != torch.float32:
+            raise InputError(f"boosters in a bank are fp32, not {a.dtype} and {b.dtype}")
+        old_a, old_b = self.bank or (self.a.new_empty(0, self.in_features), self.b.new_empty(0, self.out_features))
+        # `cat` copies: the bank is never a view into an arena or a ledger
+        self.bank = torch.cat([old_a, a.to(old_a.device)]), torch.cat([old_b, b.to(old_b.device)])
+
+    def clear_bank(self) -> None:
+        """Drop all boosters of the bank."""
+        self.bank = None
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}"
@@ -83,9 +136,11 @@ class Rank1Linear(nn.Module):
         return {**self.__dict__, "_arena": None, "live": None}
 
     def _apply(self, fn, recurse=True):
-        # `model.to(...)` and `.half()` convert the base; adapters stay fp32 and follow only to another device
+        # `model.to(...)` and `.half()` convert the base; adapters and bank stay fp32 and follow only to another device
         self.base._apply(fn)
-        device = self.base.weight.device
+        device = device_of(self.base)
+        if self.bank is not None:
+            self.bank = tuple(part.to(device) for part in self.bank)
         if device != self.a.device:
             if self._arena is not None:
                 self._arena.move(device)

@@ -1,0 +1,58 @@
+"""What adapters and their merges cost in memory."""
+
+from dataclasses import dataclass
+
+import torch
+
+from xgblora.adapters.adapter_set import AdapterSet
+from xgblora.adapters.base_layer import stored_tensors
+from xgblora.adapters.rank1_linear import Rank1Linear
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that adapters need, and that merging will need.
+
+    Attributes:
+        weights: of the adapted weights as they are stored (quantised ones with their scales and tables).
+        adapters: of the arena's `master`, fp32.
+        remainders: on the device, 2 for each element of a 16-bit weight that is merged into with rounding "remainder".
+        host_copy: on the host, the copy of the mergeable weights that rolling back starts from.
+    """
+
+    weights: int
+    adapters: int
+    remainders: int
+    host_copy: int
+
+    def __str__(self) -> str:
+        return (
+            f"{_shown(self.weights)} of adapted weights, {_shown(self.adapters)} of adapters; merging will add "
+            f"{_shown(self.remainders)} on the device (remainders) and {_shown(self.host_copy)} on the host "
+            "(copy of the base)"
+        )
+
+
+def memory_of(adapters: AdapterSet) -> Memory:
+    """The memory of `adapters` and of the merges to come, from shapes and dtypes alone."""
+    mergeable = adapters.weights()
+    return Memory(
+        weights=sum(_weight_bytes(layer) for layer in adapters.layers.values()),
+        adapters=adapters.arena.master.nbytes,
+        remainders=sum(2 * weight.numel() for weight in mergeable if weight.dtype != torch.float32),
+        host_copy=sum(weight.nbytes for weight in mergeable),
+    )
+
+
+def _weight_bytes(layer: Rank1Linear) -> int:
+    if layer.mergeable:
+        return layer.weight.nbytes
+    tensors = stored_tensors(layer.base)
+    return sum(tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if name != "bias")
+
+
+def _shown(size: int) -> str:
+    for unit, exponent in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 1 << exponent:
+            return f"{size / (1 << exponent):.1f} {unit}"
+    return f"{size} bytes"
