@@ -21,6 +21,7 @@ RANKS = {
     "environment": 0,
     "demo": 0,
     "kernels": 1,
+    "_C": 1,
     "ops": 2,
     "adapters": 3,
     "zo": 4,
@@ -279,12 +280,51 @@ class TestTheNameKernels:
 class TestDistribution:
     """What is packed."""
 
-    @pytest.mark.parametrize("command", ["xgblora-train", "xgblora-env"])
+    @pytest.mark.parametrize("command", ["xgblora-train", "xgblora-env", "xgblora-export", "xgblora-replay"])
     def test_commands_lead_to_functions(self, command):
         from importlib.metadata import entry_points
 
         (entry,) = entry_points(group="console_scripts", name=command)
         assert callable(entry.load())
+
+    def test_every_file_of_csrc_is_in_the_source_distribution(self):
+        assert "graft csrc" in (ROOT / "MANIFEST.in").read_text().splitlines()
+
+    def test_the_build_needs_no_torch(self):
+        pytest.importorskip("setuptools", reason="needs setuptools")
+        program = """
+            import sys
+
+            class Blocker:
+                def find_spec(self, name, path=None, target=None):
+                    if name.partition(".")[0] in ("torch", "xgblora"):
+                        raise ImportError(f"{name} is blocked")
+
+            sys.meta_path.insert(0, Blocker())
+            sys.argv = ["setup.py", "--quiet", "--name"]
+            exec(compile(open("setup.py").read(), "setup.py", "exec"), {"__file__": "setup.py", "__name__": "__main__"})
+        """
+        assert python(program, XGBLORA_BUILD_CUDA="0") == "xgblora\n"
+
+    @pytest.mark.parametrize(
+        ("variables", "line"),
+        [
+            ({"XGBLORA_BUILD_CUDA": "maybe"}, "error: XGBLORA_BUILD_CUDA=maybe: must be auto, 1 or 0"),
+            (
+                {"XGBLORA_BUILD_CUDA": "1", "CUDA_HOME": "/no/such/folder"},
+                "error: XGBLORA_BUILD_CUDA=1: nvcc not found in CUDA_HOME=/no/such/folder",
+            ),
+            (
+                {"XGBLORA_CUDA_ARCHS": "all"},
+                "error: XGBLORA_CUDA_ARCHS=all: must be numbers separated by ';', such as 80;90",
+            ),
+        ],
+    )
+    def test_a_build_that_cannot_be_ends_with_one_line(self, variables, line):
+        pytest.importorskip("setuptools", reason="needs setuptools")
+        command = [sys.executable, "setup.py", "--quiet", "--name"]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.splitlines()) == (1, [line])
 
     def test_every_room_is_a_package(self):
         folders = {path.parent for path in PACKAGE.rglob("*.py")}

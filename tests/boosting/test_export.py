@@ -1,4 +1,5 @@
 import os
+import stat
 
 import pytest
 import torch
@@ -64,15 +65,35 @@ def test_a_round_that_has_not_begun_leaves_no_booster(trained, token_batch):
     assert torch.equal(logits_of(model, token_batch()), before)
 
 
-@pytest.mark.parametrize("rank", [1, 4])
-def test_without_a_booster_the_adapters_are_folded(make_model, randomise_adapters, token_batch, rank):
+def test_plain_lora_is_one_booster_of_its_rank(make_model, randomise_adapters, token_batch):
     model = make_model()
-    adapters = xgblora.attach(model, alpha=2.0, rank=rank)
+    adapters = xgblora.attach(model, alpha=2.0, rank=4)
+    booster = xgblora.Booster(adapters)
     randomise_adapters(adapters)
-    before = logits_of(model, token_batch())
-    assert finish(adapters, None, step=1, epoch=1.0)
+    before, trained = logits_of(model, token_batch()), adapters.arena.master.clone()
+    assert finish(adapters, booster, step=7, epoch=1.0, held_out_loss=0.5)
+    (merged,) = booster.ledger.boosters
+    assert (merged.step, merged.scale, merged.held_out_loss) == (7, 0.5, 0.5)
+    assert torch.equal(merged.adapters, trained)
     assert torch.allclose(logits_of(model, token_batch()), before, atol=1e-5)
     assert not any(isinstance(module, xgblora.Rank1Linear) for module in model.modules())
+
+
+def test_layers_that_cannot_be_written_keep_their_boosters(
+    make_opt, quantise, randomise_adapters, token_batch, tmp_path
+):
+    model = quantise(make_opt())
+    adapters = xgblora.attach(model, alpha=2.0)
+    booster = xgblora.Booster(adapters)
+    randomise_adapters(adapters)
+    before = logits_of(model, token_batch())
+    assert finish(adapters, booster, step=1, epoch=1.0)
+    assert len(booster.ledger) == 1
+    assert torch.allclose(logits_of(model, token_batch()), before, atol=1e-5)
+    assert all(torch.all(layer.b == 0) for layer in adapters.layers.values())
+    with pytest.raises(xgblora.InputError, match=r"cannot take its boosters \(quantised\): export_peft"):
+        export_merged(model, tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_folder_is_replaced_whole(make_opt, tmp_path):
@@ -85,6 +106,18 @@ def test_an_existing_folder_is_replaced_whole(make_opt, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in newer.state_dict().items())
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_others_can_read_what_was_exported(make_opt, tmp_path):
+    before = os.umask(0o022)
+    try:
+        export_merged(make_opt(), tmp_path / "merged")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes.pop("merged") == 0o755
+    assert set(modes.values()) == {0o644}
 
 
 def fail(*_, **__):

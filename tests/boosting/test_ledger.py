@@ -1,4 +1,7 @@
 import json
+import random
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torch import nn
 
 import xgblora
 from xgblora import Ledger
-from xgblora.boosting.ledger import FORMAT
+from xgblora.boosting.ledger import FORMAT, _digest
 from xgblora.errors import InputError
 
 
@@ -19,8 +22,8 @@ def attach(outputs=7, **options):
     return xgblora.attach(model, ["first", "second"], alpha=2.0, **options)
 
 
-def boosted(rounds=3, **options):
-    booster = xgblora.Booster(attach(seed=-9), **options)
+def boosted(rounds=3, rank=1, **options):
+    booster = xgblora.Booster(attach(seed=-9, rank=rank), **options)
     for round in range(rounds):
         torch.manual_seed(round)
         booster.adapters.arena.master.normal_()
@@ -33,36 +36,60 @@ def by_layer(ledger, merged):
 
 
 def assert_same(ours, theirs):
-    for name in ("slots", "scale", "rounding", "seed"):
+    for name in ("origin", "slots", "rounding"):
         assert getattr(ours, name) == getattr(theirs, name)
     assert len(ours) == len(theirs)
     for a, b in zip(ours.boosters, theirs.boosters, strict=True):
-        for name in ("round", "step", "epoch", "held_out_loss"):
+        for name in ("round", "step", "epoch", "scale", "held_out_loss"):
             assert getattr(a, name) == getattr(b, name)
         assert all(torch.equal(x, y) for x, y in zip(by_layer(ours, a), by_layer(theirs, b), strict=True))
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 @pytest.mark.parametrize("rounding", ["remainder", "stochastic", "nearest"])
-def test_a_saved_ledger_is_loaded_bit_for_bit(tmp_path, rounds, rounding):
-    ledger = boosted(rounds, rounding=rounding).ledger
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_saved_ledger_is_loaded_bit_for_bit(tmp_path, rounds, rounding, rank):
+    ledger = boosted(rounds, rank, rounding=rounding).ledger
     ledger.save(tmp_path / "boosters.safetensors", about={"model": "toy"})
     assert_same(Ledger.load(tmp_path / "boosters.safetensors"), ledger)
     assert [path.name for path in tmp_path.iterdir()] == ["boosters.safetensors"]
 
 
-def test_the_file_holds_a_and_b_of_every_layer_under_its_name(tmp_path):
-    ledger = boosted(3).ledger
+def test_every_booster_keeps_its_own_scale_and_what_is_not_finite_stays_so(tmp_path):
+    ledger = boosted(2).ledger
+    last = replace(ledger.boosters[1], scale=0.1, held_out_loss=float("nan"), adapters=ledger.boosters[1].adapters / 0)
+    replace(ledger, boosters=[ledger.boosters[0], last]).save(tmp_path / "ledger.safetensors")
+    first, second = Ledger.load(tmp_path / "ledger.safetensors").boosters
+    assert (first.scale, second.scale) == (2.0, 0.1)
+    assert second.held_out_loss != second.held_out_loss
+    assert not second.adapters[:5].isfinite().any()
+
+
+def test_rows_are_the_adapters_one_below_the_other():
+    ledger = boosted(2).ledger
+    assert torch.equal(ledger.rows(), torch.stack([booster.adapters for booster in ledger.boosters]))
+    assert boosted(0).ledger.rows().shape == (0, ledger.rows().shape[1])
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_the_file_holds_a_and_b_of_every_layer_under_its_name(tmp_path, rank):
+    ledger = boosted(3, rank).ledger
     ledger.save(tmp_path / "ledger.safetensors", about={"model": "toy"})
     with safe_open(tmp_path / "ledger.safetensors", "pt") as file:
         shapes = {name: tuple(file.get_tensor(name).shape) for name in file.keys()}  # noqa: SIM118
         header = json.loads(file.metadata()["xgblora"])
         a, b = ledger.slots[1].views(ledger.boosters[2].adapters.unsqueeze(0))
-        assert torch.equal(file.get_tensor("second.a")[2], a[0, 0])
-        assert torch.equal(file.get_tensor("second.b")[2], b[0, 0])
-    assert shapes == {"first.a": (3, 5), "first.b": (3, 3), "second.a": (3, 3), "second.b": (3, 7)}
+        assert torch.equal(file.get_tensor("second.a")[2], a[0])
+        assert torch.equal(file.get_tensor("second.b")[2], b[0])
+    assert shapes == {
+        "first.a": (3, rank, 5),
+        "first.b": (3, rank, 3),
+        "second.a": (3, rank, 3),
+        "second.b": (3, rank, 7),
+    }
     assert header["about"] == {"model": "toy"}
-    assert header["scale"] == 2.0
+    assert header["origin"]["layers"] == ["first", "second"]
+    assert [booster["scale"] for booster in header["boosters"]] == [2.0 / rank] * 3
 
 
 def test_a_run_goes_on_from_a_loaded_ledger_and_saves_it_again(tmp_path):
@@ -95,9 +122,13 @@ def header_of(path):
         return json.loads(file.metadata()["xgblora"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def rewrite(path, change):
+def rewrite(path, change, *, sealed=True):
+    """Change a ledger, and its sha256 too if `sealed`: then it is only its parts that do not fit together."""
     header, tensors = header_of(path)
     header = change(header, tensors) or header
+    if sealed:
+        header.pop("sha256", None)
+        header["sha256"] = _digest(header, tensors)
     save_file(tensors, path, metadata={"xgblora": json.dumps(header)})
 
 
@@ -112,12 +143,28 @@ SPOILT = {
     "other metadata": lambda path: save_file({"x": torch.zeros(2)}, path, metadata={"xgblora": "[]"}),
     "no json": lambda path: save_file({"x": torch.zeros(2)}, path, metadata={"xgblora": "{"}),
     "future format": lambda path: rewrite(path, lambda header, _: {**header, "format": FORMAT + "0"}),
-    "no scale": lambda path: rewrite(path, lambda header, _: header.pop("scale") and None),
+    "no scale": lambda path: rewrite(path, lambda header, _: header["boosters"][0].pop("scale") and None),
+    "no origin": lambda path: rewrite(path, lambda header, _: header.pop("origin") and None),
+    "no rounding": lambda path: rewrite(path, lambda header, _: header.pop("rounding") and None),
+    "other layout": lambda path: rewrite(path, lambda header, _: header["slots"].reverse()),
+    "one booster less": lambda path: rewrite(path, lambda header, _: header["boosters"].pop() and None),
     "no slots": lambda path: rewrite(path, lambda header, _: header["slots"].clear()),
     "unknown entry": lambda path: rewrite(path, lambda header, _: header["boosters"][0].update(colour=1)),
     "missing layer": lambda path: rewrite(path, lambda _, tensors: tensors.pop("second.a") is None or None),
     "other shape": lambda path: rewrite(path, lambda _, tensors: tensors.update({"first.a": torch.zeros(2, 9)})),
-    "fewer rows": lambda path: rewrite(path, lambda _, tensors: tensors.update({"first.a": torch.zeros(1, 5)})),
+    "fewer rows": lambda path: rewrite(path, lambda _, tensors: tensors.update({"first.a": torch.zeros(1, 1, 5)})),
+    "another scale": lambda path: rewrite(
+        path, lambda header, _: header["boosters"][0].update(scale=3.0), sealed=False
+    ),
+    "another alpha": lambda path: rewrite(path, lambda header, _: header["origin"].update(alpha=3.0), sealed=False),
+    "another number": lambda path: rewrite(
+        path, lambda _, tensors: tensors["first.a"][1].add_(1) is None, sealed=False
+    ),
+    "rows that changed places": lambda path: rewrite(
+        path, lambda _, tensors: tensors.update({"first.a": tensors["first.a"].flip(0)}), sealed=False
+    ),
+    "a tensor more": lambda path: rewrite(path, lambda _, tensors: tensors.update(x=torch.zeros(1)), sealed=False),
+    "no sha256": lambda path: rewrite(path, lambda header, _: header.pop("sha256") and None, sealed=False),
 }
 
 
@@ -130,3 +177,43 @@ def test_a_torn_or_foreign_file_is_refused_in_one_line_that_names_it(tmp_path, h
         Ledger.load(path)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A ledger and its file."""
+    path = tmp_path_factory.mktemp("ledger") / "boosters.safetensors"
+    ledger = boosted(2).ledger
+    ledger.save(path)
+    return ledger, path.read_bytes()
+
+
+def test_no_byte_can_be_changed(tmp_path, whole):
+    """Except where it means nothing: white space that safetensors pads its header with, digits past a double's last."""
+    ledger, content = whole
+    path, chance, harmless = tmp_path / "ledger.safetensors", random.Random(0), 0
+    for _ in range(600):
+        position = chance.randrange(len(content))
+        flipped = bytearray(content)
+        flipped[position] ^= chance.randrange(1, 256)
+        path.write_bytes(flipped)
+        try:
+            found = Ledger.load(path)
+        except InputError as error:
+            assert re.fullmatch(re.escape(str(path)) + ": .+", str(error)), "one line"
+        else:
+            harmless += 1
+            assert_same(found, ledger)
+    assert harmless < 10
+
+
+def test_no_truncation_goes_unseen(tmp_path, whole):
+    _, content = whole
+    path = tmp_path / "ledger.safetensors"
+    for length in {*range(0, len(content), 7), *range(40), *range(len(content) - 40, len(content))}:
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError, match=f"^{re.escape(str(path))}: .+$"):
+            Ledger.load(path)
+    path.write_bytes(content + b"\0")
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}: .+$"):
+        Ledger.load(path)

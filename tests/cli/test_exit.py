@@ -1,5 +1,10 @@
 """How commands end."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import pytest
 
 from xgblora.cli.exit import exits_with_one_line
@@ -35,3 +40,21 @@ def test_any_other_error_keeps_its_traceback():
 
 def test_the_result_and_the_arguments_pass_through():
     assert exits_with_one_line(lambda *arguments: arguments)(1, 2) == (1, 2)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes that break are POSIX's")
+def test_a_reader_that_went_away_ends_the_command_in_silence():
+    program = """
+        from xgblora.cli.exit import exits_with_one_line
+        @exits_with_one_line
+        def main():
+            for line in range(100_000):
+                print(line)
+        main()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "0\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=60) == 141

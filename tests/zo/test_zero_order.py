@@ -109,7 +109,9 @@ def test_a_step_is_the_average_of_g_z_over_directions_made_by_hand(adapters, bat
         gradient, wanted, losses = torch.zeros_like(theta), [], []
         for direction in range(4):
             make = {"gaussian": normal, "rademacher": rademacher}[distribution]
-            z = make(derive_seed(seed, step, direction), theta.numel(), device=CPU)
+            # the first seed of a step gives those of its other directions
+            first = derive_seed(seed, step, 0)
+            z = make(derive_seed(first, direction) if direction else first, theta.numel(), device=CPU)
             plus, minus = (loss_at(adapters, squared_errors, batch, theta + sign * eps * z) for sign in (1, -1))
             wanted.append((plus - minus) / (2 * eps))
             losses += [plus, minus]

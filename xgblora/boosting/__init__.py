@@ -3,5 +3,6 @@
 from xgblora.boosting.booster import Booster
 from xgblora.boosting.ledger import Ledger, MergedAdapter
 from xgblora.boosting.policy import MergePolicy
+from xgblora.boosting.replay import start_tape
 
-__all__ = ["Booster", "Ledger", "MergePolicy", "MergedAdapter"]
+__all__ = ["Booster", "Ledger", "MergePolicy", "MergedAdapter", "start_tape"]

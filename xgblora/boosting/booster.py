@@ -2,16 +2,20 @@
 
 import logging
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from xgblora import ops
-from xgblora.adapters import AdapterSet
+from xgblora.adapters import AdapterSet, Origin
 from xgblora.boosting.ledger import Ledger, MergedAdapter
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
 from xgblora.ops.noise import derive_seed
+
+if TYPE_CHECKING:
+    from xgblora.zo import Tape
 
 logger = logging.getLogger("xgblora")
 
@@ -22,28 +26,29 @@ class Booster:
     """Boosting rounds over the adapters of a model (XGBLoRA, Zhang et al., 2024).
 
     Args:
-        adapters: rank-1 adapters, from `xgblora.attach`.
+        adapters: from `xgblora.attach`, nothing merged yet. An adapter of rank r is merged as r rank-1 terms.
         rounding: "remainder" (exact; 16-bit weights carry an int16 plane), "stochastic" or "nearest".
         reinit: how a round's adapter starts: "kaiming", `a` fresh and `b` zero.
 
     Attributes:
         ledger: all boosters merged so far.
+        tape: where merges and rollbacks are recorded, None unless `start_tape` began one.
 
-    The first merge keeps a copy of the adapted base weights on the host, from which `rollback` starts again.
+    A weight that cannot be written (quantised) keeps its boosters in a bank beside it. The first merge keeps a copy of
+    the adapted base weights on the host, from which `rollback` starts again.
 
     Raises:
-        InputError: the rank is not 1, or rounding or reinit is unknown.
+        InputError: rounding or reinit is unknown.
     """
 
     def __init__(self, adapters: AdapterSet, *, rounding: str = "remainder", reinit: str = "kaiming"):
-        if adapters.rank != 1:
-            raise InputError(f"lora_r={adapters.rank}: boosting merges rank-1 adapters, attach with rank=1")
         if rounding not in ROUNDINGS:
             raise InputError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
         if reinit not in REINITS:
             raise InputError(f"reinit={reinit}: must be one of {', '.join(REINITS)}")
         self.adapters, self.rounding, self.reinit = adapters, rounding, reinit
-        self.ledger = Ledger(adapters.arena.slots, adapters.scale, rounding, adapters.seed)
+        self.tape: Tape | None = None
+        self.ledger = Ledger(Origin.of(adapters), adapters.arena.slots, rounding)
         self._base: list[Tensor] | None = None
         self._remainders: list[Tensor] | None = None
         if rounding == "nearest" and adapters.compute_dtype != torch.float32:
@@ -67,10 +72,13 @@ class Booster:
             round=self.round,
             step=step,
             epoch=epoch,
+            scale=self.adapters.scale,
             # never a view: on a CPU `.cpu()` would hand back the arena itself
             adapters=self.adapters.arena.master.to("cpu", copy=True),
             held_out_loss=held_out_loss,
         )
+        if self.tape is not None:
+            self.tape.record_merge(booster.round, step, booster.adapters)
         self._write(booster)
         self.ledger.boosters.append(booster)
         self.adapters.reinitialise(round=len(self.ledger))
@@ -83,8 +91,10 @@ class Booster:
         Raises:
             InputError: there is no such round.
         """
-        if not 0 <= round <= len(self.ledger):
+        if isinstance(round, bool) or not isinstance(round, int) or not 0 <= round <= len(self.ledger):
             raise InputError(f"round={round}: must be from 0 to {len(self.ledger)}, the number of boosters")
+        if self.tape is not None:
+            self.tape.record_rollback(round)
         self.replay(replace(self.ledger, boosters=self.ledger.boosters[:round]))
 
     @torch.no_grad()
@@ -92,37 +102,54 @@ class Booster:
         """Set the weights to base + `ledger`, whatever was merged before, and start the adapter of the next round.
 
         Raises:
-            InputError: the ledger belongs to other adapters (layout, scale, rounding or seed).
+            InputError: the ledger belongs to another model, other adapters or another rounding.
         """
-        for name in ("slots", "scale", "rounding", "seed"):
-            ours, theirs = getattr(self.ledger, name), getattr(ledger, name)
-            if ours != theirs:
-                detail = "the adapted layers differ" if name == "slots" else f"{name} is {theirs}, here it is {ours}"
-                raise InputError(f"the ledger belongs to another run: {detail}")
-        if self._base is not None:
-            for weight, base in zip(self.adapters.weights(), self._base, strict=True):
-                weight.copy_(base)
-            self._remainders = self._zero_remainders()
+        self.ledger.origin.refuse_other(ledger.origin, "the ledger belongs to another run")
+        if ledger.rounding != self.rounding:
+            raise InputError(
+                f"the ledger belongs to another run: rounding is {ledger.rounding} there and {self.rounding} here"
+            )
+        self._reset_to_base()
         for booster in ledger.boosters:
             self._write(booster)
         self.ledger = replace(ledger, boosters=list(ledger.boosters))
         self.adapters.reinitialise(round=len(self.ledger))
 
-    def _write(self, booster: MergedAdapter) -> None:
-        weights = self.adapters.weights()
-        if self._base is None:
-            self._base = [weight.detach().to("cpu", copy=True) for weight in weights]
+    def _reset_to_base(self) -> None:
+        for layer in self.adapters.layers.values():
+            if not layer.mergeable:
+                layer.clear_bank()
+        if self._base is not None:
+            for weight, base in zip(self.adapters.weights(), self._base, strict=True):
+                weight.copy_(base)
             self._remainders = self._zero_remainders()
-        rows = booster.adapters.to(weights[0].device).unsqueeze(0)
-        pairs = [(a[0, 0], b[0, 0]) for a, b in (slot.views(rows) for slot in self.ledger.slots)]
-        ops.merge_rank1_(
-            weights,
-            pairs,
-            self.ledger.scale,
-            self.rounding,
-            remainders=self._remainders,
-            seed=derive_seed(self.ledger.seed, booster.round),
-        )
+
+    def _write(self, booster: MergedAdapter) -> None:
+        if self._base is None:
+            self._base = [weight.detach().to("cpu", copy=True) for weight in self.adapters.weights()]
+            self._remainders = self._zero_remainders()
+        rows = booster.adapters.to(self.adapters.arena.master.device).unsqueeze(0)
+        merged = []
+        for slot, layer in zip(self.ledger.slots, self.adapters.layers.values(), strict=True):
+            a, b = (part[0] for part in slot.views(rows))
+            if layer.mergeable:
+                merged.append((a, b))
+            else:
+                layer.extend_bank(a, b * booster.scale)
+        for term in range(self.adapters.rank if merged else 0):
+            ops.merge_rank1_(
+                self.adapters.weights(),
+                [(a[term], b[term]) for a, b in merged],
+                booster.scale,
+                self.rounding,
+                remainders=self._remainders,
+                seed=_rounding_seed(self.adapters.seed, booster.round, term),
+            )
 
     def _zero_remainders(self) -> list[Tensor] | None:
         return new_remainders(self.adapters.weights()) if self.rounding == "remainder" else None
+
+
+def _rounding_seed(seed: int, round: int, term: int) -> int:
+    """Seed of stochastic rounding: another for each round, and for each of the rank-1 terms of an adapter."""
+    return derive_seed(seed, round, term) if term else derive_seed(seed, round)

@@ -1,33 +1,40 @@
 """Taking the result away: the trained model as a plain Hugging Face folder."""
 
 import os
-import shutil
-import tempfile
-from pathlib import Path
 
 import torch
 
 from xgblora.adapters import AdapterSet, Rank1Linear, detach
+from xgblora.adapters.identity import trained_hash
+from xgblora.atomic_file import replacing_folder
 from xgblora.boosting.booster import Booster
 from xgblora.errors import InputError
 
 
-def finish(adapters: AdapterSet, booster: Booster | None, *, step: int, epoch: float) -> bool:
-    """Fold the adapter that is left when training ends into the weights and take the adapters off the model.
+def finish(
+    adapters: AdapterSet, booster: Booster, *, step: int, epoch: float, held_out_loss: float | None = None
+) -> bool:
+    """Make the adapter that is left when training ends the last booster, end the tape, and take the adapters off.
 
-    With a booster the adapter becomes the last one of its ledger.
+    Layers whose weights cannot be written (quantised) keep their boosters beside them; then the adapters, empty now,
+    stay on the model.
 
     Returns:
-        Whether there was anything left to fold.
+        Whether there was anything left to merge.
     """
     left = any(bool(torch.any(layer.b != 0)) for layer in adapters.layers.values())
-    if booster is None:
-        detach(adapters.model, fold=True)
-        return left
     if left:
-        booster.merge(step=step, epoch=epoch)
-    detach(adapters.model, fold=False)
+        booster.merge(step=step, epoch=epoch, held_out_loss=held_out_loss)
+    if booster.tape is not None:
+        booster.tape.record_end(trained_hash(adapters))
+    if takes_its_boosters(adapters):
+        detach(adapters.model, fold=False)
     return left
+
+
+def takes_its_boosters(adapters: AdapterSet) -> bool:
+    """Whether every adapted weight can be merged into, so that the model alone holds the result."""
+    return all(layer.mergeable for layer in adapters.layers.values())
 
 
 def export_merged(model, folder: str | os.PathLike, *, tokenizer=None) -> None:
@@ -41,34 +48,14 @@ def export_merged(model, folder: str | os.PathLike, *, tokenizer=None) -> None:
         tokenizer: saved with it, if given.
 
     Raises:
-        InputError: the model still has adapters, which `from_pretrained` would not find its weights under.
+        InputError: the model still has adapters, under which `from_pretrained` would not find the weights.
     """
-    if any(isinstance(module, Rank1Linear) for module in model.modules()):
+    adapted = [module for module in model.modules() if isinstance(module, Rank1Linear)]
+    if not all(layer.mergeable for layer in adapted):
+        raise InputError("the model's weights cannot take its boosters (quantised): export_peft(ledger, ...) instead")
+    if adapted:
         raise InputError("the model has adapters: finish(...) or xgblora.detach(model) first")
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-        os.chmod(temporary, 0o755)
-        _put_in_place(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _put_in_place(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`; what stood there is removed only after that."""
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    old = new.with_name(f"{new.name}.old")
-    os.replace(folder, old)
-    try:
-        os.replace(new, folder)
-    except BaseException:
-        os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

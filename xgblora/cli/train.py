@@ -1,16 +1,15 @@
 """`xgblora-train`: fine-tune a language model on a task and show what it gained."""
 
 import argparse
-import difflib
 import json
 import sys
 from pathlib import Path
 
 import yaml
-from transformers import HfArgumentParser
 
 from xgblora import demo
 from xgblora.cli.exit import exits_with_one_line
+from xgblora.cli.flags import FlagParser
 from xgblora.errors import InputError
 from xgblora.training.arguments import AdapterArguments, TaskArguments, XGBLoRAArguments
 from xgblora.training.console import show_on_terminal
@@ -65,39 +64,31 @@ def parse(arguments: list[str]) -> tuple[TaskArguments, XGBLoRAArguments]:
         InputError: a flag or the file is wrong.
     """
     parser = build_parser(show_all="--help_all" in arguments)
-    known = {action.dest for action in parser._actions}
     if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
-        arguments = [*read_flags(Path(arguments[0]), known), *arguments[1:]]
+        arguments = [*read_flags(Path(arguments[0]), parser.flags()), *arguments[1:]]
     given = {argument.split("=")[0].lstrip("-").replace("-", "_") for argument in arguments}
     if not given & {"model_name", "help", "help_all", "h"}:
-        parser.set_defaults(**demo.flags())
-    try:
-        task, args, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    except InputError:
-        raise
-    except ValueError as error:  # transformers' own checks of its flags
-        raise InputError(" ".join(str(error).split())) from None
-    if unknown:
-        close = difflib.get_close_matches(unknown[0].split("=")[0].lstrip("-"), known, n=1)
-        raise InputError(f"{unknown[0]}: unknown flag" + (f"; did you mean --{close[0]}?" if close else ""))
-    return task, args
+        flags = demo.flags()
+        if given & {"task_name", "task_file", "data_dir"}:
+            # the demonstration's model on another task
+            del flags["task_name"], flags["data_dir"], flags["train_as_classification"]
+        parser.set_defaults(**flags)
+    return parser.parse(arguments)
 
 
-def build_parser(*, show_all: bool) -> HfArgumentParser:
+def build_parser(*, show_all: bool) -> FlagParser:
     """The parser; its help shows our flags and the common ones of transformers, or all 150 with `show_all`."""
-    parser = HfArgumentParser(
+    parser = FlagParser(
         (TaskArguments, XGBLoRAArguments),
         usage="xgblora-train [FLAGS.yaml] [--flag value ...]",
         description=DESCRIPTION,
         epilog="All flags of transformers.TrainingArguments are taken; --help_all lists them.",
-        allow_abbrev=False,
     )
     parser.add_argument("--help_all", action="help", help="show every flag and exit")
-    for action in parser._actions:
-        # transformers adds a spelling with hyphens to every flag; it works, and the help is half as long without it
-        action.option_strings = [name for name in action.option_strings if "-" not in name.lstrip("-")]
-        if not show_all and action.dest not in SHOWN_FLAGS:
-            action.help = argparse.SUPPRESS
+    if not show_all:
+        for action in parser._actions:
+            if action.dest not in SHOWN_FLAGS:
+                action.help = argparse.SUPPRESS
     return parser
 
 

@@ -21,6 +21,7 @@ from xgblora.adapters import AdapterSet
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.ops.noise import derive_seed
 from xgblora.ops.perturb import check_distribution
+from xgblora.zo.tape import Tape
 
 logger = logging.getLogger("xgblora")
 
@@ -60,9 +61,13 @@ class ZeroOrder:
             is a mapping of tensors with the examples first, and a loss an example. "sequential" runs them one after
             the other. "auto" pairs where the batch and the objective allow it and the batch is small.
         optimizer: "sgd".
-        seed: direction d of step t is noise of (seed, t, d).
+        seed: the directions of step t are noise of (seed, t), see `direction_seeds`.
         weight_decay: decoupled, as in AdamW.
         distribution: "gaussian" or "rademacher".
+
+    Attributes:
+        tape: where steps are recorded, None unless `xgblora.start_tape` began one.
+        skipped_steps: int64 scalar on the device: steps whose losses were not finite.
 
     Raises:
         InputError: an argument is out of range.
@@ -86,8 +91,9 @@ class ZeroOrder:
         check_distribution(distribution)
         self.adapters, self.objective = adapters, objective
         self.directions, self.pairing, self.seed = directions, pairing, seed
-        self.distribution = distribution
+        self.distribution, self.weight_decay = distribution, weight_decay
         self.step_index = 0
+        self.tape: Tape | None = None
         device = adapters.arena.master.device
         fp32 = {"dtype": torch.float32, "device": device}
         self._eps = torch.tensor([eps], **fp32)
@@ -96,6 +102,7 @@ class ZeroOrder:
         self._signs = torch.tensor([1.0, -1.0], **fp32).repeat(directions)
         self._seeds = torch.zeros(directions, dtype=torch.int64, device=device)
         self._losses = torch.zeros(2 * directions, **fp32)
+        self._first_seed = 0
         self._weight = 0.0
         self._announced: set[str] = set()
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
@@ -128,9 +135,7 @@ class ZeroOrder:
         try:
             losses = self._paired_losses(batch) if self._should_pair(batch) else self._sequential_losses(batch)
         except BaseException:
-            # the step is given up, and the model is the unperturbed one again
-            self._weight = 0.0
-            arena.restore()
+            self.abandon_step()
             raise
         finally:
             arena.read_live(0, 1)
@@ -168,14 +173,21 @@ class ZeroOrder:
             distribution=self.distribution,
         )
         self.skipped_steps += ~finite
+        if self.tape is not None:
+            self.tape.record_step(self.step_index, self._first_seed, self._lr, finite, projected)
         self.adapters.arena.restore()
         self.step_index += 1
         self._weight = 0.0
         return StepResult(loss=pairs.mean(), projected_grad=projected)
 
+    def abandon_step(self) -> None:
+        """Forget the batches estimated since the last update; the model is the unperturbed one again."""
+        self._weight = 0.0
+        self.adapters.arena.restore()
+
     def _start_step(self) -> None:
-        seeds = [derive_seed(self.seed, self.step_index, direction) for direction in range(self.directions)]
-        self._seeds.copy_(torch.tensor(seeds), non_blocking=True)
+        self._first_seed = derive_seed(self.seed, self.step_index, 0)
+        self._seeds.copy_(torch.tensor(direction_seeds(self._first_seed, self.directions)), non_blocking=True)
         self._losses.zero_()
         arena = self.adapters.arena
         ops.perturb(arena.master, arena.live, self._seeds, self._eps, self._signs, distribution=self.distribution)
@@ -218,6 +230,11 @@ class ZeroOrder:
         if message not in self._announced:
             self._announced.add(message)
             logger.info(message)
+
+
+def direction_seeds(first: int, directions: int) -> list[int]:
+    """The seeds of a step's directions: the first of them gives the others, so that a tape keeps one a step."""
+    return [first, *(derive_seed(first, direction) for direction in range(1, directions))]
 
 
 def is_stackable(batch: Any) -> bool:

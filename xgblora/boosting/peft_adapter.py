@@ -1,0 +1,110 @@
+"""Taking the result away: all boosters stacked as one LoRA adapter that PEFT loads."""
+
+import json
+import os
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from xgblora.adapters import Rank1Linear
+from xgblora.adapters.base_layer import is_conv1d
+from xgblora.atomic_file import replacing_folder
+from xgblora.boosting.ledger import Ledger
+from xgblora.boosting.truncation import Factors, TruncationCost, stacked_factors, truncated
+from xgblora.errors import InputError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+
+def export_peft(
+    ledger: Ledger,
+    folder: str | os.PathLike,
+    *,
+    base_model: str | nn.Module | None = None,
+    rank: int | None = None,
+    task_type: str | None = "CAUSAL_LM",
+) -> TruncationCost | None:
+    """Write the boosters as a folder that `peft.PeftModel.from_pretrained(base, folder)` loads.
+
+    T boosters of rank r are one LoRA adapter of rank T * r: `base + adapter` computes what `base + ledger` does, up to
+    the rounding of the merged weights. The scales are folded into `lora_B`, and `lora_alpha` equals the rank, so that
+    PEFT's own scaling is 1. PEFT itself is not needed. The folder appears whole; one that is there already is replaced.
+
+    Args:
+        ledger: the boosters.
+        folder: where to.
+        base_model: the base model where the ledger's name for it is not the right one: another name, or the module (on
+            any device, the meta device included), which also says whether its layers store their weights transposed
+            (`Conv1D` of GPT-2). PEFT finds that out by itself too, and warns.
+        rank: at most this rank, by the nearest adapter that has it (see `truncation`).
+        task_type: what PEFT makes of it; "CAUSAL_LM", "SEQ_CLS", ..., None for a model that is not transformers'.
+
+    Returns:
+        What the smaller rank cost; None if nothing had to be cut off.
+
+    Raises:
+        InputError: the ledger is empty or holds numbers that are not finite, or rank is below 1.
+    """
+    if not len(ledger):
+        raise InputError("the ledger is empty: there is no booster to export")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise InputError(f"rank={rank}: must be a whole number, 1 or more")
+    factors, cost = stacked_factors(ledger), None
+    _refuse_non_finite(factors)
+    if rank is not None and rank < rank_of(factors):
+        factors, cost = truncated(factors, rank)
+    with replacing_folder(folder) as temporary:
+        save_file(_state(factors), temporary / WEIGHTS, metadata={"format": "pt"})
+        text = json.dumps(_config(ledger, factors, base_model, task_type), indent=2)
+        (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
+    return cost
+
+
+def rank_of(factors: dict[str, Factors]) -> int:
+    """The rank of stacked factors, the same for every layer."""
+    return len(next(iter(factors.values())).a)
+
+
+def _state(factors: dict[str, Factors]) -> dict[str, torch.Tensor]:
+    """PEFT's names: `lora_A` fp32 [rank, K], `lora_B` fp32 [N, rank]."""
+    state = {}
+    for name, layer in factors.items():
+        state[f"base_model.model.{name}.lora_A.weight"] = layer.a
+        state[f"base_model.model.{name}.lora_B.weight"] = layer.b.T.contiguous()
+    return state
+
+
+def _config(
+    ledger: Ledger, factors: dict[str, Factors], base_model: str | nn.Module | None, task_type: str | None
+) -> dict:
+    other_name = base_model if isinstance(base_model, str) else None
+    return {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": other_name or ledger.origin.model,
+        "revision": None if other_name else ledger.origin.revision,
+        "r": rank_of(factors),
+        "lora_alpha": rank_of(factors),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        # full names: a suffix could match layers that were not adapted
+        "target_modules": list(factors),
+        "fan_in_fan_out": isinstance(base_model, nn.Module) and _stores_transposed(base_model, ledger),
+        "inference_mode": True,
+    }
+
+
+def _stores_transposed(model: nn.Module, ledger: Ledger) -> bool:
+    modules = dict(model.named_modules())
+    layers = [modules[name] for name in ledger.origin.layers if name in modules]
+    return any(is_conv1d(layer.base if isinstance(layer, Rank1Linear) else layer) for layer in layers)
+
+
+def _refuse_non_finite(factors: dict[str, Factors]) -> None:
+    for name, layer in factors.items():
+        if not (layer.a.isfinite().all() and layer.b.isfinite().all()):
+            raise InputError(f"the boosters of {name} are not finite: training diverged, export an earlier round")

@@ -1,0 +1,107 @@
+"""The trained model again, bit for bit, without data and without a forward pass: from its tape or from its ledger."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from xgblora import ops
+from xgblora.adapters import Origin, attach
+from xgblora.adapters.identity import trained_hash
+from xgblora.boosting.booster import Booster
+from xgblora.boosting.ledger import Ledger
+from xgblora.errors import InputError
+from xgblora.zo import Tape, ZeroOrder
+from xgblora.zo.tape import EndRecord, MergeRecord, Record, RollbackRecord, StepRecord, TapeHeader, checksum
+from xgblora.zo.zero_order import direction_seeds
+
+
+def start_tape(zo: ZeroOrder, booster: Booster) -> Tape:
+    """Record from now on what `zo` and `booster` do; to be called before the first step.
+
+    Returns:
+        The tape; `tape.save(path)` writes it.
+    """
+    header = TapeHeader(booster.ledger.origin, zo.directions, zo.distribution, zo.weight_decay, booster.rounding)
+    zo.tape = booster.tape = Tape(header)
+    return zo.tape
+
+
+@torch.no_grad()
+def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None) -> tuple[Booster, bool]:
+    """Train `model` as the tape says.
+
+    Any device will do: noise, updates and merges have the same bits everywhere.
+
+    Args:
+        model: the base model, without adapters; it is changed in place and keeps the adapters.
+        tape: of a finished run, or of one that was stopped.
+        records: those of the tape, if the caller wants to look at them as they go by (a progress bar).
+
+    Returns:
+        The booster with its ledger, and whether the tape held the digest of the trained layers, which was compared.
+
+    Raises:
+        InputError: the tape belongs to another model, or the replay did not come out as the tape says.
+    """
+    booster = _booster_of(model, tape.header.origin, tape.header.rounding, "the tape was recorded on another model")
+    adapters = booster.adapters
+    verified = False
+    for record in tape.records() if records is None else records:
+        if isinstance(record, StepRecord):
+            _step(adapters.arena.master, tape.header, record)
+        elif isinstance(record, MergeRecord):
+            _refuse_difference(f"the adapter of round {record.round}", checksum(adapters.arena.master), record.checksum)
+            booster.merge(step=record.step)
+        elif isinstance(record, RollbackRecord):
+            booster.rollback(round=record.round)
+        elif isinstance(record, EndRecord):
+            _refuse_difference("the trained weights", trained_hash(adapters), record.sha256.hex())
+        verified = isinstance(record, EndRecord)
+    return booster, verified
+
+
+@torch.no_grad()
+def rebuild(model: nn.Module, ledger: Ledger) -> Booster:
+    """Give `model` the adapters and the boosters of `ledger`: base + ledger = the trained model.
+
+    Args:
+        model: the base model, without adapters; it is changed in place and keeps the adapters, which are fresh.
+
+    Returns:
+        The booster, as it was after the last merge.
+
+    Raises:
+        InputError: the ledger belongs to another model.
+    """
+    booster = _booster_of(model, ledger.origin, ledger.rounding, "the ledger belongs to another model")
+    booster.replay(ledger)
+    return booster
+
+
+def _booster_of(model: nn.Module, origin: Origin, rounding: str, complaint: str) -> Booster:
+    """A booster over `model`, adapted as `origin` says; an InputError beginning with `complaint` if it does not fit."""
+    names = {name for name, _ in model.named_modules()}
+    missing = [name for name in origin.layers if name not in names]
+    if missing:
+        raise InputError(f"{complaint}: this one has no layer {missing[0]}")
+    adapters = attach(model, origin.layers, alpha=origin.alpha, rank=origin.rank, seed=origin.seed)
+    booster = Booster(adapters, rounding=rounding)
+    booster.ledger.origin.refuse_other(origin, complaint)
+    return booster
+
+
+def _step(master: torch.Tensor, header: TapeHeader, record: StepRecord) -> None:
+    ops.update_(
+        master,
+        torch.tensor(direction_seeds(record.seed, header.directions), device=master.device),
+        torch.tensor(record.projected_grads, dtype=torch.float32, device=master.device),
+        lr=record.lr if record.applied else 0.0,
+        weight_decay=header.weight_decay,
+        distribution=header.distribution,
+    )
+
+
+def _refuse_difference(what: str, ours: object, theirs: object) -> None:
+    if ours != theirs:
+        raise InputError(f"{what} came out different from what the tape says ({ours}, not {theirs})")

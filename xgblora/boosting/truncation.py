@@ -1,0 +1,91 @@
+"""The boosters of a run as two matrices a layer, and the nearest pair of a smaller rank."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xgblora.boosting.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The update of one layer, `b^T a`: the sum of all boosters.
+
+    Attributes:
+        a: fp32 [R, K].
+        b: fp32 [R, N], the scales folded in.
+    """
+
+    a: Tensor
+    b: Tensor
+
+
+@dataclass(frozen=True)
+class TruncationCost:
+    """What a truncation lost, as shares of Frobenius norms: 0 nothing, 1 everything.
+
+    Attributes:
+        by_layer: for each layer, the norm of what its update lost over the norm of the update.
+        overall: the same of all updates taken together.
+    """
+
+    by_layer: dict[str, float]
+    overall: float
+
+    @property
+    def worst_layer(self) -> str:
+        """The layer that lost the largest share."""
+        return max(self.by_layer, key=self.by_layer.__getitem__)
+
+
+def stacked_factors(ledger: Ledger) -> dict[str, Factors]:
+    """For each layer the boosters one below the other: R is their number times the rank of each."""
+    rows = ledger.rows()
+    scales = torch.tensor([booster.scale for booster in ledger.boosters], dtype=torch.float32).view(-1, 1, 1)
+    factors = {}
+    for slot in ledger.slots:
+        a, b = slot.views(rows)
+        # (scale * b) * a, in this order, is what a merge computes
+        factors[slot.name] = Factors(a.flatten(0, 1).contiguous(), (scales * b).flatten(0, 1).contiguous())
+    return factors
+
+
+def truncated(factors: dict[str, Factors], rank: int) -> tuple[dict[str, Factors], TruncationCost]:
+    """The factors of rank `rank` that are nearest to `factors` in the Frobenius norm, and what they cost.
+
+    The rows of the new `a` are orthonormal, those of the new `b` orthogonal, as long as the singular values that they
+    belong to, largest first. Rows past the rank of a layer's update are zero.
+    """
+    new, lost, norms = {}, {}, {}
+    for name, layer in factors.items():
+        new[name], singular_values = _truncated_layer(layer, rank)
+        lost[name], norms[name] = _norm(singular_values[rank:]), _norm(singular_values)
+    by_layer = {name: _share(lost[name], norms[name]) for name in factors}
+    return new, TruncationCost(by_layer, _share(math.hypot(*lost.values()), math.hypot(*norms.values())))
+
+
+def _truncated_layer(layer: Factors, rank: int) -> tuple[Factors, Tensor]:
+    """The nearest factors of rank `rank`, and all singular values of `b^T a`, fp64, largest first.
+
+    With `a^T = Q_a R_a` and `b^T = Q_b R_b` the update is `Q_b (R_b R_a^T) Q_a^T`, and the singular values are those of
+    the core in the middle, at most R x R; the N x K matrix itself is never made. Its largest `rank` singular values and
+    vectors make the nearest matrix of that rank (Eckart and Young, 1936).
+    """
+    q_a, r_a = torch.linalg.qr(layer.a.double().T)
+    q_b, r_b = torch.linalg.qr(layer.b.double().T)
+    u, singular_values, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    kept = min(rank, len(singular_values))
+    a, b = torch.zeros(rank, layer.a.shape[1]), torch.zeros(rank, layer.b.shape[1])
+    a[:kept] = v[:kept] @ q_a.T
+    b[:kept] = (q_b @ u[:, :kept] * singular_values[:kept]).T
+    return Factors(a, b), singular_values
+
+
+def _norm(values: Tensor) -> float:
+    return torch.linalg.vector_norm(values).item()
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0

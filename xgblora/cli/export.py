@@ -1,0 +1,215 @@
+"""`xgblora-export`: take the result of a run away, as a model, as a LoRA adapter, or as its boosters."""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from xgblora.adapters import Origin, detach
+from xgblora.boosting import Ledger
+from xgblora.boosting.export import export_merged
+from xgblora.boosting.peft_adapter import CONFIG, export_peft
+from xgblora.boosting.replay import rebuild
+from xgblora.boosting.truncation import TruncationCost
+from xgblora.cli.exit import exits_with_one_line
+from xgblora.cli.flags import FlagParser
+from xgblora.cli.result import (
+    ResultArguments,
+    base_name,
+    counted,
+    is_checkpoint,
+    load_base,
+    refuse_place,
+    refuse_unwritable,
+    run_of,
+    writing,
+    written,
+    written_model,
+)
+from xgblora.errors import InputError
+from xgblora.training import checkpoint
+from xgblora.training.run_folder import RunFolder
+
+DESCRIPTION = """Take the result of a run away. RUN is the folder of a finished run, a checkpoint of any run (the
+adapter in training becomes its last booster), or a boosters.safetensors."""
+
+
+@dataclass
+class ExportArguments:
+    """What to take away."""
+
+    format: Literal["merged", "peft", "ledger"] = field(
+        default="merged",
+        metadata={
+            "help": "merged: the whole model, which from_pretrained loads like any other; peft: all boosters as one "
+            "LoRA adapter, for PEFT and for servers that take adapters; ledger: the boosters as they are, from which "
+            "xgblora makes the trained weights again bit for bit."
+        },
+    )
+    rank: int | None = field(
+        default=None,
+        metadata={"help": "With peft: at most this rank, by the nearest adapter that has it; says what it costs."},
+    )
+    round: int | None = field(default=None, metadata={"help": "Only the first ROUND boosters."})
+
+
+@exits_with_one_line
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; `arguments` defaults to those of the command line."""
+    path, export, args = parse(sys.argv[1:] if arguments is None else arguments)
+    ledger = first_rounds(boosters_at(path), export.round)
+    folder = Path(args.output_dir) if args.output_dir else default_folder(path, export)
+    if export.format == "merged":
+        lines = write_merged(path, ledger, folder, args)
+    elif export.format == "peft":
+        lines = write_peft(path, ledger, folder, args, rank=export.rank)
+    else:
+        lines = write_ledger(path, ledger, folder, overwrite=args.overwrite)
+    print("\n".join(lines))
+
+
+def parse(arguments: list[str]) -> tuple[Path, ExportArguments, ResultArguments]:
+    """RUN and the flags.
+
+    Raises:
+        InputError: a flag is wrong, or RUN is missing.
+    """
+    parser = FlagParser(
+        (ExportArguments, ResultArguments),
+        usage="xgblora-export RUN [--format merged|peft|ledger] [--flag value ...]",
+        description=DESCRIPTION,
+    )
+    parser.add_argument("run", nargs="?", metavar="RUN", help="run folder, checkpoint folder, or file of boosters")
+    export, args, rest = parser.parse(arguments)
+    if rest.run is None:
+        raise InputError("RUN is missing: give a run folder, a checkpoint or a boosters.safetensors; see --help")
+    if export.rank is not None and export.format != "peft":
+        raise InputError(f"rank={export.rank}: goes with --format peft")
+    if export.rank is not None and export.rank < 1:
+        raise InputError(f"rank={export.rank}: must be 1 or more")
+    return Path(rest.run), export, args
+
+
+def boosters_at(path: Path) -> Ledger:
+    """The boosters of a run folder, a checkpoint folder or a ledger file.
+
+    Raises:
+        InputError: there are none, or they are damaged.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: there is no such folder or file")
+    if path.is_file():
+        return Ledger.load(path)
+    if is_checkpoint(path):
+        return checkpoint.boosters_of(path)
+    run = RunFolder(path)
+    if not run.ledger.is_file():
+        raise InputError(f"{path}: {_what_else(run)}")
+    return Ledger.load(run.ledger)
+
+
+def _what_else(run: RunFolder) -> str:
+    """Why a run folder has no boosters, and what can be given in its place."""
+    newest, _ = checkpoint.newest_whole(run.path)
+    if newest is not None:
+        return f"the run has not finished, it has no {run.ledger.name}; give its newest checkpoint, {newest}"
+    if run.tape.is_file():
+        return f"the run has not finished, it has no {run.ledger.name}; xgblora-replay makes a model from its tape"
+    return f"is not the folder of a run, there is no {run.ledger.name} in it"
+
+
+def first_rounds(ledger: Ledger, rounds: int | None) -> Ledger:
+    """The ledger of the first `rounds` rounds, all without it.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    if rounds is None:
+        return ledger
+    if not 1 <= rounds <= len(ledger):
+        raise InputError(f"round={rounds}: must be from 1 to {len(ledger)}, the number of boosters")
+    return replace(ledger, boosters=ledger.boosters[:rounds])
+
+
+def default_folder(path: Path, export: ExportArguments) -> Path:
+    """Where the export goes if nothing else is said; its name says what it is of."""
+    run, which = run_of(path)
+    rounds = f"-round-{export.round}" if export.round is not None else ""
+    rank = f"-rank-{export.rank}" if export.rank is not None else ""
+    return run / f"exported-{export.format}{which}{rounds}{rank}"
+
+
+def write_merged(path: Path, ledger: Ledger, folder: Path, args: ResultArguments) -> list[str]:
+    """Write the base model with all boosters merged into its weights."""
+    needed = [path, Path(base_name(ledger.origin, args.model_name))]
+    refuse_place(folder, marker="config.json", overwrite=args.overwrite, needed=needed)
+    model, tokenizer = load_base(ledger.origin, args)
+    layers = rebuild(model, ledger).adapters.layers
+    kept_apart = [name for name, layer in layers.items() if not layer.mergeable]
+    if kept_apart:
+        raise InputError(
+            f"format=merged: the weights of {len(kept_apart)} layers cannot be written ({kept_apart[0]}: quantised, "
+            "or of a kind of its own); use --format peft"
+        )
+    detach(model, fold=False)
+    with writing(folder):
+        export_merged(model, folder, tokenizer=tokenizer)
+    return written_model(folder, ledger)
+
+
+def write_peft(path: Path, ledger: Ledger, folder: Path, args: ResultArguments, *, rank: int | None) -> list[str]:
+    """Write all boosters as one LoRA adapter."""
+    refuse_place(folder, marker=CONFIG, overwrite=args.overwrite, needed=[path])
+    if args.model_name is not None:
+        ledger = replace(ledger, origin=replace(ledger.origin, model=args.model_name, revision=None))
+    with writing(folder):
+        cost = export_peft(ledger, folder, base_model=_skeleton(ledger.origin), rank=rank)
+    full = len(ledger) * ledger.origin.rank
+    base = f'AutoModelForCausalLM.from_pretrained("{ledger.origin.model or "BASE"}", dtype="{ledger.origin.dtype}")'
+    return [
+        written(folder, f"{counted(ledger)} as a LoRA adapter of rank {min(rank or full, full)}"),
+        *([about_rank(rank, full, cost)] if rank is not None else []),
+        f'load it: model = PeftModel.from_pretrained({base}, "{folder}")',
+    ]
+
+
+def _skeleton(origin: Origin) -> nn.Module | None:
+    """The base model without numbers, to see what its layers are; None if its configuration is not to be had."""
+    try:
+        config = AutoConfig.from_pretrained(
+            origin.model, revision=origin.revision, local_files_only=True, trust_remote_code=False
+        )
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception:  # not on this machine, code of its own, no language model: PEFT looks at the layers itself then
+        return None
+
+
+def about_rank(rank: int, full: int, cost: TruncationCost | None) -> str:
+    """The line that says what a smaller rank cost."""
+    if cost is None:
+        return f"rank {rank} was asked for: all boosters together have rank {full}, nothing is lost"
+    return (
+        f"rank {rank} of {full}: {100 * cost.overall:.3g}% of the update is lost (Frobenius norm), at most "
+        f"{100 * cost.by_layer[cost.worst_layer]:.3g}% in one layer ({cost.worst_layer})"
+    )
+
+
+def write_ledger(path: Path, ledger: Ledger, folder: Path, *, overwrite: bool) -> list[str]:
+    """Write the boosters as they are."""
+    refuse_unwritable(folder)
+    file = RunFolder(folder).ledger
+    if file.exists() and file.resolve() in (path.resolve(), RunFolder(path).ledger.resolve()):
+        raise InputError(f"output_dir={folder}: holds {file}, which is needed; choose another")
+    if file.exists() and not overwrite:
+        raise InputError(f"output_dir={folder}: holds a {file.name} already; choose another, or give --overwrite")
+    with writing(folder):
+        ledger.save(file)
+    return [
+        written(file, counted(ledger)),
+        f'load it: booster = xgblora.boosting.replay.rebuild(base_model, xgblora.Ledger.load("{file}"))',
+    ]

@@ -1,0 +1,131 @@
+"""`xgblora-replay`: train again from the tape of a zeroth-order run, without data and without a forward pass."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from xgblora.boosting import Booster
+from xgblora.boosting.export import export_merged, finish, takes_its_boosters
+from xgblora.boosting.replay import replay
+from xgblora.cli.exit import exits_with_one_line
+from xgblora.cli.flags import FlagParser
+from xgblora.cli.result import (
+    ResultArguments,
+    base_name,
+    counted,
+    load_base,
+    refuse_place,
+    refuse_unwritable,
+    run_of,
+    writing,
+    written,
+    written_model,
+)
+from xgblora.errors import InputError
+from xgblora.training.run_folder import RunFolder
+from xgblora.zo import Tape
+from xgblora.zo.tape import MergeRecord, Record, StepRecord
+
+DESCRIPTION = """Train again from the tape of a zeroth-order run: the base model and a few bytes a step give the trained
+weights again, bit for bit, without data and without a forward pass. RUN is a run folder, finished or not, one of its
+checkpoints, or a tape.bin."""
+
+
+@dataclass
+class ReplayArguments:
+    """What to do with the model."""
+
+    save_model: bool = field(default=True, metadata={"help": "Write the trained model; false: only check the tape."})
+
+
+@exits_with_one_line
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; `arguments` defaults to those of the command line."""
+    path, replaying, args = parse(sys.argv[1:] if arguments is None else arguments)
+    file = tape_at(path)
+    tape = Tape.load(file, torn_end=True)
+    run, which = run_of(path)
+    folder = Path(args.output_dir) if args.output_dir else run / f"replayed{which}"
+    if replaying.save_model:
+        needed = [file, Path(base_name(tape.header.origin, args.model_name))]
+        refuse_place(folder, marker="config.json", overwrite=args.overwrite, needed=needed)
+    model, tokenizer = load_base(tape.header.origin, args)
+    records = list(tape.records())
+    # None: no bar where there is no terminal
+    booster, verified = replay(model, tape, tqdm(records, desc="replaying", unit=" records", disable=None))
+    print("\n".join(report(records, len(tape.to_bytes()), verified)))
+    if replaying.save_model:
+        finish(booster.adapters, booster, step=last_step(records), epoch=0.0)
+        print("\n".join(save(booster, model, tokenizer, folder)))
+
+
+def parse(arguments: list[str]) -> tuple[Path, ReplayArguments, ResultArguments]:
+    """RUN and the flags.
+
+    Raises:
+        InputError: a flag is wrong, or RUN is missing.
+    """
+    parser = FlagParser(
+        (ReplayArguments, ResultArguments), usage="xgblora-replay RUN [--flag value ...]", description=DESCRIPTION
+    )
+    parser.add_argument("run", nargs="?", metavar="RUN", help="run folder, checkpoint folder, or tape")
+    replaying, args, rest = parser.parse(arguments)
+    if rest.run is None:
+        raise InputError("RUN is missing: give a run folder or a tape.bin; see --help")
+    return Path(rest.run), replaying, args
+
+
+def tape_at(path: Path) -> Path:
+    """The tape of a run folder, or the file itself.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: there is no such folder or file")
+    if path.is_file():
+        return path
+    tape = RunFolder(path).tape
+    if not tape.is_file():
+        raise InputError(
+            f"{path}: there is no {tape.name} in it; only zeroth-order runs leave one, xgblora-export takes the others"
+        )
+    return tape
+
+
+def report(records: list[Record], size: int, verified: bool) -> list[str]:
+    """What was replayed, and whether it is what the run had."""
+    steps = [record for record in records if isinstance(record, StepRecord)]
+    skipped = sum(not record.applied for record in steps)
+    merges = sum(isinstance(record, MergeRecord) for record in records)
+    bytes_a_step = f", {size / len(steps):.1f} bytes a step" if steps else ""
+    return [
+        f"replayed {len(steps)} steps ({skipped} skipped), {merges} merges from a tape of {size} bytes{bytes_a_step}",
+        "verified: the weights are bit for bit those of the run"
+        if verified
+        else "not verified: the run was stopped, and its tape has no digest of the weights to compare with",
+    ]
+
+
+def last_step(records: list[Record]) -> int:
+    """The step after which the tape ends."""
+    return max((record.step for record in records if isinstance(record, StepRecord | MergeRecord)), default=0)
+
+
+def save(booster: Booster, model, tokenizer, folder: Path) -> list[str]:
+    """Write the model that was replayed, or its boosters where the weights cannot hold them."""
+    ledger = booster.ledger
+    if takes_its_boosters(booster.adapters):
+        with writing(folder):
+            export_merged(model, folder, tokenizer=tokenizer)
+        return written_model(folder, ledger)
+    refuse_unwritable(folder)
+    file = RunFolder(folder).ledger
+    with writing(folder):
+        ledger.save(file)
+    return [
+        written(file, f"{counted(ledger)}, because the weights cannot be written (quantised or of another kind)"),
+        f"make an adapter of them: xgblora-export {file} --format peft",
+    ]

@@ -1,0 +1,145 @@
+"""What `xgblora-export` and `xgblora-replay` share: the base model they start from, and the place of their result."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from xgblora.adapters import Origin
+from xgblora.boosting import Ledger
+from xgblora.errors import InputError
+from xgblora.training import checkpoint
+from xgblora.training.language_model import load_model, refuse_missing_folder
+
+
+@dataclass
+class ResultArguments:
+    """From which base model, to where, on what."""
+
+    model_name: str | None = field(
+        default=None, metadata={"help": "The base model, where it is not (or no longer) what the run calls it."}
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Folder to write; beside the run without it."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an earlier result in output_dir."})
+    use_cpu: bool = field(default=False, metadata={"help": "Leave the GPU alone, if there is one."})
+
+    @property
+    def device(self) -> torch.device:
+        """The GPU, if there is one and it may be used."""
+        return torch.device("cuda" if torch.cuda.is_available() and not self.use_cpu else "cpu")
+
+
+def base_name(origin: Origin, given: str | None) -> str:
+    """Folder or hub name of the base model: the one given, else what the run was started from.
+
+    Raises:
+        InputError: neither names one, or it is a folder that is not there.
+    """
+    if given is not None:
+        refuse_missing_folder(given)
+        return given
+    if origin.model is None:
+        raise InputError("model_name is missing: the run does not say what its base model is called")
+    try:
+        refuse_missing_folder(origin.model)
+    except InputError as error:
+        raise InputError(f"{error} (the run calls its base model so); give --model_name") from None
+    return origin.model
+
+
+def load_base(origin: Origin, args: ResultArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model of a run, in the dtype that the run had, and its tokenizer.
+
+    Raises:
+        InputError: it cannot be found or read.
+    """
+    return load_model(base_name(origin, args.model_name), dtype=origin.dtype, device=args.device)
+
+
+def run_of(path: Path) -> tuple[Path, str]:
+    """The folder beside whose files a result of `path` belongs, and how the result's name ends.
+
+    That of a file is the folder it lies in. Nothing is ever put into a checkpoint, which would not be whole any more:
+    there it is the run, and the name says which checkpoint it was.
+    """
+    folder = path if path.is_dir() else path.parent
+    return (folder.parent, f"-{folder.name}") if is_checkpoint(folder) else (folder, "")
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` is a checkpoint, whole or not."""
+    return folder in checkpoint.checkpoints_in(folder.parent) or (folder / checkpoint.MANIFEST).exists()
+
+
+def refuse_place(folder: Path, *, marker: str, overwrite: bool, needed: list[Path]) -> None:
+    """Raise InputError unless a result may become `folder`, before any work is done.
+
+    Args:
+        folder: will be replaced whole.
+        marker: a file that an earlier result of this kind has; without it the folder holds something else.
+        overwrite: whether an earlier result may be replaced.
+        needed: files and folders that must outlive it.
+    """
+    refuse_unwritable(folder)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(f"output_dir={folder}: is there already; choose another, or give --overwrite")
+    for path in needed:
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"output_dir={folder}: holds {path}, which is needed; choose another")
+    if not (folder / marker).is_file():
+        raise InputError(f"output_dir={folder}: holds something else than an earlier result; choose another")
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise InputError if `folder` cannot be made or written into."""
+    if folder.is_file():
+        raise InputError(f"output_dir={folder}: is a file")
+    nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not nearest.is_dir():
+        raise InputError(f"output_dir={folder}: cannot be made, {nearest} is a file")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"output_dir={folder}: cannot be written, {nearest} is read-only")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what a file system says while `folder` is written (it is full, it is gone) into an InputError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(f"output_dir={folder}: cannot be written ({reason})") from None
+
+
+def written(path: Path, what: str) -> str:
+    """The line that says what was written and how large it is."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return f"wrote {path}: {what}, {_size(sum(file.stat().st_size for file in files))}"
+
+
+def written_model(folder: Path, ledger: Ledger) -> list[str]:
+    """What to say about a model with all boosters of `ledger` in `folder`."""
+    return [
+        written(folder, f"the model with {counted(ledger)} merged, {ledger.origin.dtype}"),
+        f'load it: model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")',
+    ]
+
+
+def counted(ledger: Ledger) -> str:
+    """ "24 boosters of rank 1"."""
+    return f"{len(ledger)} booster{'s' if len(ledger) != 1 else ''} of rank {ledger.origin.rank}"
+
+
+def _size(count: int) -> str:
+    if count < 1000:
+        return f"{count} bytes"
+    units = ("kB", "MB", "GB", "TB")
+    power = min(len(str(count)) - 1, 3 * len(units)) // 3
+    return f"{count / 1000**power:.1f} {units[power - 1]}"

@@ -1,0 +1,243 @@
+"""The tape: all that a zeroth-order run decided, in about 25 bytes a step.
+
+A step is fixed by its seed, its projected gradients and its learning rate, since the directions are noise of the seed
+(MeZO, Malladi et al. 2023, section 2.1). Base model + tape give the trained weights again, without data and without a
+forward pass (`xgblora.boosting.replay`).
+
+The file is `XGBLTAPE`, the length of the header (uint32), the header (JSON), and records, all little-endian. A record
+is one letter, its fields, and the crc32 of everything up to there, so that a byte that was changed, a record that is
+missing, and two that changed places are all found:
+
+    S step: uint32 step, float32 learning rate, int64 seed, float32 projected gradient x q
+    X a step whose losses were not finite: the same, and nothing was changed by it
+    M merge: uint32 round, uint32 step, uint32 crc32 of the merged adapter
+    R rollback: uint32 round
+    E end: 32 bytes, sha256 of the trained layers
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xgblora.adapters import Origin
+from xgblora.atomic_file import replacing
+from xgblora.errors import InputError
+
+FORMAT = "xgblora-tape-1"
+MAGIC = b"XGBLTAPE"
+_LENGTH = struct.Struct("<I")
+_CRC = struct.Struct("<I")
+# steps are read from the device in batches of this many, so that training waits for it seldom
+_PENDING_STEPS = 1024
+
+
+@dataclass(frozen=True)
+class TapeHeader:
+    """What holds for the whole run.
+
+    Attributes:
+        origin: the base model and how it was adapted.
+        directions: q, projected gradients a step.
+        distribution: of the directions.
+        weight_decay: of the updates.
+        rounding: of the merges.
+    """
+
+    origin: Origin
+    directions: int
+    distribution: str
+    weight_decay: float
+    rounding: str
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A zeroth-order step; `seed` is that of its first direction, `applied` is False if its losses were not finite."""
+
+    step: int
+    lr: float
+    seed: int
+    projected_grads: tuple[float, ...]
+    applied: bool
+
+
+@dataclass(frozen=True)
+class MergeRecord:
+    """A merge after step `step`; `checksum` is the crc32 of the merged adapter."""
+
+    round: int
+    step: int
+    checksum: int
+
+
+@dataclass(frozen=True)
+class RollbackRecord:
+    """Back to the weights after round `round`."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class EndRecord:
+    """The end of training; `sha256` is the digest of the trained layers (`xgblora.adapters.identity.trained_hash`)."""
+
+    sha256: bytes
+
+
+Record = StepRecord | MergeRecord | RollbackRecord | EndRecord
+
+
+class Tape:
+    """The tape of a run, in memory; `ZeroOrder` and `Booster` write to it.
+
+    Args:
+        header: what holds for the whole run.
+    """
+
+    def __init__(self, header: TapeHeader):
+        self.header = header
+        self._step = struct.Struct(f"<Ifq{header.directions}f")
+        text = json.dumps({"format": FORMAT, **asdict(header), "origin": header.origin.to_json()}).encode()
+        self._bytes = bytearray(MAGIC + _LENGTH.pack(len(text)) + text)
+        self._crc = zlib.crc32(self._bytes)
+        self._bytes += _CRC.pack(self._crc)
+        self._pending: list[tuple[int, int, Tensor]] = []
+
+    def record_step(self, step: int, seed: int, lr: Tensor, applied: Tensor, projected_grads: Tensor) -> None:
+        """Record a step from what lies on the device: `lr` fp32 [1], `applied` a bool scalar, gradients fp32 [q]."""
+        self._pending.append((step, seed, torch.cat((lr, applied.view(1).float(), projected_grads))))
+        if len(self._pending) >= _PENDING_STEPS:
+            self._read_pending()
+
+    def record_merge(self, round: int, step: int, adapters: Tensor) -> None:
+        """Record that the adapter `adapters`, fp32 [P] on the host, was merged after `step`."""
+        self._append(b"M" + struct.pack("<III", round, step, checksum(adapters)))
+
+    def record_rollback(self, round: int) -> None:
+        """Record that the weights after `round` came back."""
+        self._append(b"R" + struct.pack("<I", round))
+
+    def record_end(self, sha256: str) -> None:
+        """Record that training ended with layers of this digest."""
+        self._append(b"E" + bytes.fromhex(sha256))
+
+    def go_on_from(self, earlier: "Tape") -> None:
+        """Become `earlier`, the tape of a checkpoint, and record on from there."""
+        self.header, self._bytes, self._crc = earlier.header, bytearray(earlier.to_bytes()), earlier._crc
+        self._pending.clear()
+
+    def to_bytes(self) -> bytes:
+        """The file."""
+        self._read_pending()
+        return bytes(self._bytes)
+
+    def records(self) -> Iterator[Record]:
+        """All records, in order."""
+        self._read_pending()
+        position = len(MAGIC) + _LENGTH.size
+        position += _LENGTH.unpack_from(self._bytes, len(MAGIC))[0] + _CRC.size
+        while position < len(self._bytes):
+            length = self._length(bytes(self._bytes[position : position + 1]))
+            yield self._decode(bytes(self._bytes[position : position + length]))
+            position += length + _CRC.size
+
+    def skipped_steps(self) -> int:
+        """Steps whose losses were not finite."""
+        return sum(isinstance(record, StepRecord) and not record.applied for record in self.records())
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, atomically."""
+        with replacing(path) as temporary:
+            temporary.write_bytes(self.to_bytes())
+
+    @classmethod
+    def load(cls, path: str | Path, *, torn_end: bool = False) -> "Tape":
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            torn_end: take the whole records of a file whose last one is cut off, as a killed process leaves it.
+
+        Raises:
+            InputError: the file is missing, no tape, or damaged.
+        """
+        path = Path(path)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        try:
+            return cls._from_bytes(content, torn_end)
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            raise InputError(f"{path}: not a readable tape ({error})") from None
+
+    @classmethod
+    def _from_bytes(cls, content: bytes, torn_end: bool) -> "Tape":
+        if not content.startswith(MAGIC):
+            raise ValueError("it does not begin like one")
+        (length,) = _LENGTH.unpack_from(content, len(MAGIC))
+        start = len(MAGIC) + _LENGTH.size
+        entry = json.loads(content[start : start + length])
+        if entry.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        tape = cls(TapeHeader(**{**entry, "origin": Origin.from_json(entry["origin"])}))
+        if not content.startswith(bytes(tape._bytes)):
+            raise ValueError("its header is damaged")
+        position = len(tape._bytes)
+        while position < len(content):
+            length = tape._length(content[position : position + 1])
+            end = position + length + _CRC.size
+            if end > len(content):
+                if torn_end:
+                    break
+                raise ValueError("its last record is torn")
+            tape._append(content[position : position + length])
+            if tape._bytes[-_CRC.size :] != content[end - _CRC.size : end]:
+                raise ValueError(f"it is damaged at byte {position}")
+            position = end
+        return tape
+
+    def _length(self, letter: bytes) -> int:
+        """Bytes of a record that begins with `letter`, its crc not counted."""
+        lengths = {b"S": self._step.size, b"X": self._step.size, b"M": 12, b"R": 4, b"E": 32}
+        if letter not in lengths:
+            raise ValueError(f"there is no record {letter!r}")
+        return 1 + lengths[letter]
+
+    def _decode(self, record: bytes) -> Record:
+        letter, fields = record[:1], record[1:]
+        if letter in b"SX":
+            step, lr, seed, *projected_grads = self._step.unpack(fields)
+            return StepRecord(step, lr, seed, tuple(projected_grads), letter == b"S")
+        if letter == b"M":
+            return MergeRecord(*struct.unpack("<III", fields))
+        if letter == b"R":
+            return RollbackRecord(*struct.unpack("<I", fields))
+        return EndRecord(fields)
+
+    def _append(self, record: bytes) -> None:
+        self._read_pending()
+        self._write(record)
+
+    def _write(self, record: bytes) -> None:
+        self._crc = zlib.crc32(record, self._crc)
+        self._bytes += record + _CRC.pack(self._crc)
+
+    def _read_pending(self) -> None:
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        read = torch.stack([values for *_, values in pending]).tolist()
+        for (step, seed, _), (lr, applied, *projected_grads) in zip(pending, read, strict=True):
+            self._write((b"S" if applied else b"X") + self._step.pack(step, lr, seed, *projected_grads))
+
+
+def checksum(adapters: Tensor) -> int:
+    """crc32 of an fp32 tensor's bytes."""
+    return zlib.crc32(adapters.contiguous().cpu().numpy().tobytes())
