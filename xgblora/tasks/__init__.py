@@ -2,10 +2,12 @@
 
 from xgblora.tasks.batch import Collator
 from xgblora.tasks.encoding import EncodedExample, encode
-from xgblora.tasks.registry import TASKS, load_task
+from xgblora.tasks.registry import TASKS, choose_task, load_task
 from xgblora.tasks.sample import Sample, Splits
 from xgblora.tasks.sampling import SampledSets, sample_sets
 from xgblora.tasks.scoring import OptionScorer
+from xgblora.tasks.task import Task
+from xgblora.tasks.task_file import read_task_file
 
 __all__ = [
     "TASKS",
@@ -15,7 +17,10 @@ __all__ = [
     "Sample",
     "SampledSets",
     "Splits",
+    "Task",
+    "choose_task",
     "encode",
     "load_task",
+    "read_task_file",
     "sample_sets",
 ]

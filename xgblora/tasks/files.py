@@ -1,0 +1,163 @@
+"""Local data: the files of a folder by their published names, and the rows in them.
+
+A row is a dict, and comes with its origin ("train.tsv line 7") for error messages.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from xgblora.errors import InputError
+
+Row = tuple[dict, str]
+
+# words of a file's name that say which split it holds: train.tsv, dev-v1.1.json, validation-00000-of-00001.parquet
+SPLIT_WORDS = {
+    "train": {"train", "training"},
+    "valid": {"val", "valid", "validation", "dev", "development"},
+    "test": {"test"},
+}
+SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+def find_splits(folder: Path) -> dict[str, list[Path]]:
+    """The data files of `folder` by split, "train" and "valid"; a split may be in several numbered shards.
+
+    Where there is one split only, or one file whose name says nothing, there is one entry.
+
+    Raises:
+        InputError: there is no data file, or several that could be the same split.
+    """
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in READERS and path.is_file())
+    by_split: dict[str, list[Path]] = {}
+    for path in files:
+        by_split.setdefault(_split_of(path), []).append(path)
+    wanted = {split: by_split[split] for split in ("train", "valid") if split in by_split}
+    if not wanted and "" in by_split:
+        wanted = {"train": by_split[""]}
+    if not wanted:
+        raise InputError(
+            f"data_dir={folder}: there are no data files in it, such as train.tsv and dev.tsv "
+            f"(also {', '.join(sorted(set(READERS) - {'.tsv'}))})"
+        )
+    for split, paths in wanted.items():
+        if len({SHARD.sub("", path.stem) + path.suffix for path in paths}) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise InputError(f"data_dir={folder}: which of {names} is the {split} split? Leave one of them there")
+    return wanted
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file: lines of tsv, csv or jsonl, entries of a json list, rows of parquet.
+
+    A json file that holds one object is one row, for the task to take apart.
+
+    Raises:
+        InputError: the file is missing, is no UTF-8, is broken, or has no rows.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    if path.suffix.lower() not in READERS:
+        raise InputError(f"{path}: data files end in {', '.join(READERS)}")
+    try:
+        rows = list(READERS[path.suffix.lower()](path))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if not rows:
+        raise InputError(f"{path}: there are no rows in it")
+    return rows
+
+
+def _split_of(path: Path) -> str:
+    words = set(re.split(r"[^a-z]+", path.stem.lower()))
+    return next((split for split, names in SPLIT_WORDS.items() if words & names), "")
+
+
+def _read_tsv(path: Path) -> Iterator[Row]:
+    # as in GLUE, whose sentences hold single quotation marks: a quote is a character like any other
+    return _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    return _read_table(path, delimiter=",", strict=True)
+
+
+def _read_table(path: Path, **dialect) -> Iterator[Row]:
+    # a byte order mark, which spreadsheets write, is no part of the first column's name
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, **dialect)
+        try:
+            columns = next(lines, [])
+            for cells in lines:
+                if not cells:
+                    continue
+                if len(cells) != len(columns):
+                    raise InputError(
+                        f"{path} line {lines.line_num}: the first line names {len(columns)} columns, "
+                        f"and here are {len(cells)}"
+                    )
+                yield dict(zip(columns, cells, strict=True)), f"{path} line {lines.line_num}"
+        except csv.Error as error:
+            raise InputError(f"{path} line {lines.line_num}: is no table ({error})") from None
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _object(_parsed(line.rstrip(), path, number), f"{path} line {number}")
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    text = path.read_text(encoding="utf-8-sig")
+    first_line = text.lstrip().partition("\n")[0]
+    if first_line.startswith("{") and first_line.rstrip().endswith("}") and text.strip() != first_line.strip():
+        # lines of JSON under a name without the l
+        yield from _read_jsonl(path)
+        return
+    content = _parsed(text, path, 1)
+    if not isinstance(content, list):
+        yield _object(content, str(path))
+        return
+    for number, entry in enumerate(content, start=1):
+        yield _object(entry, f"{path} entry {number}")
+
+
+def _parsed(text: str, path: Path, first_line: int) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise InputError(f"{path} line {line}: is no JSON ({error.msg} at column {error.colno})") from None
+
+
+def _object(entry: object, origin: str) -> Row:
+    if not isinstance(entry, dict):
+        raise InputError(f'{origin}: must be an object, {{"column": value, ...}}')
+    return entry, origin
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path}: is no parquet file ({reason})") from None
+    for number, row in enumerate(rows, start=1):
+        yield row, f"{path} row {number}"
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".tsv": _read_tsv,
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+}
