@@ -63,10 +63,14 @@ def test_no_merge_during_training_when_both_flags_are_0(run):
     assert len(Ledger.load(unmerged.folder / "boosters.safetensors")) == 1
 
 
-def test_plain_lora_never_merges_and_has_no_ledger(run):
-    lora = run("--lora", "--lora_r=1", "--max_steps=12", "--trainer=zo")
+def test_plain_lora_never_merges_and_leaves_its_adapter_as_the_only_booster(run):
+    lora = run("--lora", "--lora_r=2", "--max_steps=12", "--trainer=zo")
     assert lora.merge_lines == []
-    assert not (lora.folder / "boosters.safetensors").exists()
+    assert lora.entries("merges.jsonl") == []
+    ledger = Ledger.load(lora.folder / "boosters.safetensors")
+    (booster,) = ledger.boosters
+    assert (booster.round, booster.step, booster.scale) == (1, 12, 8.0)
+    assert ledger.slots[0].rank == 2
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)

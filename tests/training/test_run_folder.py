@@ -13,6 +13,7 @@ from xgblora.errors import InputError
 from xgblora.evaluation.accuracy import candidate_accuracy
 from xgblora.tasks import Collator, OptionScorer, encode, load_task, sample_sets
 from xgblora.training.run_folder import RunFolder, unused_folder
+from xgblora.zo import Tape
 
 FILES = {
     "boosters.safetensors",
@@ -22,6 +23,7 @@ FILES = {
     "metrics.json",
     "model",
     "step_loss.csv",
+    "tape.bin",
     "train.log",
     "training_loss.jsonl",
 }
@@ -221,13 +223,15 @@ class TestUsedFolder:
         assert overwritten.metrics["configuration"]["method"] == "lora"
         assert len(overwritten.losses) == 3
         assert sum(line.startswith("--- xgblora ---") for line in overwritten.log) == 1
-        # the ledger of the run before would not be of this model
-        assert not (tmp_path / "run" / "boosters.safetensors").exists()
+        # the ledger and the tape are of this run
+        ledger = Ledger.load(tmp_path / "run" / "boosters.safetensors")
+        assert [booster.step for booster in ledger.boosters] == [3]
+        assert Tape.load(tmp_path / "run" / "tape.bin").header.origin == ledger.origin
 
     def test_a_file_in_the_place_of_the_folder_is_refused(self, tmp_path):
         (tmp_path / "run").write_text("")
         with pytest.raises(InputError, match="is a file"):
-            RunFolder(tmp_path / "run").refuse_if_used()
+            RunFolder(tmp_path / "run").refuse_file()
 
     def test_an_empty_folder_and_one_with_other_files_are_fine(self, tmp_path):
         (tmp_path / "notes.txt").write_text("")

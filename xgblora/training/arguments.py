@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.boosting import MergePolicy
 from xgblora.errors import InputError, check_not_negative, check_positive
+from xgblora.tasks import TASKS
 
 TRAINERS = ("zo", "regular", "none")
 
@@ -23,8 +24,11 @@ class TaskArguments:
     _argument_group_name = "model and task"
 
     model_name: str | None = _field(None, "Model folder or hub name; without it the package's own small model.")
-    task_name: str = _field("SST2", "Task: SST2.")
-    data_dir: str | None = _field(None, "Folder with the task's files (SST2: train.tsv, dev.tsv); without it: the hub.")
+    task_name: str | None = _field(None, f"Task: {', '.join(TASKS)}; SST2 without it.")
+    task_file: str | None = _field(None, "YAML file of a task of your own (docs/tasks.md), instead of --task_name.")
+    data_dir: str | None = _field(
+        None, "Folder with the task's files as published, such as train.tsv and dev.tsv; without it: the hub."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _field(
         "auto", "Dtype of the base weights; auto: float32 on a CPU, bfloat16 on a GPU that has it."
     )
@@ -61,6 +65,10 @@ class AdapterArguments:
     rounding: Literal["remainder", "stochastic", "nearest"] = _field(
         "remainder", "How merges round into 16-bit weights; remainder loses nothing."
     )
+    staged_eval: bool = _field(False, "Evaluate on the development set after every merge, and plot it by round.")
+    load_best_round_at_end: bool = _field(
+        False, "Go back to the round with the lowest development loss when training ends (evaluates every round)."
+    )
     zo_eps: float = _field(1e-3, "Size of the zeroth-order perturbation.")
     zo_directions: int = _field(1, "Random directions a step.")
     zo_pairing: Literal["auto", "paired", "sequential"] = _field(
@@ -96,12 +104,16 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
     # in this order, because HfArgumentParser takes the second alternative for the type of the flag
     report_to: None | str | list[str] = _field("none", "Where else to report: tensorboard, wandb, ...")
     remove_unused_columns: bool = _field(False, "Leave batches as the collator makes them.")
+    resume_from_checkpoint: str | None = _field(
+        None, "Checkpoint folder to go on from; last: the newest whole one in output_dir, or a new run without one."
+    )
     seed: int = _field(0, "Seed of everything: examples, order, adapters, directions.")
 
     def __post_init__(self):
         self.check()
         # transformers fills in a folder of its own
         self.names_its_folder = self.output_dir is not None
+        self.staged_eval = self.staged_eval or self.load_best_round_at_end
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
         if self.trainer == "zo":
@@ -158,6 +170,11 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
             raise InputError(f"{name}=True: is for backpropagation; a zeroth-order run takes --dtype {dtype}")
         if self.zo_directions < 1:
             raise InputError(f"zo_directions={self.zo_directions}: must be 1 or more")
+        for name in ("staged_eval", "load_best_round_at_end"):
+            if getattr(self, name) and self.lora:
+                raise InputError(f"{name}=True: plain LoRA has no rounds; use --xgblora")
+        if self.load_best_round_at_end and self.load_best_model_at_end:
+            raise InputError("--load_best_round_at_end and --load_best_model_at_end: choose one of them")
         if self.max_steps == 0 or self.max_steps < -1:
             raise InputError(f"max_steps={self.max_steps}: must be 1 or more, or -1 to train num_train_epochs epochs")
         check_positive("num_train_epochs", self.num_train_epochs)

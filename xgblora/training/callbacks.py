@@ -1,6 +1,7 @@
 """What happens beside the training loop: merging, the files that grow, the progress bar."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from xgblora.atomic_file import sync_file, write_text
 from xgblora.boosting import Booster, MergePolicy
 from xgblora.training.console import logger
 from xgblora.training.run_folder import RunFolder
@@ -35,6 +37,8 @@ class MergeCallback(TrainerCallback):
         logger.info("XGBLoRA: Merging and reinitializing at %s", place)
         self._booster.merge(step=state.global_step, epoch=state.epoch)
         forget_moments(optimizer)
+        if args.staged_eval:
+            control.should_evaluate = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         # a merge leaves the function as it was, so an evaluation at the same step measures the round
@@ -43,44 +47,57 @@ class MergeCallback(TrainerCallback):
             boosters[-1] = replace(boosters[-1], held_out_loss=logs["eval_loss"])
 
 
+class LateCheckpoint(TrainerCallback):
+    """Write the checkpoint of an epoch's last step at the end of the epoch, after what is logged and evaluated there.
+
+    A run that goes on from it starts with the next epoch and would never do that. The run's last step ends one too.
+    """
+
+    def __init__(self):
+        self._due = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._due = control.should_save and (state.epoch == int(state.epoch) or control.should_training_stop)
+        control.should_save = control.should_save and not self._due
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save = control.should_save or self._due
+        self._due = False
+
+
 def forget_moments(optimizer) -> None:
     """Drop the moments that an optimizer keeps of an adapter that is no more."""
     getattr(optimizer, "optimizer", optimizer).state.clear()
 
 
 class RunFilesCallback(TrainerCallback):
-    """Write `step_loss.csv`, `training_loss.jsonl`, `eval_loss.jsonl` and `merges.jsonl` as training goes.
+    """Write `step_loss.csv`, `training_loss.jsonl`, `eval_loss.jsonl`, `merges.jsonl` and `tape.bin` as training goes.
 
-    Losses stay on the device until transformers logs or saves, so that a step waits for nothing. A resumed run keeps
-    the lines up to its checkpoint, which holds the merges until then.
+    Losses stay on the device until transformers logs or a checkpoint is due, so that a step waits for nothing. A run
+    that is resumed keeps the lines up to its checkpoint, which holds the merges and the tape until then.
     """
 
-    def __init__(
-        self, folder: RunFolder, step_losses: list[torch.Tensor], booster: Booster | None, policy: MergePolicy
-    ):
+    def __init__(self, folder: RunFolder, step_losses: list[torch.Tensor], booster: Booster, policy: MergePolicy):
         self._folder, self._step_losses, self._booster, self._policy = folder, step_losses, booster, policy
-        self._merges_written = 0
+        self._first_step = self._merges_written = self._tape_bytes_written = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        keep = state.global_step
-        lines = _lines(self._folder.step_loss)[1:] if keep else []
-        kept = [line for line in lines if int(line.split(",")[0]) <= keep]
-        self._folder.path.mkdir(parents=True, exist_ok=True)
-        self._folder.step_loss.write_text("\n".join(["step,loss", *kept]) + "\n", encoding="utf-8")
+        keep = self._first_step = state.global_step
+        self._folder.remove_leftovers()
+        kept = _lines_up_to(keep, self._folder.step_loss, lambda line: int(line.split(",")[0]), heading=1)
+        write_text(self._folder.step_loss, "step,loss\n" + kept)
         for path in (self._folder.training_loss, self._folder.eval_loss):
-            kept = [line for line in _lines(path) if keep and json.loads(line)["step"] <= keep]
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self._folder.merges.write_text("", encoding="utf-8")
+            write_text(path, _lines_up_to(keep, path, lambda line: json.loads(line)["step"]))
+        write_text(self._folder.merges, "")
         self._merges_written = 0
         self._flush_merges(keep + 1)
+        self.rewrite_tape()
 
-    def on_step_end(self, args, state, control, **kwargs):
-        if control.should_save:
-            self._flush_losses(state)
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if control.should_save:
-            self._flush_losses(state)
+    def before_checkpoint(self, state) -> None:
+        """Bring everything up to this step to the disk: a run that goes on from the checkpoint keeps it."""
+        self._flush_losses(state)
+        for path in (self._folder.step_loss, self._folder.training_loss, self._folder.eval_loss):
+            sync_file(path)
 
     def on_log(self, args, state, control, logs=None, lr_scheduler=None, **kwargs):
         self._flush_losses(state)
@@ -89,13 +106,21 @@ class RunFilesCallback(TrainerCallback):
         self._flush_merges(state.global_step + (1 if "train_runtime" in entry else 0))
         if "loss" in entry:
             _append(self._folder.training_loss, json.dumps(entry) + "\n")
-        elif "eval_loss" in entry and state.global_step > 0:
+        elif "eval_loss" in entry and state.global_step > self._first_step:
             rate = lr_scheduler.get_last_lr()[0] if lr_scheduler is not None else args.learning_rate
             _append(self._folder.eval_loss, json.dumps({**entry, "learning_rate": rate}) + "\n")
 
     def on_train_end(self, args, state, control, **kwargs):
         self._flush_losses(state)
         self._flush_merges(state.global_step + 1)
+        # whole, because loading the best checkpoint goes back to its tape
+        self.rewrite_tape()
+
+    def rewrite_tape(self) -> None:
+        """Write the tape whole."""
+        if self._booster.tape is not None:
+            self._booster.tape.save(self._folder.tape)
+            self._tape_bytes_written = len(self._booster.tape.to_bytes())
 
     def _flush_losses(self, state) -> None:
         if self._step_losses:
@@ -103,9 +128,17 @@ class RunFilesCallback(TrainerCallback):
             first = state.global_step - len(losses) + 1
             _append(self._folder.step_loss, "".join(f"{first + i},{loss!r}\n" for i, loss in enumerate(losses)))
             self._step_losses.clear()
+        self._append_to_tape()
+
+    def _append_to_tape(self) -> None:
+        if self._booster.tape is not None:
+            new = self._booster.tape.to_bytes()[self._tape_bytes_written :]
+            with open(self._folder.tape, "ab") as file:
+                file.write(new)
+            self._tape_bytes_written += len(new)
 
     def _flush_merges(self, before_step: int) -> None:
-        boosters = self._booster.ledger.boosters[self._merges_written :] if self._booster is not None else []
+        boosters = self._booster.ledger.boosters[self._merges_written :]
         for booster in [booster for booster in boosters if booster.step < before_step]:
             entry = {"round": booster.round, "step": booster.step, "epoch": booster.epoch, "rule": str(self._policy)}
             _append(self._folder.merges, json.dumps({**entry, "held_out_loss": booster.held_out_loss}) + "\n")
@@ -136,9 +169,19 @@ class RoundProgress(ProgressCallback):
         self.training_bar.set_postfix(shown)
 
 
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a file; one that a killed process left without its end is dropped."""
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+def _lines_up_to(last_step: int, path: Path, step_of: Callable[[str], int], *, heading: int = 0) -> str:
+    """The lines of a file after its heading, up to `last_step` or the first that a killed process left unreadable."""
+    lines = path.read_bytes().split(b"\n")[heading:-1] if path.exists() else []
+    kept = []
+    for line in lines:
+        try:
+            text = line.decode("utf-8")
+            if step_of(text) > last_step:
+                break
+        except (ValueError, KeyError, TypeError):
+            break
+        kept.append(text + "\n")
+    return "".join(kept)
 
 
 def _append(path: Path, text: str) -> None:

@@ -1,77 +1,232 @@
-"""The part of a checkpoint that is not transformers': the arena and the ledger, never the base weights."""
+"""Checkpoints: the arena, the ledger, the tape and transformers' own state, never the base weights.
 
+A checkpoint is a folder that appears whole or not at all. Its manifest names every file with its size and sha256, the
+base model, and what of the flags must not change, so that a torn or changed file, and a checkpoint of another run, are
+refused before anything is loaded.
+"""
+
+import hashlib
 import json
+import re
+import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-from transformers.trainer import TRAINER_STATE_NAME
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from xgblora.adapters import AdapterSet
-from xgblora.atomic_file import replacing
-from xgblora.boosting import Booster, Ledger
+from xgblora.adapters import AdapterSet, Origin
+from xgblora.atomic_file import remove_leftovers
+from xgblora.boosting import Booster, Ledger, MergedAdapter
 from xgblora.errors import InputError
+from xgblora.zo import Tape
 
+FORMAT = "xgblora-checkpoint-1"
+MANIFEST = "manifest.json"
 ADAPTERS = "adapters.safetensors"
 LEDGER = "boosters.safetensors"
+TAPE = "tape.bin"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_NEEDED_TO_GO_ON = (OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth", TRAINER_STATE_NAME)
 
 
-def save(folder: Path, adapters: AdapterSet, booster: Booster | None, run: dict) -> None:
-    """Write the adapters in training, and the ledger if the run boosts.
+def save(folder: Path, adapters: AdapterSet, booster: Booster) -> None:
+    """Write the adapters in training, the ledger, and the tape if there is one, into `folder`."""
+    save_file({"master": adapters.arena.master}, folder / ADAPTERS)
+    booster.ledger.save(folder / LEDGER)
+    if booster.tape is not None:
+        booster.tape.save(folder / TAPE)
+
+
+def seal(folder: Path, origin: Origin, *, step: int, epoch: float, run: dict, unlogged: dict) -> None:
+    """Write the manifest of `folder`, whose files are complete.
 
     Args:
+        origin: the base model and how it was adapted.
+        step, epoch: how far training was.
         run: what else must be the same in a run that goes on from here; JSON values.
+        unlogged: the losses since the last log entry, as the trainer takes them up again; JSON values.
     """
-    identity = json.dumps({**run, **_identity(adapters)})
-    with replacing(folder / ADAPTERS) as temporary:
-        save_file({"master": adapters.arena.master}, temporary, metadata={"xgblora": identity})
-    if booster is not None:
-        booster.ledger.save(folder / LEDGER)
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "epoch": epoch,
+        "origin": origin.to_json(),
+        "run": run,
+        "unlogged": unlogged,
+        "files": {path.name: _facts(path) for path in sorted(folder.iterdir())},
+    }
+    text = json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def load(folder: Path, adapters: AdapterSet, booster: Booster | None, run: dict) -> None:
-    """Set the model to the state that `save` wrote: base + ledger, then the adapters in training.
+def check(folder: Path, origin: Origin, run: dict) -> dict:
+    """The manifest of `folder`, if it is a whole checkpoint of such a run.
 
     Raises:
-        InputError: the folder is no checkpoint of such a run.
+        InputError: it is not; one line says why, and names another checkpoint beside it that is.
     """
-    master = check(folder, adapters, run)
-    if booster is not None:
-        booster.replay(Ledger.load(folder / LEDGER))
+    try:
+        return _manifest_of_run(folder, origin, run)
+    except InputError as error:
+        raise InputError(f"resume_from_checkpoint={folder}: {error}{_offer(folder, origin, run)}") from None
+
+
+def load(folder: Path, adapters: AdapterSet, booster: Booster) -> None:
+    """Set the model to what `save` wrote: base + ledger, the adapters in training, and the tape up to there.
+
+    Raises:
+        InputError: a file cannot be read, or belongs to another run; `check` says so before.
+    """
+    master = load_file(folder / ADAPTERS, device=str(adapters.arena.master.device))["master"]
+    booster.replay(Ledger.load(folder / LEDGER))
+    if booster.tape is not None:
+        booster.tape.go_on_from(Tape.load(folder / TAPE))
     adapters.arena.master.copy_(master)
     adapters.arena.restore()
 
 
-def check(folder: Path, adapters: AdapterSet, run: dict) -> Tensor:
-    """The adapters in `folder`, after comparing whose they are.
+def boosters_of(folder: Path) -> Ledger:
+    """The ledger in the checkpoint `folder`, the adapter in training as its last booster unless it is still empty.
 
     Raises:
-        InputError: the folder is no checkpoint of such a run.
+        InputError: the folder is no whole checkpoint.
     """
-    path = folder / ADAPTERS
-    missing = [file.name for file in (path, folder / TRAINER_STATE_NAME) if not file.is_file()]
-    if missing:
-        raise InputError(f"resume_from_checkpoint={folder}: is no whole checkpoint, there is no {missing[0]} in it")
     try:
-        with safe_open(path, "pt", device=str(adapters.arena.master.device)) as file:
-            identity = json.loads((file.metadata() or {}).get("xgblora", "{}"))
-            master = file.get_tensor("master")
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"resume_from_checkpoint={folder}: {path.name} cannot be read ({error})") from None
-    for name, ours in {**run, **_identity(adapters)}.items():
-        if identity.get(name) != ours:
-            raise InputError(
-                f"resume_from_checkpoint={folder}: {name} is {identity.get(name)} there and {ours} in this run"
-            )
-    return master
+        manifest = verified_manifest(folder)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+    ledger = Ledger.load(folder / LEDGER)
+    master = load_file(folder / ADAPTERS)["master"]
+    scale = ledger.origin.alpha / ledger.origin.rank
+    if any(bool(torch.any(slot.views(master.unsqueeze(0))[1])) for slot in ledger.slots):
+        last = MergedAdapter(len(ledger) + 1, manifest["step"], manifest["epoch"], scale, master)
+        ledger.boosters.append(last)
+    return ledger
 
 
-def _identity(adapters: AdapterSet) -> dict:
-    return {
-        "alpha": adapters.alpha,
-        "rank": adapters.rank,
-        "seed": adapters.seed,
-        "layers": list(adapters.layers),
-        "parameters": adapters.arena.master.numel(),
-    }
+def verified_manifest(folder: Path) -> dict:
+    """The manifest of `folder`, after comparing every file with it.
+
+    Raises:
+        InputError: a file is missing, torn, changed, or does not belong there.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise InputError("there is no such folder")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        digest = manifest.pop("sha256")
+    except FileNotFoundError:
+        raise InputError(f"is no whole checkpoint, there is no {MANIFEST} in it") from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(f"{MANIFEST} is damaged") from None
+    if digest != _digest(manifest):
+        raise InputError(f"{MANIFEST} is damaged or was changed")
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"its format is {manifest.get('format')}, not {FORMAT}")
+    present = {path.name for path in folder.iterdir() if path.name != MANIFEST and not path.name.startswith(".")}
+    for name in sorted(manifest["files"].keys() | present):
+        if name not in present:
+            raise InputError(f"is no whole checkpoint, there is no {name} in it")
+        if name not in manifest["files"]:
+            raise InputError(f"{name} does not belong to it")
+        if _facts(folder / name) != manifest["files"][name]:
+            raise InputError(f"{name} is damaged or was changed")
+    if _NAME.fullmatch(folder.name) and step_of(folder) != manifest["step"]:
+        raise InputError(f"was renamed, it is of step {manifest['step']}")
+    return manifest
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoint folders in `folder`, the newest first, whole or not."""
+    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def remove_leftovers_in(folder: Path) -> None:
+    """Undo what a killed process left half done of the checkpoints in `folder`."""
+    remove_leftovers(folder, "checkpoint-*")
+
+
+def step_of(folder: Path) -> int:
+    """The step that the name of a checkpoint folder says, 0 for any other name."""
+    match = _NAME.fullmatch(folder.name)
+    return int(match[1]) if match else 0
+
+
+def newer_than(folder: Path, step: int) -> list[Path]:
+    """The checkpoints in `folder` past `step`, whole or not, the newest first."""
+    return [path for path in checkpoints_in(folder) if step_of(path) > step]
+
+
+def remove_newer(folder: Path, step: int) -> None:
+    """Remove the checkpoints in `folder` past `step`, whole or not, the newest first."""
+    for path in newer_than(folder, step):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def refuse_newer(folder: Path, step: int) -> None:
+    """Raise InputError if a run that goes on from `step` in `folder` would find whole checkpoints of its own future.
+
+    After a kill `last` would take one of them, while the run's other files end where they were cut.
+    """
+    for path in newer_than(folder, step):
+        try:
+            verified_manifest(path)
+        except InputError:
+            continue
+        raise InputError(
+            f"resume_from_checkpoint={folder / f'checkpoint-{step}'}: {path} is newer; resume from last, choose "
+            "another output_dir, or give --overwrite to drop the newer ones"
+        )
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint in `folder` that is whole, and one line for each newer one that is not."""
+    damaged = []
+    for path in checkpoints_in(folder):
+        try:
+            verified_manifest(path)
+        except InputError as error:
+            damaged.append(f"{path}: {error}")
+        else:
+            return path, damaged
+    return None, damaged
+
+
+def _manifest_of_run(folder: Path, origin: Origin, run: dict) -> dict:
+    manifest = verified_manifest(folder)
+    for name, ours in run.items():
+        if manifest["run"].get(name) != ours:
+            raise InputError(f"it is of another run: {name} is {manifest['run'].get(name)} there and {ours} here")
+    origin.refuse_other(Origin.from_json(manifest["origin"]), "it is of another run")
+    for name in _NEEDED_TO_GO_ON:
+        if name not in manifest["files"]:
+            raise InputError(f"was written with --save_only_model, there is no {name} to go on with")
+    return manifest
+
+
+def _offer(folder: Path, origin: Origin, run: dict) -> str:
+    """What else can be resumed from beside `folder`, as the end of a message."""
+    for other in checkpoints_in(folder.parent):
+        try:
+            _manifest_of_run(other, origin, run)
+        except InputError:
+            continue
+        return f"; {other} is whole"
+    return ""
+
+
+def _facts(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return {}
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _digest(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """What a person sees: one logger for the terminal and `train.log`, and the blocks and tables printed through it."""
 
 import logging
+import logging.handlers
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,11 +30,28 @@ def show_on_terminal() -> None:
 
 
 @contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """Copy the log to `path`, with the time, while the block runs."""
+def remembering_log() -> Iterator[logging.handlers.MemoryHandler]:
+    """Keep the lines that are logged before it is certain that there will be a file for them, see `logging_to`."""
+    early = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+    with _handling(early):
+        yield early
+
+
+@contextmanager
+def logging_to(path: Path, early: logging.handlers.MemoryHandler) -> Iterator[None]:
+    """Copy the log to `path`, with the time, while the block runs; the lines in `early` come first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.removeHandler(early)
+    early.setTarget(handler)
+    early.flush()
+    with _handling(handler):
+        yield
+
+
+@contextmanager
+def _handling(handler: logging.Handler) -> Iterator[None]:
     logger.addHandler(handler)
     try:
         yield

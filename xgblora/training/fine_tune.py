@@ -2,9 +2,11 @@
 
 import csv
 import json
+import logging.handlers
+import math
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,15 @@ import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalPrediction
 
-from xgblora.boosting.export import export_merged, finish
+from xgblora.boosting.export import export_merged, finish, takes_its_boosters
+from xgblora.boosting.peft_adapter import export_peft
 from xgblora.environment import versions
 from xgblora.errors import InputError
 from xgblora.evaluation.accuracy import candidate_accuracy
-from xgblora.tasks import Collator, EncodedExample, Sample, encode, load_task, sample_sets
-from xgblora.training import loss_figure
+from xgblora.tasks import Collator, EncodedExample, Sample, choose_task, encode, sample_sets
+from xgblora.training import checkpoint, loss_figure, rounds_figure
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
-from xgblora.training.console import log_block, log_table, logger, logging_to
+from xgblora.training.console import log_block, log_table, logger, logging_to, remembering_log
 from xgblora.training.language_model import load_model, longest_text, refuse_missing_folder
 from xgblora.training.objective import CandidateObjective
 from xgblora.training.run_folder import RunFolder, unused_folder
@@ -46,15 +49,24 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
     Raises:
         InputError: a flag, a file or the data is wrong.
     """
+    with remembering_log() as early:
+        return _fine_tune(task, args, early)
+
+
+def _fine_tune(task: TaskArguments, args: XGBLoRAArguments, early: logging.handlers.MemoryHandler) -> dict:
     started = time.perf_counter()
     if task.model_name is None:
         raise InputError("model_name is missing: give a model folder or a hub name")
     refuse_missing_folder(task.model_name)
+    chosen = choose_task(task.task_name, task.task_file)
+    if chosen.generation and task.train_as_classification:
+        raise InputError(f"train_as_classification=True: the answers of {chosen.name} are generated, not chosen")
+    task = replace(task, task_name=chosen.name)
     folder = _choose_folder(task, args)
     args.output_dir = str(folder.path)
     set_seed(args.seed)
     sets = sample_sets(
-        load_task(task.task_name, task.data_dir),
+        chosen.load(task.data_dir),
         num_train=task.num_train,
         num_dev=task.num_dev,
         num_eval=task.num_eval,
@@ -67,6 +79,8 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
     dev, evaluation = (sorted(_encode(samples, tokenizer, length), key=len) for samples in (sets.dev, sets.evaluation))
     encoded = EncodedSets(train, dev, evaluation)
     if not encoded.dev:
+        if args.staged_eval:
+            raise InputError(f"num_dev={task.num_dev}: staged_eval needs development examples")
         args.eval_strategy = "no"
     trainer = XGBLoRATrainer(
         model,
@@ -77,9 +91,9 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
         data_collator=Collator(tokenizer.pad_token_id),
         compute_metrics=_compute_metrics,
     )
-    if task.overwrite and not args.resume_from_checkpoint:
-        folder.clear()
-    with logging_to(folder.log):
+    if task.overwrite:
+        folder.clear(keep_up_to=_step_to_go_on_from(folder, args))
+    with logging_to(folder.log, early):
         return _run(task, args, folder, trainer, encoded, tokenizer, started)
 
 
@@ -99,6 +113,7 @@ def _run(
         "environment": versions(),
         "results": results,
     }
+    saved = None
     if args.trainer != "none":
         begun = time.perf_counter()
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -108,27 +123,58 @@ def _run(
             "epochs": trainer.state.epoch,
             "seconds": seconds,
             "steps_per_second": trainer.steps_taken / seconds,
-            "merges": len(trainer.booster.ledger) if trainer.booster else 0,
+            "merges": len(_entries(folder.merges)),
+            "best_round": trainer.best_round,
             "skipped_steps": int(trainer.zo.skipped_steps) if trainer.zo else 0,
             "trainable_parameters": trainer.adapters.num_parameters(),
         }
         results["trained"] = _measure(trainer, encoded, "trained")
-        _leave_results(task, folder, trainer, tokenizer)
+        saved = _leave_results(task, folder, trainer, tokenizer, results)
     metrics["seconds"] = time.perf_counter() - started
     metrics["peak_memory_bytes"] = peak_memory(args.device)
     folder.write_metrics(metrics)
-    _log_results(metrics, folder, task)
+    _log_results(metrics, folder, saved)
     return metrics
 
 
 def _choose_folder(task: TaskArguments, args: XGBLoRAArguments) -> RunFolder:
+    last = args.resume_from_checkpoint in ("last", "True", "true")
     if not args.names_its_folder:
+        if last:
+            raise InputError("resume_from_checkpoint=last: give --output_dir, the folder of the run that is to go on")
         name = f"{Path(task.model_name).name}-{task.task_name}-{args.method}-{args.trainer}-seed{args.seed}"
         return RunFolder(unused_folder(Path("runs"), name))
     folder = RunFolder(Path(args.output_dir))
-    if not task.overwrite and not args.resume_from_checkpoint:
-        folder.refuse_if_used()
+    folder.refuse_file()
+    if last:
+        _go_on_from_last(folder, task, args)
+    elif not task.overwrite:
+        step = _step_to_go_on_from(folder, args)
+        if step:
+            checkpoint.refuse_newer(folder.path, step)
+        else:
+            folder.refuse_if_used()
     return folder
+
+
+def _step_to_go_on_from(folder: RunFolder, args: XGBLoRAArguments) -> int:
+    """The step of the checkpoint to resume from if it is one of `folder`; 0 for a run that is new there."""
+    if not args.resume_from_checkpoint:
+        return 0
+    chosen = Path(args.resume_from_checkpoint)
+    return checkpoint.step_of(chosen) if chosen.resolve().parent == folder.path.resolve() else 0
+
+
+def _go_on_from_last(folder: RunFolder, task: TaskArguments, args: XGBLoRAArguments) -> None:
+    """Turn `resume_from_checkpoint=last` into the newest whole checkpoint of `folder`, or into a new run."""
+    folder.remove_leftovers()
+    whole, damaged = checkpoint.newest_whole(folder.path)
+    for line in damaged:
+        logger.warning("passed over %s", line)
+    if whole is None and not task.overwrite:
+        folder.refuse_if_finished()
+    logger.info("resuming from %s", whole) if whole else logger.info("no whole checkpoint: starting from the beginning")
+    args.resume_from_checkpoint = str(whole) if whole else None
 
 
 def _encode(
@@ -157,31 +203,63 @@ def _measure(trainer: XGBLoRATrainer, encoded: EncodedSets, when: str) -> dict:
 
 
 def _leave_results(
-    task: TaskArguments, folder: RunFolder, trainer: XGBLoRATrainer, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Write the figure, the ledger and the model."""
-    _draw_losses(folder, task, trainer)
-    finish(trainer.adapters, trainer.booster, step=trainer.state.global_step, epoch=trainer.state.epoch)
-    if trainer.booster is not None:
-        trainer.booster.ledger.save(folder.ledger, about={"model": task.model_name, **versions()})
-    if task.save_model:
+    task: TaskArguments,
+    folder: RunFolder,
+    trainer: XGBLoRATrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    results: dict,
+) -> str | None:
+    """Write the figures, the ledger, the end of the tape and the model; the line that says where the model is."""
+    _draw_figures(folder, task, trainer, results["zero_shot"])
+    state = trainer.state
+    held_out_loss = results["trained"]["dev"]["loss"] if "dev" in results["trained"] else None
+    finish(trainer.adapters, trainer.booster, step=state.global_step, epoch=state.epoch, held_out_loss=held_out_loss)
+    trainer.booster.ledger.save(folder.ledger, about=versions())
+    if trainer.tape is not None:
+        trainer.tape.save(folder.tape)
+    if not task.save_model:
+        return None
+    if takes_its_boosters(trainer.adapters):
         export_merged(trainer.model, folder.model, tokenizer=tokenizer)
+        return f"model:   {folder.model}"
+    # a quantised model cannot be saved with its boosters in it
+    if not len(trainer.booster.ledger):
+        return None
+    export_peft(trainer.booster.ledger, folder.adapter, base_model=trainer.model)
+    return f"adapter: {folder.adapter} (for PEFT: the weights themselves cannot be written)"
 
 
-def _draw_losses(folder: RunFolder, task: TaskArguments, trainer: XGBLoRATrainer) -> None:
+def _draw_figures(folder: RunFolder, task: TaskArguments, trainer: XGBLoRATrainer, zero_shot: dict) -> None:
     with open(folder.step_loss, encoding="utf-8", newline="") as file:
         rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
     steps, losses = np.array([step for step, _ in rows]), np.array([loss for _, loss in rows])
-    evaluations = [json.loads(line) for line in folder.eval_loss.read_text(encoding="utf-8").splitlines()]
+    evaluations, merges = (_entries(path) for path in (folder.eval_loss, folder.merges))
     args = trainer.args
+    title = f"{Path(task.model_name).name} on {task.task_name}: {method_name(args)}, seed {args.seed}"
     loss_figure.draw(
         folder.figure,
-        title=f"{Path(task.model_name).name} on {task.task_name}: {method_name(args)}, seed {args.seed}",
+        title=title,
         steps=steps,
         losses=losses,
-        merges=[booster.step for booster in trainer.booster.ledger.boosters] if trainer.booster else [],
+        merges=[entry["step"] for entry in merges],
         held_out=[(entry["step"], entry["eval_loss"]) for entry in evaluations],
     )
+    if args.staged_eval and merges:
+        # not from the file: that of a run that was resumed in another folder begins there
+        history = {entry["step"]: entry for entry in trainer.state.log_history if "eval_loss" in entry}
+        # rounds before a resumption that brought the flag were not measured, and leave a gap
+        rounds = [history.get(entry["step"], {}) for entry in merges]
+        rounds_figure.draw(
+            folder.rounds_figure,
+            title=title,
+            losses=[zero_shot["dev"]["loss"], *(entry.get("eval_loss", math.nan) for entry in rounds)],
+            accuracies=[zero_shot["dev"]["accuracy"], *(entry.get("eval_accuracy", math.nan) for entry in rounds)],
+            kept=trainer.best_round,
+        )
+
+
+def _entries(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def method_name(args: XGBLoRAArguments) -> str:
@@ -203,7 +281,7 @@ def log_configuration(
         ("Model", f"{task.model_name} ({str(weights).removeprefix('torch.')}, {args.device})"),
         (
             "Task",
-            f"{task.task_name} from {task.data_dir or 'the hub'}: {len(encoded.train)} train, "
+            f"{task.task_name} from {task.data_dir or task.task_file or 'the hub'}: {len(encoded.train)} train, "
             f"{len(encoded.dev)} dev, {len(encoded.evaluation)} held-out examples",
         ),
         ("Method", method_name(args)),
@@ -241,7 +319,7 @@ def log_configuration(
     log_block("xgblora", [*rows, ("Output", folder.path)])
 
 
-def _log_results(metrics: dict, folder: RunFolder, task: TaskArguments) -> None:
+def _log_results(metrics: dict, folder: RunFolder, saved: str | None) -> None:
     results = metrics["results"]
     logger.info("")
     header, rows = ("", "examples", "zero-shot"), []
@@ -271,8 +349,8 @@ def _log_results(metrics: dict, folder: RunFolder, task: TaskArguments) -> None:
         )
         logger.info("curve:   %s", folder.figure)
     logger.info("metrics: %s", folder.metrics)
-    if trained and task.save_model:
-        logger.info("model:   %s", folder.model)
+    if saved:
+        logger.info(saved)
 
 
 def configuration(task: TaskArguments, args: XGBLoRAArguments) -> dict:

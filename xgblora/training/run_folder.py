@@ -4,8 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from xgblora.atomic_file import write_text
+from xgblora.atomic_file import remove_leftovers, write_text
 from xgblora.errors import InputError
+from xgblora.training import checkpoint
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,19 @@ class RunFolder:
         return self.path / "boosters.safetensors"
 
     @property
+    def tape(self) -> Path:
+        """All that a zeroth-order run decided."""
+        return self.path / "tape.bin"
+
+    @property
     def figure(self) -> Path:
         """The loss curve."""
         return self.path / "loss.png"
+
+    @property
+    def rounds_figure(self) -> Path:
+        """Held-out loss and accuracy by boosting round."""
+        return self.path / "rounds.png"
 
     @property
     def log(self) -> Path:
@@ -59,21 +70,53 @@ class RunFolder:
         """The trained model, a folder that `from_pretrained` loads."""
         return self.path / "model"
 
-    def refuse_if_used(self) -> None:
-        """Raise InputError if the folder holds a run already."""
+    @property
+    def adapter(self) -> Path:
+        """The boosters as a LoRA adapter for PEFT, where the weights cannot be written (quantised)."""
+        return self.path / "adapter"
+
+    def refuse_file(self) -> None:
+        """Raise InputError if a file stands in the place of the folder."""
         if self.path.is_file():
             raise InputError(f"output_dir={self.path}: is a file")
+
+    def refuse_if_used(self) -> None:
+        """Raise InputError if the folder holds a run already."""
         used = [file.name for file in (self.metrics, self.step_loss, self.training_loss) if file.exists()]
+        used += [folder.name for folder in checkpoint.checkpoints_in(self.path)]
         if used:
             raise InputError(
                 f"output_dir={self.path}: holds a run already ({used[0]}); choose another, or give --overwrite"
             )
 
-    def clear(self) -> None:
-        """Remove the files of an earlier run; its model and checkpoints stay until they are replaced."""
-        growing = (self.step_loss, self.training_loss, self.eval_loss, self.merges, self.log)
-        for file in (*growing, self.metrics, self.ledger, self.figure):
+    def refuse_if_finished(self) -> None:
+        """Raise InputError if the folder holds a run that came to its end and nothing to go on from."""
+        if self.metrics.exists():
+            raise InputError(
+                f"resume_from_checkpoint=last: {self.path} holds a finished run and no checkpoint; choose another "
+                "output_dir, or give --overwrite"
+            )
+
+    def clear(self, *, keep_up_to: int) -> None:
+        """Remove the checkpoints of an earlier run past step `keep_up_to`, and its files if that is 0.
+
+        Its model stays until it is replaced.
+        """
+        # first, so that `last` does not take one for a checkpoint of the run to come
+        checkpoint.remove_newer(self.path, keep_up_to)
+        if keep_up_to:
+            return
+        growing = (self.step_loss, self.training_loss, self.eval_loss, self.merges, self.log, self.tape)
+        for file in (*growing, self.metrics, self.ledger, self.figure, self.rounds_figure):
             file.unlink(missing_ok=True)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process left half written under a temporary name."""
+        checkpoint.remove_leftovers_in(self.path)
+        for file in (self.step_loss, self.training_loss, self.eval_loss, self.merges, self.tape, self.metrics):
+            remove_leftovers(self.path, file.name)
+        for file in (self.ledger, self.figure, self.rounds_figure, self.model):
+            remove_leftovers(self.path, file.name)
 
     def write_metrics(self, metrics: dict) -> None:
         """Write `metrics.json`."""

@@ -1,18 +1,25 @@
 """`XGBLoRATrainer`: transformers' `Trainer` over adapters, by forward passes alone or by backpropagation."""
 
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from xgblora.adapters import AdapterSet, attach
-from xgblora.boosting import Booster
+from xgblora.atomic_file import replacing_folder
+from xgblora.boosting import Booster, start_tape
+from xgblora.errors import InputError
 from xgblora.training import checkpoint
 from xgblora.training.arguments import XGBLoRAArguments
-from xgblora.training.callbacks import MergeCallback, RoundProgress, RunFilesCallback
+from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress, RunFilesCallback
+from xgblora.training.console import logger
 from xgblora.training.objective import CandidateObjective, model_loss
 from xgblora.training.run_folder import RunFolder
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer
@@ -31,8 +38,10 @@ class XGBLoRATrainer(Trainer):
 
     Attributes:
         adapters: the adapters in training.
-        booster: merges and records; None for plain LoRA.
+        booster: merges and records; for plain LoRA it has nothing to do before training ends.
         zo: the zeroth-order estimator; None with `trainer="regular"`.
+        tape: what the zeroth-order run decided; None with `trainer="regular"`.
+        best_round: the round that `load_best_round_at_end` kept; None before.
         steps_taken: optimizer steps of this process, those before a resumed checkpoint not among them.
     """
 
@@ -49,19 +58,49 @@ class XGBLoRATrainer(Trainer):
             model, _targets(args.target_modules), alpha=args.lora_alpha, rank=args.rank, seed=args.seed
         )
         self.objective = objective or model_loss
-        self.booster = Booster(self.adapters, rounding=args.rounding) if args.boosts else None
+        self.booster = Booster(self.adapters, rounding=args.rounding)
         self.policy = args.merge_policy
         self.steps_taken = 0
+        self.best_round: int | None = None
+        self._staging: Path | None = None
+        self._run_files: RunFilesCallback | None = None
+        self._unlogged: dict | None = None
         if args.resume_from_checkpoint:
             # now, and not when training begins: nothing is written yet
-            checkpoint.check(Path(args.resume_from_checkpoint), self.adapters, _identity(args))
+            self._check_checkpoint(args.resume_from_checkpoint, args)
         self._losses_of_steps: list[Tensor] = []
         self._loss_of_step: Tensor | None = None
         super().__init__(model=model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = False
         self.zo = _zero_order(self.adapters, self.objective, args) if args.trainer == "zo" else None
+        self.tape = start_tape(self.zo, self.booster) if self.zo is not None else None
         self._forward_parameters = sum(parameter.numel() for parameter in model.parameters())
         self._set_callbacks()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """Train, and afterwards keep the best round if the flags say so; arguments as of `transformers.Trainer.train`.
+
+        Raises:
+            InputError: the checkpoint is torn, was changed, or is of another run.
+        """
+        folder = Path(self.args.output_dir)
+        checkpoint.remove_leftovers_in(folder)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint, damaged = checkpoint.newest_whole(folder)
+            if resume_from_checkpoint is None:
+                reasons = "".join(f"; {line}" for line in damaged)
+                raise InputError(f"resume_from_checkpoint=True: there is no whole checkpoint in {folder}{reasons}")
+        if resume_from_checkpoint:
+            manifest = self._check_checkpoint(resume_from_checkpoint, self.args)
+            self._unlogged = manifest["unlogged"]
+            checkpoint.refuse_newer(folder, manifest["step"])
+        self._forget_interrupted_step()
+        output = super().train(str(resume_from_checkpoint) if resume_from_checkpoint else None, **kwargs)
+        if self.args.load_best_round_at_end:
+            self._keep_best_round()
+            if self._run_files is not None:
+                self._run_files.rewrite_tape()
+        return output
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
         """One batch: the losses of both signs, or a forward and a backward. The optimizer step is a call of its own."""
@@ -79,11 +118,20 @@ class XGBLoRATrainer(Trainer):
             self.steps_taken += 1
         return loss
 
+    def _init_training_state(self, *args, **kwargs):
+        begun = super()._init_training_state(*args, **kwargs)
+        # the state names the best checkpoint by the place where it was written; the run may have been moved
+        best = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        return begun
+
     def _run_epoch(self, *args, **kwargs):
         # transformers would take one step more when a run is resumed from its last checkpoint
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
+            self._take_up_unlogged_losses()
             super()._run_epoch(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
@@ -114,26 +162,118 @@ class XGBLoRATrainer(Trainer):
         forwards = 2 * self.args.zo_directions if self.zo is not None else 3
         return 2 * forwards * tokens * self._forward_parameters
 
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        """transformers' checkpoint, but whole or not there: written beside its place, sealed, synced and renamed."""
+        run_dir = Path(super()._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self._run_files is not None:
+            self._run_files.before_checkpoint(self.state)
+        with replacing_folder(run_dir / name) as staging:
+            self._staging = staging
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+            written = staging / name
+            self._name_best_checkpoint(run_dir)
+            self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+            for path in written.iterdir():
+                os.replace(path, staging / path.name)
+            written.rmdir()
+            checkpoint.seal(
+                staging,
+                self.booster.ledger.origin,
+                step=self.state.global_step,
+                epoch=self.state.epoch,
+                run=_what_must_not_change(self.args),
+                unlogged={"loss": self._tr_loss.item(), "last_logged_step": self._globalstep_last_logged},
+            )
+        rotate_checkpoints(
+            output_dir=str(run_dir),
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+            # by step: removing half of a folder makes it the most recent one
+            use_mtime=False,
+        )
+
+    def _take_up_unlogged_losses(self) -> None:
+        """Let the first log entry after a checkpoint be the mean that it would have been in the run that wrote it."""
+        if self._unlogged is not None:
+            self._tr_loss.fill_(self._unlogged["loss"])
+            self._globalstep_last_logged = self._unlogged["last_logged_step"]
+            # transformers' own mean over this process's steps is without them
+            self._total_loss_scalar -= self._unlogged["loss"]
+            self._unlogged = None
+
+    def _forget_interrupted_step(self) -> None:
+        """Drop what an earlier `train` of this process left when it was interrupted."""
+        self._losses_of_steps.clear()
+        self._loss_of_step = None
+        if self.zo is not None:
+            self.zo.abandon_step()
+
+    def _name_best_checkpoint(self, run_dir: Path) -> None:
+        # transformers looks for it where it writes, which is not where it will be
+        best = self.state.best_global_step
+        folder = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{best}"
+        if best and (best == self.state.global_step or folder.exists()):
+            self.state.best_model_checkpoint = str(folder)
+
+    def _get_output_dir(self, trial) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(folder, self.adapters, self.booster, _identity(self.args))
+        checkpoint.save(folder, self.adapters, self.booster)
+
+    def _check_checkpoint(self, folder: str | Path, args: XGBLoRAArguments) -> dict:
+        return checkpoint.check(Path(folder), self.booster.ledger.origin, _what_must_not_change(args))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster, _identity(self.args))
+        checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster)
+        if self.tape is not None:
+            self.zo.skipped_steps.fill_(self.tape.skipped_steps())
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
+    def _keep_best_round(self) -> None:
+        """Go back to the round with the lowest held-out loss; the adapter still in training counts as the last one."""
+        boosters = self.booster.ledger.boosters
+        losses = {booster.round: booster.held_out_loss for booster in boosters}
+        if any(bool(torch.any(layer.b != 0)) for layer in self.adapters.layers.values()):
+            losses[len(boosters) + 1] = self._held_out_loss_now()
+        known = {round: loss for round, loss in losses.items() if loss is not None and math.isfinite(loss)}
+        if not known:
+            logger.warning("XGBLoRA: no round has a finite held-out loss; the last one is kept")
+            return
+        self.best_round = min(known, key=known.get)
+        logger.info(
+            "XGBLoRA: Keeping round %d of %d (held-out loss %.4f)",
+            self.best_round,
+            max(losses),
+            known[self.best_round],
+        )
+        if self.best_round < max(losses):
+            self.booster.rollback(round=self.best_round)
+
+    def _held_out_loss_now(self) -> float:
+        last = [entry for entry in self.state.log_history if "eval_loss" in entry][-1:]
+        if last and last[0]["step"] == self.state.global_step:
+            return last[0]["eval_loss"]
+        return self.evaluate()["eval_loss"]
+
     def _set_callbacks(self) -> None:
         # first of all callbacks, so that every other one sees the state after the merge
-        if self.booster is not None:
-            self.callback_handler.callbacks.insert(0, MergeCallback(self.booster, self.policy))
+        self.callback_handler.callbacks.insert(0, MergeCallback(self.booster, self.policy))
         if self.args.output_dir:
             folder = RunFolder(Path(self.args.output_dir))
-            self.add_callback(RunFilesCallback(folder, self._losses_of_steps, self.booster, self.policy))
+            self._run_files = RunFilesCallback(folder, self._losses_of_steps, self.booster, self.policy)
+            self.add_callback(self._run_files)
+        self.add_callback(LateCheckpoint())
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(RoundProgress(self.booster))
+            self.add_callback(RoundProgress(self.booster if self.args.boosts else None))
         self.pop_callback(PrinterCallback)
 
 
@@ -151,9 +291,15 @@ def _zero_order(adapters: AdapterSet, objective: Callable, args: XGBLoRAArgument
     )
 
 
-def _identity(args: XGBLoRAArguments) -> dict:
+def _what_must_not_change(args: XGBLoRAArguments) -> dict:
     """What of the flags a checkpoint must share with the run that goes on from it."""
-    return {"method": args.method, "trainer": args.trainer}
+    same = {"method": args.method, "trainer": args.trainer, "rounding": args.rounding}
+    # the schedule goes on with the rate that the checkpoint has; another one would have no effect
+    same["learning_rate"] = args.learning_rate
+    if args.trainer == "zo":
+        # a tape says these once for all its steps
+        same |= {name: getattr(args, name) for name in ("zo_directions", "zo_distribution", "weight_decay")}
+    return same
 
 
 def _targets(target_modules: list[str] | None) -> str | list[str] | None:
