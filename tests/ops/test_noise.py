@@ -9,6 +9,7 @@ import torch
 from xgblora.ops.noise import (
     DISTRIBUTIONS,
     Stream,
+    _sqrt_,
     derive_seed,
     normal,
     philox4x32,
@@ -29,6 +30,13 @@ KNOWN_ANSWERS = [
         (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
     ),
 ]
+
+
+def test_the_square_root_of_box_muller_is_rounded_as_ieee_says():
+    """Against Python's, which is the processor's; the radius lies in 0 .. sqrt(-2 ln 2^-32)."""
+    values = torch.linspace(0.0, 44.4, 100_003, dtype=torch.float64)
+    assert _sqrt_(values.clone()).tolist() == [math.sqrt(value) for value in values.tolist()]
+    assert _sqrt_(torch.empty(0, dtype=torch.float64)).numel() == 0
 
 
 def _philox(counter, key):
