@@ -64,7 +64,17 @@ def train_toy():
     """
 
     def train(
-        *, dtype=torch.float32, rounding="remainder", directions=1, rank=1, steps=14, skipped=(), seed=5, rollback=None
+        *,
+        dtype=torch.float32,
+        rounding="remainder",
+        directions=1,
+        rank=1,
+        steps=14,
+        skipped=(),
+        seed=5,
+        rollback=None,
+        optimizer="sgd",
+        **estimate,
     ) -> xgblora.Booster:
         def objective(model, batch):
             return model(batch["x"]) * (float("nan") if zo.step_index in skipped else 1.0)
@@ -72,7 +82,15 @@ def train_toy():
         adapters = xgblora.attach(Toy(dtype), ["first", "second"], alpha=2.0, rank=rank, seed=seed)
         booster = xgblora.Booster(adapters, rounding=rounding)
         zo = xgblora.ZeroOrder(
-            adapters, objective, eps=1e-2, lr=0.05, directions=directions, seed=seed, weight_decay=0.01
+            adapters,
+            objective,
+            eps=1e-2,
+            lr=0.05,
+            directions=directions,
+            seed=seed,
+            weight_decay=0.01,
+            optimizer=optimizer,
+            **estimate,
         )
         xgblora.start_tape(zo, booster)
         generator = torch.Generator().manual_seed(seed)

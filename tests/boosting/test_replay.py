@@ -12,7 +12,7 @@ from xgblora.boosting.export import finish
 from xgblora.boosting.replay import rebuild, replay
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import ROUNDINGS
-from xgblora.zo import Tape
+from xgblora.zo import Tape, UpdateRule
 from xgblora.zo.tape import EndRecord, MergeRecord, StepRecord
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -71,6 +71,35 @@ def test_a_rollback_is_replayed(train_toy, make_toy, tmp_path, rounding, rollbac
     assert len(again.ledger) == len(booster.ledger)
     straight = finished(train_toy(dtype=torch.bfloat16, rounding=rounding))
     assert not same(trained, straight), "the rollback did something"
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam", "sign"])
+@pytest.mark.parametrize(("directions", "rollback"), [(1, None), (3, 10)])
+def test_every_optimizer_is_replayed(train_toy, make_toy, tmp_path, optimizer, directions, rollback):
+    rule = UpdateRule(optimizer, beta1=0.8, beta2=0.95, epsilon=1e-6)
+    # the first step of a round and others within one
+    booster = train_toy(optimizer=rule, directions=directions, rollback=rollback, skipped=(2, 4, 9))
+    moments = {name: moment.clone() for name, moment in booster.adapters.arena.moments.items()}
+    tape = reloaded(booster.tape, tmp_path)
+    assert tape.header.rule == rule
+    stopped, _ = replay(make_toy(), tape)
+    assert torch.equal(stopped.adapters.arena.master, booster.adapters.arena.master)
+    assert moments.keys() == stopped.adapters.arena.moments.keys()
+    assert all(torch.equal(moment, stopped.adapters.arena.moments[name]) for name, moment in moments.items())
+    trained = finished(booster)
+    assert not same(trained, finished(train_toy(directions=directions, rollback=rollback, skipped=(2, 4, 9))))
+    again, verified = replay(make_toy(), reloaded(booster.tape, tmp_path))
+    assert verified
+    assert same(weights_of(again.adapters), trained)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_one_sided_runs_are_replayed(train_toy, make_toy, normalise):
+    booster = train_toy(directions=3, two_sided=False, normalise=normalise, skipped=(2,))
+    trained = finished(booster)
+    again, verified = replay(make_toy(), booster.tape)
+    assert verified
+    assert same(weights_of(again.adapters), trained)
 
 
 def test_a_run_without_a_merge_is_replayed(train_toy, make_toy):

@@ -38,6 +38,13 @@ TRANSPOSED_MATVEC = {**MATVEC, "BLOCK_N": few_rows.TRANSPOSED_BLOCK_N, "BLOCK_K"
 TRANSPOSED_FEW_ROWS = {**FEW_ROWS, "BLOCK_N": few_rows.TRANSPOSED_BLOCK_N, "BLOCK_K": 64}
 MERGE = {"BLOCK_R": merge_rank1.BLOCK_R, "BLOCK_C": merge_rank1.BLOCK_C, "SEARCH": merge_rank1.SEARCH}
 DTYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
+# the pointers that a launch gives as None
+MISSING_MOMENTS = {
+    "sgd": ("first_ptr", "second_ptr", "factors_ptr"),
+    "sign": ("first_ptr", "second_ptr", "factors_ptr"),
+    "momentum": ("second_ptr",),
+    "adam": (),
+}
 FUSION = {"enable_fp_fusion": True}
 NO_FUSION = {"enable_fp_fusion": False}
 
@@ -47,7 +54,9 @@ def variants():
     for distribution in ("gaussian", "rademacher"):
         constants = {**NOISE, "DISTRIBUTION": distribution}
         yield f"noise {distribution}", philox.noise_fwd_kernel, "fp32", {}, constants, NO_FUSION
-        yield f"update {distribution}", update.update_fwd_kernel, "fp32", {}, constants, NO_FUSION
+        for optimizer, absent in MISSING_MOMENTS.items():
+            chosen = {**constants, **dict.fromkeys(absent), "OPTIMIZER": optimizer}
+            yield f"update {distribution} {optimizer}", update.update_fwd_kernel, "fp32", {}, chosen, NO_FUSION
         for dtype in ("fp32", "bf16", "fp16"):
             pointers = {"live_ptr": dtype}
             yield f"perturb {distribution} {dtype}", perturb.perturb_fwd_kernel, "fp32", pointers, constants, NO_FUSION

@@ -34,7 +34,7 @@ def _variants(facts, *prefixes):
 
 def test_every_kernel_compiles_for_every_architecture(facts):
     assert set(facts) == set(MATRIX_INSTRUCTION)
-    assert all(len(variants) == 63 for variants in facts.values())
+    assert all(len(variants) == 69 for variants in facts.values())
 
 
 def test_nothing_is_spilled_or_kept_in_local_memory(facts):
@@ -53,8 +53,8 @@ def test_noise_is_stored_in_16_byte_vectors(facts):
         assert found["wide_stores"] > 0, (architecture, name)
 
 
-def test_merges_flush_no_subnormal_number(facts):
-    for architecture, name, found in _variants(facts, "merge"):
+def test_updates_and_merges_flush_no_subnormal_number(facts):
+    for architecture, name, found in _variants(facts, "update", "merge"):
         assert found["flushes"] == 0, (architecture, name)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 import xgblora
 from xgblora import ops
+from xgblora.ops.update import RULES
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +97,29 @@ def test_new_seeds_eps_and_learning_rates_do_not_recompile(counted):
         step(masters[1], lives[1], *numbers)
         assert torch.equal(masters[0], masters[1])
         assert torch.equal(lives[0], lives[1])
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("optimizer", ["sign", "momentum", "adam"])
+def test_an_update_with_moments_compiles_whole(counted, optimizer):
+    backend, graphs = counted
+    names, count = RULES[optimizer]
+
+    def step(master, moments, seed, coefficient, lr, factors):
+        ops.update_(master, seed, coefficient, lr=lr, optimizer=optimizer, **moments, factors=factors)
+        return master * 2
+
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
+    masters = torch.ones(2, 9)
+    moments = [{name: torch.zeros(9) for name in names} for _ in range(2)]
+    for number in range(1, 4):
+        numbers = torch.tensor([number]), *torch.tensor([[2.0], [0.1]]) * number
+        factors = torch.full((count,), 0.1 * number) if count else None
+        doubled = compiled(masters[0], moments[0], *numbers, factors)
+        step(masters[1], moments[1], *numbers, factors)
+        assert torch.equal(masters[0], masters[1])
+        assert torch.equal(doubled, masters[1] * 2)
+        assert all(torch.equal(moments[0][name], moments[1][name]) for name in names)
     assert len(graphs) == 1
 
 

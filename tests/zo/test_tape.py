@@ -3,6 +3,7 @@
 import math
 import random
 import re
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 import xgblora
 from xgblora.adapters import Origin
 from xgblora.errors import InputError
-from xgblora.zo import Tape
+from xgblora.zo import Tape, UpdateRule
 from xgblora.zo.tape import EndRecord, MergeRecord, RollbackRecord, StepRecord, TapeHeader, checksum
 
 DIGEST = "ab" * 32
@@ -109,6 +110,15 @@ def test_recording_goes_on_from_a_loaded_tape(tmp_path):
     other.go_on_from(half)
     other.record_end(DIGEST)
     assert other.to_bytes() == whole.to_bytes(), "and what it held before is gone"
+
+
+def test_a_tape_keeps_the_optimizer_and_one_that_says_none_is_of_sgd(tmp_path):
+    rule = UpdateRule("adam", beta1=0.1 + 0.2, beta2=1 / 3, epsilon=1e-30)
+    tape = Tape(replace(header(), rule=rule))
+    assert load(tmp_path / "tape.bin", tape.to_bytes()).header.rule == rule
+    entry = {**asdict(header()), "origin": header().origin.to_json()}
+    entry.pop("rule")
+    assert TapeHeader.from_json(entry) == header()
 
 
 @pytest.mark.parametrize("directions", [1, 4])

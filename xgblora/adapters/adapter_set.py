@@ -73,8 +73,9 @@ class AdapterSet:
         """Start round `round` with a fresh adapter: `a` Kaiming-uniform, `b` zero, so that the function is the base's.
 
         `a` lies in +-1/sqrt(in_features), as `nn.Linear` and LoRA start it (He et al., 2015, with a = sqrt(5)); it is
-        noise of (seed, round), the same on every device.
+        noise of (seed, round), the same on every device. What an optimizer kept of the last adapter is forgotten.
         """
+        self.arena.forget_moments()
         master = self.arena.master
         seed = derive_seed(self.seed, round)
         noise = uniform(seed, master.numel(), device=master.device, stream=Stream.INITIALISATION)

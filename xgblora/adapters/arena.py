@@ -41,6 +41,7 @@ class Arena:
         master: fp32 [P]; the parameters `a` and `b` of every layer are views into it.
         live: [G, P] in the compute dtype: what the layers read while `read_live` is in force, None before that.
         slots: one per layer, in model order.
+        moments: what an optimizer keeps of the adapters in training, by name; zero when a new adapter starts.
         frozen: parameters of the model that attaching froze.
     """
 
@@ -50,6 +51,7 @@ class Arena:
         first = next(iter(layers.values()))
         self.master = torch.zeros(arena_size(self.slots), dtype=torch.float32, device=first.a.device)
         self.live: Tensor | None = None
+        self.moments: dict[str, Tensor] = {}
         self.frozen: list[nn.Parameter] = []
         for slot, layer in zip(self.slots, layers.values(), strict=True):
             layer._arena = self
@@ -73,6 +75,11 @@ class Arena:
         """Write the cast of `master` into every row of `live`, if there is one: exact whatever `live` held."""
         if self.live is not None:
             self.live.copy_(self.master)
+
+    def forget_moments(self) -> None:
+        """Set the moments to zero, in place: they are of an adapter that is no more."""
+        for moment in self.moments.values():
+            moment.zero_()
 
     def read_live(self, start: int, stop: int) -> None:
         """Let the layers read rows `start .. stop - 1` of `live`: as many groups of input rows."""

@@ -5,13 +5,12 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from xgblora import ops
 from xgblora.adapters import Origin, attach
 from xgblora.adapters.identity import trained_hash
 from xgblora.boosting.booster import Booster
 from xgblora.boosting.ledger import Ledger
 from xgblora.errors import InputError
-from xgblora.zo import Tape, ZeroOrder
+from xgblora.zo import ArenaOptimizer, Tape, ZeroOrder
 from xgblora.zo.tape import EndRecord, MergeRecord, Record, RollbackRecord, StepRecord, TapeHeader, checksum
 from xgblora.zo.zero_order import direction_seeds
 
@@ -22,7 +21,15 @@ def start_tape(zo: ZeroOrder, booster: Booster) -> Tape:
     Returns:
         The tape; `tape.save(path)` writes it.
     """
-    header = TapeHeader(booster.ledger.origin, zo.directions, zo.distribution, zo.weight_decay, booster.rounding)
+    optimizer = zo.optimizer
+    header = TapeHeader(
+        booster.ledger.origin,
+        zo.directions,
+        optimizer.distribution,
+        optimizer.weight_decay,
+        booster.rounding,
+        optimizer.rule,
+    )
     zo.tape = booster.tape = Tape(header)
     return zo.tape
 
@@ -45,11 +52,14 @@ def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
         InputError: the tape belongs to another model, or the replay did not come out as the tape says.
     """
     booster = _booster_of(model, tape.header.origin, tape.header.rounding, "the tape was recorded on another model")
-    adapters = booster.adapters
+    header, adapters = tape.header, booster.adapters
+    optimizer = ArenaOptimizer(
+        adapters.arena, header.rule, distribution=header.distribution, weight_decay=header.weight_decay
+    )
     verified = False
     for record in tape.records() if records is None else records:
         if isinstance(record, StepRecord):
-            _step(adapters.arena.master, tape.header, record)
+            _step(optimizer, header.directions, record)
         elif isinstance(record, MergeRecord):
             _refuse_difference(f"the adapter of round {record.round}", checksum(adapters.arena.master), record.checksum)
             booster.merge(step=record.step)
@@ -91,14 +101,13 @@ def _booster_of(model: nn.Module, origin: Origin, rounding: str, complaint: str)
     return booster
 
 
-def _step(master: torch.Tensor, header: TapeHeader, record: StepRecord) -> None:
-    ops.update_(
-        master,
-        torch.tensor(direction_seeds(record.seed, header.directions), device=master.device),
-        torch.tensor(record.projected_grads, dtype=torch.float32, device=master.device),
-        lr=record.lr if record.applied else 0.0,
-        weight_decay=header.weight_decay,
-        distribution=header.distribution,
+def _step(optimizer: ArenaOptimizer, directions: int, record: StepRecord) -> None:
+    device = optimizer.arena.master.device
+    optimizer.step(
+        torch.tensor(direction_seeds(record.seed, directions), device=device),
+        torch.tensor(record.projected_grads, dtype=torch.float32, device=device),
+        torch.tensor([record.lr], dtype=torch.float32, device=device),
+        torch.tensor(record.applied, device=device),
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from xgblora.ops.backend import choose, eager
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
 from xgblora.ops.noise import Stream, normal
+from xgblora.ops.update import RULES
 
 # rows, K, N, groups: one row, a few, a prefill, odd sizes
 LINEAR_SHAPES = ((1, 64, 48, 1), (16, 256, 512, 2), (257, 129, 77, 1), (1024, 768, 768, 4))
@@ -71,17 +72,25 @@ def _check_perturb(device: torch.device) -> Iterator[Check]:
 
 
 def _check_update(device: torch.device) -> Iterator[Check]:
-    for size in (1, 1023, 100_003):
-        for count in (1, 3, 4):
-            masters = []
-            for place in (device, torch.device("cpu")):
-                master = _values(size).to(place)
-                seeds = torch.arange(count, device=place) - 1
-                coefficients = (torch.arange(count, device=place) + 0.3) * 1.7
-                lr, decay = torch.tensor([3e-4], device=place), torch.tensor([0.01], device=place)
-                _on(place, "update_")(master, seeds, coefficients, lr, decay, "gaussian")
-                masters.append(master)
-            yield _same_bits("update_", device, f"[{size}] q={count}", *masters)
+    for optimizer in RULES:
+        for size in (1, 1023, 100_003):
+            for count in (1, 3, 4):
+                results = [_updated(place, optimizer, size, count) for place in (device, torch.device("cpu"))]
+                yield _same_bits("update_", device, f"{optimizer} [{size}] q={count}", *results)
+
+
+def _updated(place: torch.device, optimizer: str, size: int, count: int) -> Tensor:
+    """The master and the moments of the optimizer, flat, after a step."""
+    master = _values(size).to(place)
+    seeds = torch.arange(count, device=place) - 1
+    coefficients = (torch.arange(count, device=place) + 0.3) * 1.7
+    lr, decay = torch.tensor([3e-4], device=place), torch.tensor([0.01], device=place)
+    names, factors = RULES[optimizer]
+    moments = {name: _values(size, seed=2).square().to(place) for name in names}
+    numbers = torch.tensor([0.9, 0.1, 0.999, 0.001, 1e-8, 0.271, 0.003][:factors], device=place) if factors else None
+    arguments = (master, seeds, coefficients, lr, decay, "gaussian", optimizer)
+    _on(place, "update_")(*arguments, moments.get("first"), moments.get("second"), numbers)
+    return torch.cat((master, *moments.values()))
 
 
 def _check_merge(device: torch.device) -> Iterator[Check]:

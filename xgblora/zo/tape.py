@@ -1,8 +1,8 @@
 """The tape: all that a zeroth-order run decided, in about 25 bytes a step.
 
 A step is fixed by its seed, its projected gradients and its learning rate, since the directions are noise of the seed
-(MeZO, Malladi et al. 2023, section 2.1). Base model + tape give the trained weights again, without data and without a
-forward pass (`xgblora.boosting.replay`).
+(MeZO, Malladi et al. 2023, section 2.1); the moments of an optimizer follow from the steps before it. Base model + tape
+give the trained weights again, without data and without a forward pass (`xgblora.boosting.replay`).
 
 The file is `XGBLTAPE`, the length of the header (uint32), the header (JSON), and records, all little-endian. A record
 is one letter, its fields, and the crc32 of everything up to there, so that a byte that was changed, a record that is
@@ -28,6 +28,7 @@ from torch import Tensor
 from xgblora.adapters import Origin
 from xgblora.atomic_file import replacing
 from xgblora.errors import InputError
+from xgblora.zo.update_rule import UpdateRule
 
 FORMAT = "xgblora-tape-1"
 MAGIC = b"XGBLTAPE"
@@ -47,6 +48,7 @@ class TapeHeader:
         distribution: of the directions.
         weight_decay: of the updates.
         rounding: of the merges.
+        rule: the optimizer and its numbers; a tape that says none is of SGD.
     """
 
     origin: Origin
@@ -54,6 +56,13 @@ class TapeHeader:
     distribution: str
     weight_decay: float
     rounding: str
+    rule: UpdateRule = UpdateRule()
+
+    @classmethod
+    def from_json(cls, entry: dict) -> "TapeHeader":
+        """The header that `asdict` made `entry` of."""
+        nested = {"origin": Origin.from_json(entry["origin"]), "rule": UpdateRule(**entry.get("rule", {}))}
+        return cls(**{**entry, **nested})
 
 
 @dataclass(frozen=True)
@@ -186,7 +195,7 @@ class Tape:
         entry = json.loads(content[start : start + length])
         if entry.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-        tape = cls(TapeHeader(**{**entry, "origin": Origin.from_json(entry["origin"])}))
+        tape = cls(TapeHeader.from_json(entry))
         if not content.startswith(bytes(tape._bytes)):
             raise ValueError("its header is damaged")
         position = len(tape._bytes)

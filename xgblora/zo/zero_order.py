@@ -2,7 +2,9 @@
 
 Two-sided simultaneous perturbation (SPSA, Spall 1992) as MeZO (Malladi et al. 2023) applies it to language models,
 over the adapters' arena. For each of q directions z the loss is taken at `master + eps z` and `master - eps z`; their
-difference over `2 eps` is the projected gradient g, and the step is `master -= lr * mean(g z)`.
+difference over `2 eps` is the projected gradient g, and `mean(g z)` the gradient that an optimizer steps against.
+One-sided, the losses at `master + eps z` and one at `master` make q + 1 forwards of it, and the gradient may be
+divided by the standard deviation of the q losses (FZOO, Dang et al. 2025, arXiv:2506.09034, with Rademacher signs).
 
 The step reads nothing back from the device: losses, projected gradients, the learning rate and the test for
 non-finite losses all stay there.
@@ -22,6 +24,7 @@ from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.ops.noise import derive_seed
 from xgblora.ops.perturb import check_distribution
 from xgblora.zo.tape import Tape
+from xgblora.zo.update_rule import ArenaOptimizer, UpdateRule
 
 logger = logging.getLogger("xgblora")
 
@@ -37,7 +40,7 @@ class StepResult:
     """What a step decided; tensors on the device, so that reading them is the caller's choice.
 
     Attributes:
-        loss: fp32 scalar, the mean of the losses of both signs and all directions.
+        loss: fp32 scalar, the mean of the losses of all forwards.
         projected_grad: fp32 [q]; zero for a step that was skipped.
     """
 
@@ -60,12 +63,19 @@ class ZeroOrder:
         pairing: "paired" stacks both signs and all directions along the batch in one forward; it needs a batch that
             is a mapping of tensors with the examples first, and a loss an example. "sequential" runs them one after
             the other. "auto" pairs where the batch and the objective allow it and the batch is small.
-        optimizer: "sgd".
+        optimizer: "sgd", "momentum", "adam", "sign", or an `UpdateRule` with numbers of its own. Moments are forgotten
+            when a merge or a rollback starts a new adapter.
         seed: the directions of step t are noise of (seed, t), see `direction_seeds`.
         weight_decay: decoupled, as in AdamW.
         distribution: "gaussian" or "rademacher".
+        two_sided: losses on both sides of `master` in every direction (2q forwards), or on one side of it and one loss
+            at `master` itself for all (q + 1).
+        normalise: divide the projected gradients by the standard deviation of the losses; one-sided, q > 1. It is
+            about eps times the size of the gradient, so learning rates are about eps times smaller.
 
     Attributes:
+        forwards: 2q or q + 1, forwards a step.
+        optimizer: the rule at work, with its moments.
         tape: where steps are recorded, None unless `xgblora.start_tape` began one.
         skipped_steps: int64 scalar on the device: steps whose losses were not finite.
 
@@ -82,32 +92,40 @@ class ZeroOrder:
         lr: float = 1e-4,
         directions: int = 1,
         pairing: str = "auto",
-        optimizer: str = "sgd",
+        optimizer: str | UpdateRule = "sgd",
         seed: int = 0,
         weight_decay: float = 0.0,
         distribution: str = "gaussian",
+        two_sided: bool = True,
+        normalise: bool = False,
     ):
-        _check_arguments(eps, lr, directions, pairing, optimizer, weight_decay)
+        _check_arguments(eps, lr, directions, pairing, weight_decay)
         check_distribution(distribution)
+        check_normalise("normalise", normalise, two_sided, directions)
+        rule = optimizer if isinstance(optimizer, UpdateRule) else UpdateRule(optimizer)
         self.adapters, self.objective = adapters, objective
         self.directions, self.pairing, self.seed = directions, pairing, seed
-        self.distribution, self.weight_decay = distribution, weight_decay
+        self.optimizer = ArenaOptimizer(adapters.arena, rule, distribution=distribution, weight_decay=weight_decay)
+        self.two_sided, self.normalise = two_sided, normalise
+        self.forwards = 2 * directions if two_sided else directions + 1
         self.step_index = 0
         self.tape: Tape | None = None
         device = adapters.arena.master.device
         fp32 = {"dtype": torch.float32, "device": device}
         self._eps = torch.tensor([eps], **fp32)
         self._lr = torch.tensor([lr], **fp32)
-        self._weight_decay = torch.tensor([weight_decay], **fp32)
-        self._signs = torch.tensor([1.0, -1.0], **fp32).repeat(directions)
-        self._seeds = torch.zeros(directions, dtype=torch.int64, device=device)
-        self._losses = torch.zeros(2 * directions, **fp32)
+        # the last row of a one-sided step is `master` itself, the sign 0 of a seed that nobody reads
+        signs = [1.0, -1.0] * directions if two_sided else [1.0] * directions + [0.0]
+        self._signs = torch.tensor(signs, **fp32)
+        seeds = directions if two_sided else self.forwards
+        self._seeds = torch.zeros(seeds, dtype=torch.int64, device=device)
+        self._losses = torch.zeros(self.forwards, **fp32)
         self._first_seed = 0
         self._weight = 0.0
         self._announced: set[str] = set()
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
         adapters.model.eval()
-        adapters.arena.allocate_live(2 * directions, adapters.compute_dtype)
+        adapters.arena.allocate_live(self.forwards, adapters.compute_dtype)
         adapters.arena.read_live(0, 1)
 
     @torch.no_grad()
@@ -125,7 +143,7 @@ class ZeroOrder:
             weight: share of this batch in the mean over the batches of the step.
 
         Returns:
-            fp32 scalar on the device: the mean loss of this batch over signs and directions.
+            fp32 scalar on the device: the mean loss of this batch over all forwards.
         """
         model, arena = self.adapters.model, self.adapters.arena
         if self._weight == 0.0:
@@ -159,26 +177,19 @@ class ZeroOrder:
             raise InputError("ZeroOrder.update: call estimate(batch) first")
         if lr is not None:
             self._lr.fill_(lr)
-        pairs = (self._losses / self._weight).view(self.directions, 2)
-        projected = (pairs[:, 0] - pairs[:, 1]) / (2.0 * self._eps)
+        losses = self._losses / self._weight
+        projected = self._projected_grads(losses)
         # a difference of finite losses may overflow too
         finite = projected.isfinite().all()
         projected = torch.where(finite, projected, 0.0)
-        ops.update_(
-            self.adapters.arena.master,
-            self._seeds,
-            projected,
-            lr=self._lr * finite,
-            weight_decay=self._weight_decay,
-            distribution=self.distribution,
-        )
+        self.optimizer.step(self._seeds[: self.directions], projected, self._lr, finite)
         self.skipped_steps += ~finite
         if self.tape is not None:
             self.tape.record_step(self.step_index, self._first_seed, self._lr, finite, projected)
         self.adapters.arena.restore()
         self.step_index += 1
         self._weight = 0.0
-        return StepResult(loss=pairs.mean(), projected_grad=projected)
+        return StepResult(loss=losses.mean(), projected_grad=projected)
 
     def abandon_step(self) -> None:
         """Forget the batches estimated since the last update; the model is the unperturbed one again."""
@@ -187,10 +198,23 @@ class ZeroOrder:
 
     def _start_step(self) -> None:
         self._first_seed = derive_seed(self.seed, self.step_index, 0)
-        self._seeds.copy_(torch.tensor(direction_seeds(self._first_seed, self.directions)), non_blocking=True)
+        self._seeds.copy_(torch.tensor(direction_seeds(self._first_seed, len(self._seeds))), non_blocking=True)
         self._losses.zero_()
         arena = self.adapters.arena
-        ops.perturb(arena.master, arena.live, self._seeds, self._eps, self._signs, distribution=self.distribution)
+        distribution = self.optimizer.distribution
+        ops.perturb(arena.master, arena.live, self._seeds, self._eps, self._signs, distribution=distribution)
+
+    def _projected_grads(self, losses: Tensor) -> Tensor:
+        if self.two_sided:
+            pairs = losses.view(self.directions, 2)
+            return (pairs[:, 0] - pairs[:, 1]) / (2.0 * self._eps)
+        perturbed, base = losses[:-1], losses[-1]
+        projected = (perturbed - base) / self._eps
+        if not self.normalise:
+            return projected
+        spread = perturbed.std()
+        # losses that are all the same point nowhere
+        return torch.where(spread == 0.0, 0.0, projected / spread)
 
     def _should_pair(self, batch: Any) -> bool:
         if self.pairing == "sequential":
@@ -202,11 +226,11 @@ class ZeroOrder:
             return False
         if self.pairing == "auto":
             elements = max(value.numel() for value in batch.values() if isinstance(value, Tensor))
-            return elements * 2 * self.directions <= AUTO_PAIRING_ELEMENTS
+            return elements * self.forwards <= AUTO_PAIRING_ELEMENTS
         return True
 
     def _paired_losses(self, batch: Any) -> Tensor:
-        groups = 2 * self.directions
+        groups = self.forwards
         self.adapters.arena.read_live(0, groups)
         losses = self.objective(self.adapters.model, stacked(batch, groups))
         if losses.shape[:1] != (groups * _examples(batch),):
@@ -221,7 +245,7 @@ class ZeroOrder:
 
     def _sequential_losses(self, batch: Any) -> Tensor:
         losses = []
-        for row in range(2 * self.directions):
+        for row in range(self.forwards):
             self.adapters.arena.read_live(row, row + 1)
             losses.append(self.objective(self.adapters.model, batch).float().mean())
         return torch.stack(losses)
@@ -253,11 +277,17 @@ def stacked(batch: Any, groups: int) -> dict[str, Any]:
     }
 
 
+def check_normalise(name: str, normalise: bool, two_sided: bool, directions: int) -> None:
+    """Raise InputError, by the `name` of the flag or argument, if there are not several losses on one side."""
+    if normalise and (two_sided or directions < 2):
+        raise InputError(f"{name}=True: needs one-sided estimates of 2 or more directions")
+
+
 def _examples(batch: Any) -> int:
     return next(len(value) for value in batch.values() if isinstance(value, Tensor))
 
 
-def _check_arguments(eps: float, lr: float, directions: int, pairing: str, optimizer: str, weight_decay: float) -> None:
+def _check_arguments(eps: float, lr: float, directions: int, pairing: str, weight_decay: float) -> None:
     check_positive("zo_eps", eps)
     check_not_negative("learning_rate", lr)
     check_not_negative("weight_decay", weight_decay)
@@ -265,5 +295,3 @@ def _check_arguments(eps: float, lr: float, directions: int, pairing: str, optim
         raise InputError(f"directions={directions}: must be a whole number, 1 or more")
     if pairing not in PAIRINGS:
         raise InputError(f"pairing={pairing}: must be one of {', '.join(PAIRINGS)}")
-    if optimizer != "sgd":
-        raise InputError(f"optimizer={optimizer}: must be sgd")
