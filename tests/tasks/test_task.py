@@ -56,7 +56,7 @@ class TestHoldingOut:
 
     @pytest.mark.parametrize("passages", ["a", "aaa"])
     def test_one_passage_cannot_be_parted(self, passages):
-        with pytest.raises(InputError, match="one.jsonl: is the only split, and has too little"):
+        with pytest.raises(InputError, match=r"one.jsonl: is the only split, and has too little"):
             hold_out(rows(*passages), "passage", "one.jsonl")
 
     def test_two_are_the_least(self):
@@ -72,7 +72,7 @@ class TestHoldingOut:
 
     def test_the_column_that_keeps_rows_together_is_asked_for(self, tmp_path):
         (tmp_path / "val.jsonl").write_text('{"question": "q", "label": true}')
-        with pytest.raises(InputError, match="val.jsonl line 1: there is no column passage"):
+        with pytest.raises(InputError, match=r"val.jsonl line 1: there is no column passage"):
             load_task("BoolQ", str(tmp_path))
 
 
@@ -108,5 +108,5 @@ class TestSamples:
         good = '{"premise": "p", "hypothesis": "h", "label": "entailment"}\n'
         (tmp_path / "train.jsonl").write_text(good * 500 + '{"premise": "p", "hypothesis": "h", "label": "maybe"}\n')
         (tmp_path / "val.jsonl").write_text(good)
-        with pytest.raises(InputError, match="train.jsonl line 501: label=maybe: must be entailment, not_entailment"):
+        with pytest.raises(InputError, match=r"train.jsonl line 501: label=maybe: must be entailment, not_entailment"):
             load_task("RTE", str(tmp_path))

@@ -20,6 +20,8 @@ SAVING = ("--save_strategy=steps", "--save_steps=10")
 CASES = {
     "zo, merged by steps": ("--trainer=zo", "--xgblora_steps_per_iteration=5"),
     "zo, merged by epochs": ("--trainer=zo", "--xgblora_merge_frequency=1"),
+    # the checkpoint at step 10 lies inside a round, whose moments it must hold
+    "zo, Adam, merged by steps": ("--trainer=zo", "--xgblora_steps_per_iteration=4", "--zo_optimizer=adam"),
     "zo, LoRA": ("--trainer=zo", "--lora", "--lora_r=2"),
     "regular, merged by steps": ("--trainer=regular", "--xgblora_steps_per_iteration=4"),
     "regular, merged by epochs": ("--trainer=regular", "--xgblora_merge_frequency=1"),
@@ -163,6 +165,7 @@ def test_a_checkpoint_holds_adapters_and_ledger_but_no_base_weights(whole, tiny_
             "... (4) there and model.decoder.layers.0.fc1, model.decoder.layers.1.fc1 (2) here",
         ),
         (("--learning_rate=1e-3",), "learning_rate is 0.01 there and 0.001 here"),
+        (("--zo_optimizer=adam",), "zo_optimizer is sgd there and adam here"),
         (("--lora",), "method is xgblora there and lora here"),
         (("--lora", "--lora_r=2"), "method is xgblora there and lora here"),
         (("--trainer=regular",), "trainer is zo there and regular here"),

@@ -9,8 +9,18 @@ from xgblora.adapters.rank1_linear import scale_of
 from xgblora.boosting import MergePolicy
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.tasks import TASKS
+from xgblora.zo import UpdateRule
+from xgblora.zo.update_rule import check_beta
+from xgblora.zo.zero_order import check_normalise
 
 TRAINERS = ("zo", "regular", "none")
+# the flags that each zeroth-order optimizer reads, and what `UpdateRule` calls them
+NUMBERS_OF_OPTIMIZERS = {
+    "sgd": {},
+    "momentum": {"zo_momentum": "beta1"},
+    "adam": {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_epsilon": "epsilon"},
+    "sign": {},
+}
 
 
 def _field(default, help: str):
@@ -40,6 +50,13 @@ class TaskArguments:
         False, "Train with the cross-entropy over all candidates instead of the loss of the right one."
     )
     max_length: int | None = _field(None, "Longest text in tokens; the model's own limit without it.")
+    num_demos: int = _field(0, "Demonstrations in front of each question, from the training examples (--trainer none).")
+    one_demo_set_per_example: bool = _field(
+        False, "Draw demonstrations for each example from the whole training split instead of one set for all."
+    )
+    sfc: bool = _field(False, "Calibrate scores by those of the candidates without the question (--trainer none).")
+    icl_sfc: bool = _field(False, "Calibrate likewise, behind the demonstrations (--trainer none).")
+    max_new_tokens: int = _field(50, "Longest generated answer in tokens.")
     save_model: bool = _field(True, "Save the trained model (merged) to OUTPUT_DIR/model.")
     overwrite: bool = _field(False, "Write into an output_dir that holds a run already.")
 
@@ -75,6 +92,17 @@ class AdapterArguments:
         "auto", "paired: both signs and all directions in one forward; sequential: one after the other."
     )
     zo_distribution: Literal["gaussian", "rademacher"] = _field("gaussian", "Distribution of the directions.")
+    zo_two_sided: bool = _field(
+        True, "Losses on both sides of the weights (2 forwards a direction); false: on one side, and one without noise."
+    )
+    zo_normalise: bool = _field(
+        False,
+        "Divide one-sided estimates by the standard deviation of their losses (FZOO); rates are smaller by zo_eps.",
+    )
+    zo_optimizer: Literal["sgd", "momentum", "adam", "sign"] = _field(
+        "sgd", "What steps along the estimate; adam reads --adam_beta1, --adam_beta2 and --adam_epsilon."
+    )
+    zo_momentum: float = _field(0.9, "Decay of the first moment with --zo_optimizer momentum.")
 
 
 @dataclass
@@ -144,6 +172,12 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         return "xgblora" if self.boosts else "lora"
 
     @property
+    def update_rule(self) -> UpdateRule:
+        """The zeroth-order optimizer and its numbers."""
+        numbers = NUMBERS_OF_OPTIMIZERS[self.zo_optimizer]
+        return UpdateRule(self.zo_optimizer, **{name: getattr(self, flag) for flag, name in numbers.items()})
+
+    @property
     def merge_policy(self) -> MergePolicy:
         """The one merge rule in force; none for plain LoRA."""
         if not self.boosts:
@@ -168,8 +202,14 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         if self.trainer == "zo" and (self.bf16 or self.fp16):
             name, dtype = ("bf16", "bfloat16") if self.bf16 else ("fp16", "float16")
             raise InputError(f"{name}=True: is for backpropagation; a zeroth-order run takes --dtype {dtype}")
+        if self.zo_optimizer not in NUMBERS_OF_OPTIMIZERS:
+            raise InputError(f"zo_optimizer={self.zo_optimizer}: must be one of {', '.join(NUMBERS_OF_OPTIMIZERS)}")
+        if self.trainer == "zo":
+            for flag, name in NUMBERS_OF_OPTIMIZERS[self.zo_optimizer].items():
+                (check_positive if name == "epsilon" else check_beta)(flag, getattr(self, flag))
         if self.zo_directions < 1:
             raise InputError(f"zo_directions={self.zo_directions}: must be 1 or more")
+        check_normalise("zo_normalise", self.zo_normalise, self.zo_two_sided, self.zo_directions)
         for name in ("staged_eval", "load_best_round_at_end"):
             if getattr(self, name) and self.lora:
                 raise InputError(f"{name}=True: plain LoRA has no rounds; use --xgblora")

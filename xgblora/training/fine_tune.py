@@ -6,7 +6,7 @@ import logging.handlers
 import math
 import platform
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +18,15 @@ from xgblora.boosting.export import export_merged, finish, takes_its_boosters
 from xgblora.boosting.peft_adapter import export_peft
 from xgblora.environment import versions
 from xgblora.errors import InputError
-from xgblora.evaluation.accuracy import candidate_accuracy
-from xgblora.tasks import Collator, EncodedExample, Sample, choose_task, encode, sample_sets
+from xgblora.tasks import Collator, EncodedExample, Sample, SampledSets, choose_task, encode, sample_sets
 from xgblora.training import checkpoint, loss_figure, rounds_figure
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 from xgblora.training.console import log_block, log_table, logger, logging_to, remembering_log
 from xgblora.training.language_model import load_model, longest_text, refuse_missing_folder
+from xgblora.training.measurement import Measurement, calibration_for, check_measurement, demonstrations_for
 from xgblora.training.objective import CandidateObjective
 from xgblora.training.run_folder import RunFolder, unused_folder
 from xgblora.training.trainer import XGBLoRATrainer
-
-
-@dataclass(frozen=True)
-class EncodedSets:
-    """The examples of a run in token ids."""
-
-    train: list[EncodedExample]
-    dev: list[EncodedExample]
-    evaluation: list[EncodedExample]
 
 
 def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
@@ -61,40 +52,56 @@ def _fine_tune(task: TaskArguments, args: XGBLoRAArguments, early: logging.handl
     chosen = choose_task(task.task_name, task.task_file)
     if chosen.generation and task.train_as_classification:
         raise InputError(f"train_as_classification=True: the answers of {chosen.name} are generated, not chosen")
+    check_measurement(task, chosen, args.trainer)
     task = replace(task, task_name=chosen.name)
     folder = _choose_folder(task, args)
     args.output_dir = str(folder.path)
     set_seed(args.seed)
+    seed = args.seed if task.train_set_seed is None else task.train_set_seed
+    splits = chosen.load(task.data_dir)
     sets = sample_sets(
-        chosen.load(task.data_dir),
+        splits,
         num_train=task.num_train,
         num_dev=task.num_dev,
         num_eval=task.num_eval,
-        seed=args.seed if task.train_set_seed is None else task.train_set_seed,
+        seed=seed,
     )
+    demonstrations = demonstrations_for(task, splits, sets, seed)
     model, tokenizer = load_model(task.model_name, dtype=task.dtype, device=args.device)
     length = longest_text(model, tokenizer, task.max_length)
     train = _encode(sets.train, tokenizer, length, only_right=not task.train_as_classification)
     # sorted by length, so that a batch of the evaluation has little padding
-    dev, evaluation = (sorted(_encode(samples, tokenizer, length), key=len) for samples in (sets.dev, sets.evaluation))
-    encoded = EncodedSets(train, dev, evaluation)
-    if not encoded.dev:
+    dev = sorted(_encode(sets.dev, tokenizer, length), key=len)
+    if not dev:
         if args.staged_eval:
             raise InputError(f"num_dev={task.num_dev}: staged_eval needs development examples")
         args.eval_strategy = "no"
+    objective = CandidateObjective(model, classification=task.train_as_classification)
+    measurement = Measurement(
+        chosen,
+        sets,
+        tokenizer,
+        objective,
+        max_length=length,
+        demonstrations=demonstrations,
+        calibration=calibration_for(task),
+        max_new_tokens=task.max_new_tokens,
+    )
+    measurement.check()
     trainer = XGBLoRATrainer(
         model,
         args,
-        objective=CandidateObjective(model, classification=task.train_as_classification),
-        train_dataset=encoded.train,
-        eval_dataset=encoded.dev or None,
+        objective=objective,
+        train_dataset=train,
+        eval_dataset=dev or None,
         data_collator=Collator(tokenizer.pad_token_id),
-        compute_metrics=_compute_metrics,
+        # of a generated answer the loss alone is known
+        compute_metrics=None if chosen.generation else _compute_metrics,
     )
     if task.overwrite:
         folder.clear(keep_up_to=_step_to_go_on_from(folder, args))
     with logging_to(folder.log, early):
-        return _run(task, args, folder, trainer, encoded, tokenizer, started)
+        return _run(task, args, folder, trainer, measurement, started)
 
 
 def _run(
@@ -102,12 +109,12 @@ def _run(
     args: XGBLoRAArguments,
     folder: RunFolder,
     trainer: XGBLoRATrainer,
-    encoded: EncodedSets,
-    tokenizer: PreTrainedTokenizerBase,
+    measurement: Measurement,
     started: float,
 ) -> dict:
-    log_configuration(task, args, trainer, encoded, folder)
-    results = {"zero_shot": _measure(trainer, encoded, "zero_shot")}
+    log_configuration(task, args, trainer, measurement.sets, folder)
+    zero_shot, answers = measurement.of(trainer.model)
+    results = {"zero_shot": zero_shot}
     metrics = {
         "configuration": configuration(task, args),
         "environment": versions(),
@@ -128,12 +135,13 @@ def _run(
             "skipped_steps": int(trainer.zo.skipped_steps) if trainer.zo else 0,
             "trainable_parameters": trainer.adapters.num_parameters(),
         }
-        results["trained"] = _measure(trainer, encoded, "trained")
-        saved = _leave_results(task, folder, trainer, tokenizer, results)
+        results["trained"], answers = measurement.of(trainer.model)
+        saved = _leave_results(task, folder, trainer, measurement.tokenizer, results)
+    answers.write(folder.predictions)
     metrics["seconds"] = time.perf_counter() - started
     metrics["peak_memory_bytes"] = peak_memory(args.device)
     folder.write_metrics(metrics)
-    _log_results(metrics, folder, saved)
+    _log_results(metrics, measurement.task.metrics[0], folder, saved)
     return metrics
 
 
@@ -184,22 +192,7 @@ def _encode(
 
 
 def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": candidate_accuracy(prediction.predictions, prediction.label_ids)}
-
-
-def _measure(trainer: XGBLoRATrainer, encoded: EncodedSets, when: str) -> dict:
-    """Loss and accuracy on the development and held-out sets, as the model is now."""
-    measured = {}
-    for name, examples in (("dev", encoded.dev), ("eval", encoded.evaluation)):
-        if examples:
-            output = trainer.predict(examples, metric_key_prefix=f"{when}_{name}").metrics
-            prefix = f"{when}_{name}_"
-            measured[name] = {
-                "accuracy": output[prefix + "accuracy"],
-                "loss": output[prefix + "loss"],
-                "examples": len(examples),
-            }
-    return measured
+    return {"accuracy": float((prediction.predictions == prediction.label_ids).mean())}
 
 
 def _leave_results(
@@ -253,7 +246,10 @@ def _draw_figures(folder: RunFolder, task: TaskArguments, trainer: XGBLoRATraine
             folder.rounds_figure,
             title=title,
             losses=[zero_shot["dev"]["loss"], *(entry.get("eval_loss", math.nan) for entry in rounds)],
-            accuracies=[zero_shot["dev"]["accuracy"], *(entry.get("eval_accuracy", math.nan) for entry in rounds)],
+            accuracies=[
+                entry.get(name, math.nan)
+                for name, entry in (("accuracy", zero_shot["dev"]), *(("eval_accuracy", entry) for entry in rounds))
+            ],
             kept=trainer.best_round,
         )
 
@@ -270,7 +266,7 @@ def method_name(args: XGBLoRAArguments) -> str:
 
 
 def log_configuration(
-    task: TaskArguments, args: XGBLoRAArguments, trainer: XGBLoRATrainer, encoded: EncodedSets, folder: RunFolder
+    task: TaskArguments, args: XGBLoRAArguments, trainer: XGBLoRATrainer, sets: SampledSets, folder: RunFolder
 ) -> None:
     """Log the block that says what will run; its lines are part of the interface."""
     if args.boosts and args.lora_r != 1:
@@ -281,8 +277,8 @@ def log_configuration(
         ("Model", f"{task.model_name} ({str(weights).removeprefix('torch.')}, {args.device})"),
         (
             "Task",
-            f"{task.task_name} from {task.data_dir or task.task_file or 'the hub'}: {len(encoded.train)} train, "
-            f"{len(encoded.dev)} dev, {len(encoded.evaluation)} held-out examples",
+            f"{task.task_name} from {task.data_dir or task.task_file or 'the hub'}: {len(sets.train)} train, "
+            f"{len(sets.dev)} dev, {len(sets.evaluation)} held-out examples",
         ),
         ("Method", method_name(args)),
     ]
@@ -319,10 +315,10 @@ def log_configuration(
     log_block("xgblora", [*rows, ("Output", folder.path)])
 
 
-def _log_results(metrics: dict, folder: RunFolder, saved: str | None) -> None:
-    results = metrics["results"]
+def _log_results(metrics: dict, metric: str, folder: RunFolder, saved: str | None) -> None:
+    results, shots = metrics["results"], metrics["configuration"]["num_demos"]
     logger.info("")
-    header, rows = ("", "examples", "zero-shot"), []
+    header, rows = ("", "examples", f"{shots or 'zero'}-shot"), []
     trained = results.get("trained", {})
     if trained:
         header += ("trained", "gain")
@@ -330,10 +326,10 @@ def _log_results(metrics: dict, folder: RunFolder, saved: str | None) -> None:
         before = results["zero_shot"].get(name)
         if before is None:
             continue
-        row = (f"accuracy, {title}", str(before["examples"]), f"{100 * before['accuracy']:.1f}%")
+        row = (f"{metric}, {title}", str(before["examples"]), f"{100 * before[metric]:.1f}%")
         if trained:
-            gain = trained[name]["accuracy"] - before["accuracy"]
-            row += (f"{100 * trained[name]['accuracy']:.1f}%", f"{100 * gain:+.1f}")
+            gain = trained[name][metric] - before[metric]
+            row += (f"{100 * trained[name][metric]:.1f}%", f"{100 * gain:+.1f}")
         rows.append(row)
     log_table(header, rows)
     logger.info("")

@@ -41,6 +41,11 @@ class RunFolder:
         return self.path / "merges.jsonl"
 
     @property
+    def predictions(self) -> Path:
+        """One JSON object a held-out example: what the model answered in the end."""
+        return self.path / "predictions.jsonl"
+
+    @property
     def ledger(self) -> Path:
         """The boosters, safetensors."""
         return self.path / "boosters.safetensors"
@@ -107,7 +112,7 @@ class RunFolder:
         if keep_up_to:
             return
         growing = (self.step_loss, self.training_loss, self.eval_loss, self.merges, self.log, self.tape)
-        for file in (*growing, self.metrics, self.ledger, self.figure, self.rounds_figure):
+        for file in (*growing, self.metrics, self.predictions, self.ledger, self.figure, self.rounds_figure):
             file.unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
@@ -115,7 +120,7 @@ class RunFolder:
         checkpoint.remove_leftovers_in(self.path)
         for file in (self.step_loss, self.training_loss, self.eval_loss, self.merges, self.tape, self.metrics):
             remove_leftovers(self.path, file.name)
-        for file in (self.ledger, self.figure, self.rounds_figure, self.model):
+        for file in (self.predictions, self.ledger, self.figure, self.rounds_figure, self.model):
             remove_leftovers(self.path, file.name)
 
     def write_metrics(self, metrics: dict) -> None:

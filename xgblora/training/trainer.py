@@ -17,7 +17,7 @@ from xgblora.atomic_file import replacing_folder
 from xgblora.boosting import Booster, start_tape
 from xgblora.errors import InputError
 from xgblora.training import checkpoint
-from xgblora.training.arguments import XGBLoRAArguments
+from xgblora.training.arguments import NUMBERS_OF_OPTIMIZERS, XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress, RunFilesCallback
 from xgblora.training.console import logger
 from xgblora.training.objective import CandidateObjective, model_loss
@@ -141,12 +141,16 @@ class XGBLoRATrainer(Trainer):
 
     @torch.no_grad()
     def prediction_step(self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys=None):
-        """Loss, scores [B, C] and labels [B] of a batch; the loss alone for an objective without candidates."""
+        """Loss, chosen candidates [B] and labels [B] of a batch; the loss alone for an objective without candidates.
+
+        Not the scores: batches have different numbers of candidates, and transformers would fill them up with -100,
+        which is more than a score may be.
+        """
         inputs = self._prepare_inputs(inputs)
         if not isinstance(self.objective, CandidateObjective):
             return self.objective(model, inputs).mean(), None, None
         scores = self.objective.scores(model, inputs)
-        return self.objective.losses(scores, inputs["label"]).mean(), scores, inputs["label"]
+        return self.objective.losses(scores, inputs["label"]).mean(), scores.argmax(dim=1), inputs["label"]
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """The zeroth-order optimizer, or transformers' choice over the adapters' parameters."""
@@ -157,9 +161,9 @@ class XGBLoRATrainer(Trainer):
         return self.optimizer
 
     def floating_point_ops(self, inputs: dict) -> int:
-        """2 FLOP a parameter and token for a forward: 2q forwards by zeroth order, 3 for a forward and a backward."""
+        """2 FLOP a parameter and token for a forward; a forward and a backward count as 3."""
         tokens = inputs["input_ids"].numel() if "input_ids" in inputs else 0
-        forwards = 2 * self.args.zo_directions if self.zo is not None else 3
+        forwards = self.zo.forwards if self.zo is not None else 3
         return 2 * forwards * tokens * self._forward_parameters
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
@@ -285,9 +289,12 @@ def _zero_order(adapters: AdapterSet, objective: Callable, args: XGBLoRAArgument
         lr=args.learning_rate,
         directions=args.zo_directions,
         pairing=args.zo_pairing,
+        optimizer=args.update_rule,
         seed=args.seed,
         weight_decay=args.weight_decay,
         distribution=args.zo_distribution,
+        two_sided=args.zo_two_sided,
+        normalise=args.zo_normalise,
     )
 
 
@@ -299,6 +306,8 @@ def _what_must_not_change(args: XGBLoRAArguments) -> dict:
     if args.trainer == "zo":
         # a tape says these once for all its steps
         same |= {name: getattr(args, name) for name in ("zo_directions", "zo_distribution", "weight_decay")}
+        same |= {name: getattr(args, name) for name in ("zo_two_sided", "zo_normalise")}
+        same |= {name: getattr(args, name) for name in ("zo_optimizer", *NUMBERS_OF_OPTIMIZERS[args.zo_optimizer])}
     return same
 
 

@@ -6,7 +6,11 @@ from xgblora.zo import ZeroOrder
 
 
 class ZeroOrderOptimizer(torch.optim.Optimizer):
-    """`step()` is `ZeroOrder.update` with the learning rate that the scheduler has set; it keeps no state."""
+    """`step()` is `ZeroOrder.update` with the learning rate that the scheduler has set.
+
+    Its state is that of the rule at work, `arena.moments`, which lies beside the adapters. It is saved and loaded as it
+    is: torch would cast it to the dtype of the parameters.
+    """
 
     def __init__(self, zo: ZeroOrder, lr: float):
         self._zo = zo
@@ -15,3 +19,12 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         self._zo.update(lr=self.param_groups[0]["lr"])
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "moments": dict(self._zo.adapters.arena.moments)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "moments"})
+        for name, moment in self._zo.adapters.arena.moments.items():
+            moment.copy_(state_dict["moments"][name])
