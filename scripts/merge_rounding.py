@@ -34,8 +34,8 @@ def main() -> None:
 def measure(dtype: torch.dtype, rounding: str, merges: int) -> tuple[float, float, float]:
     """How much of the update arrived, the error beside the update, and the share of weights that are right to the bit.
 
-    Right is the fp32 running sum of all merges, rounded once. The first is a projection on the true update: it may be 1,
-    and the error large all the same.
+    Right is the fp32 running sum of all merges, rounded once. The first is a projection on the true update: it may be
+    1, and the error large all the same.
     """
     base = (normal(1, SIZE * SIZE, device=CPU, stream=Stream.INITIALISATION) * 0.02).view(SIZE, SIZE).to(dtype)
     weights = [base.clone()]

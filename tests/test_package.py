@@ -29,7 +29,8 @@ RANKS = {
     "tasks": 4,
     "training": 5,
     "evaluation": 5,
-    "cli": 6,
+    "comparison": 6,
+    "cli": 7,
 }
 
 
@@ -280,7 +281,9 @@ class TestTheNameKernels:
 class TestDistribution:
     """What is packed."""
 
-    @pytest.mark.parametrize("command", ["xgblora-train", "xgblora-env", "xgblora-export", "xgblora-replay"])
+    @pytest.mark.parametrize(
+        "command", ["xgblora-train", "xgblora-compare", "xgblora-env", "xgblora-export", "xgblora-replay"]
+    )
     def test_commands_lead_to_functions(self, command):
         from importlib.metadata import entry_points
 

@@ -85,6 +85,16 @@ def test_without_a_model_the_demonstration_s_flags_are_taken():
     assert args.max_steps == 5
 
 
+@pytest.mark.parametrize("given", ["--task_name=CB", "--task_file=own.yaml", "--data_dir=own"])
+def test_its_model_can_be_trained_on_another_task(given):
+    flag, value = given.removeprefix("--").split("=")
+    task, _ = parse([given, "--use_cpu"])
+    assert Path(task.model_name).name == "opt-demo"
+    others = {"task_name": None, "task_file": None, "data_dir": None, flag: value}
+    assert {name: getattr(task, name) for name in others} == others
+    assert not task.train_as_classification
+
+
 def test_with_a_model_they_are_not(demo_free):
     task, _ = parse([demo_free, "--use_cpu"])
     assert task.data_dir is None

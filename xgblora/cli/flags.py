@@ -29,6 +29,16 @@ class FlagParser(HfArgumentParser):
         """The names of all flags."""
         return {action.dest for action in self._actions}
 
+    def numeric_flags(self) -> dict[str, type]:
+        """The flags that take one number, and its kind, int or float."""
+        return {action.dest: action.type for action in self._actions if action.type in (int, float)}
+
+    def add_spelling(self, flag: str, spelling: str) -> None:
+        """Take `--spelling` for `--flag`."""
+        action = self._option_string_actions[f"--{flag}"]
+        action.option_strings.append(f"--{spelling}")
+        self._option_string_actions[f"--{spelling}"] = action
+
     def parse(self, arguments: list[str]) -> tuple:
         """An instance of each dataclass, and the namespace of what `add_argument` added, if anything.
 

@@ -64,16 +64,37 @@ def parse(arguments: list[str]) -> tuple[TaskArguments, XGBLoRAArguments]:
         InputError: a flag or the file is wrong.
     """
     parser = build_parser(show_all="--help_all" in arguments)
-    if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
-        arguments = [*read_flags(Path(arguments[0]), parser.flags()), *arguments[1:]]
-    given = {argument.split("=")[0].lstrip("-").replace("-", "_") for argument in arguments}
+    arguments = with_flags_of_file(arguments, parser.flags())
+    set_defaults_of_demonstration(parser, arguments)
+    return parser.parse(arguments)
+
+
+def with_flags_of_file(arguments: list[str], known: set[str]) -> list[str]:
+    """`arguments` with the flags of the file in place of its name, if the first one names a file.
+
+    Raises:
+        InputError: the file is wrong, or names a flag that is not `known`.
+    """
+    if arguments and not arguments[0].startswith("-") and arguments[0].endswith((".yaml", ".yml", ".json")):
+        return [*read_flags(Path(arguments[0]), known), *arguments[1:]]
+    return arguments
+
+
+def names_of(arguments: list[str]) -> set[str]:
+    """The names of the flags among `arguments`, however they are spelled."""
+    flags = (argument for argument in arguments if argument.startswith("-"))
+    return {flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags}
+
+
+def set_defaults_of_demonstration(parser: FlagParser, arguments: list[str]) -> None:
+    """Let the demonstration's flags be the defaults of `parser` unless `arguments` name a model."""
+    given = names_of(arguments)
     if not given & {"model_name", "help", "help_all", "h"}:
         flags = demo.flags()
         if given & {"task_name", "task_file", "data_dir"}:
             # the demonstration's model on another task
             del flags["task_name"], flags["data_dir"], flags["train_as_classification"]
         parser.set_defaults(**flags)
-    return parser.parse(arguments)
 
 
 def build_parser(*, show_all: bool) -> FlagParser:
@@ -109,10 +130,11 @@ def read_flags(path: Path, known: set[str]) -> list[str]:
     unknown = sorted(map(str, set(flags) - known))
     if unknown:
         raise InputError(f"{path}: unknown flag {unknown[0]}")
-    return [word for name, value in flags.items() if value is not None for word in _as_arguments(name, value)]
+    return [word for name, value in flags.items() if value is not None for word in as_arguments(name, value)]
 
 
-def _as_arguments(name: str, value: object) -> list[str]:
+def as_arguments(name: str, value: object) -> list[str]:
+    """A flag as a command line gives it."""
     if isinstance(value, list):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]

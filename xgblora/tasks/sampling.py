@@ -1,5 +1,6 @@
 """Training, development and evaluation sets, drawn by seed as MeZO draws them, so that results can be compared."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,7 @@ def sample_sets(splits: Splits, *, num_train: int, num_dev: int, num_eval: int |
         )
     drawn = _subset(splits.train, num_train + num_dev, seed)
     if num_eval is None:
-        evaluation = splits.valid
+        evaluation = list(splits.valid)
     else:
         _check_count("num_eval", num_eval, at_least=1)
         if num_eval > len(splits.valid):
@@ -44,7 +45,7 @@ def sample_sets(splits: Splits, *, num_train: int, num_dev: int, num_eval: int |
     return SampledSets(train=drawn[:num_train], dev=drawn[num_train:], evaluation=evaluation)
 
 
-def _subset(samples: list[Sample], count: int, seed: int) -> list[Sample]:
+def _subset(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
     if not 0 <= seed < 1 << 32:
         raise InputError(f"train_set_seed={seed}: must be from 0 to 4294967295")
     order = np.random.RandomState(seed).permutation(len(samples))[:count]

@@ -1,0 +1,90 @@
+"""Methods, variants and the flags that each run gets."""
+
+import pytest
+
+from xgblora.comparison.methods import METHODS, Method, choose, choose_seeds, read_variants
+from xgblora.errors import InputError
+
+COMMON = {"lora_alpha": 8.0, "lora_r": 4, "xgblora_steps_per_iteration": 100, "xgblora_merge_frequency": 1}
+KNOWN = {"xgblora_steps_per_iteration", "learning_rate", "zo_eps", "lora_r"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_alpha_rank_and_merging_are_said_to_every_run(name):
+    assert METHODS[name].settings(COMMON, {}).keys() >= COMMON.keys()
+
+
+def test_boosting_has_rank_1_and_merging_by_steps_never_merges_at_epochs():
+    settings = METHODS["xgblora_zo"].settings(COMMON, {})
+    assert (settings["lora_r"], settings["lora_alpha"], settings["xgblora"], settings["lora"]) == (1, 8.0, True, False)
+    assert (settings["xgblora_steps_per_iteration"], settings["xgblora_merge_frequency"]) == (100, 0)
+
+
+def test_merging_by_epochs_stays():
+    settings = METHODS["xgblora_fo"].settings({**COMMON, "xgblora_steps_per_iteration": 0}, {})
+    assert (settings["xgblora_merge_frequency"], settings["trainer"]) == (1, "regular")
+
+
+def test_plain_lora_has_its_rank_and_neither_merges_nor_rounds():
+    settings = METHODS["lora_zo"].settings(COMMON, {})
+    assert (settings["lora_r"], settings["lora"]) == (4, True)
+    assert (settings["xgblora_steps_per_iteration"], settings["xgblora_merge_frequency"]) == (0, 0)
+    assert settings["staged_eval"] is False
+
+
+def test_a_variant_has_its_own_flags_and_a_swept_value_wins():
+    late = Method("late", boosts=True, trainer="zo", flags={"xgblora_steps_per_iteration": 2000})
+    assert late.settings(COMMON, {})["xgblora_steps_per_iteration"] == 2000
+    assert late.settings(COMMON, {"xgblora_steps_per_iteration": 5})["xgblora_steps_per_iteration"] == 5
+
+
+def test_all_methods_are_compared_unless_some_are_named():
+    variant = Method("mine", boosts=True, trainer="zo")
+    assert [method.name for method in choose(None, {"mine": variant})] == [*METHODS, "mine"]
+    assert choose(["mine", "lora_zo"], {"mine": variant}) == [variant, METHODS["lora_zo"]]
+
+
+def test_variants_are_read(tmp_path):
+    path = tmp_path / "variants.yaml"
+    path.write_text("late:\n  base: xgblora_zo\n  xgblora_steps_per_iteration: 2000\n  learning_rate: 1e-3\n")
+    flags = {"xgblora_steps_per_iteration": 2000, "learning_rate": "1e-3"}
+    assert read_variants(path, KNOWN) == {"late": Method("late", boosts=True, trainer="zo", flags=flags)}
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("", "must hold"),
+        ("[1, 2", "not readable as YAML"),
+        ("- a", "must hold"),
+        ("a: 3", "a: must have `base: METHOD`"),
+        ("a: {learning_rate: 1}", "a: must have `base: METHOD`"),
+        ("a: {base: mezo}", "base=mezo: must be one of lora_zo"),
+        ("a: {base: lora_zo, learning_rat: 1}", "unknown flag learning_rat"),
+        ("a: {base: lora_zo, seed: 1}", "seed is set by the comparison"),
+        ("a: {base: lora_fo, zo_eps: 1}", "zo_eps makes no difference to lora_fo"),
+        ("a: {base: lora_zo, learning_rate: }", "learning_rate has no value"),
+        ("lora_zo: {base: lora_zo}", "lora_zo: is a method already"),
+        ("'a/b': {base: lora_zo}", "a/b: a name is of letters"),
+    ],
+)
+def test_a_variant_that_is_wrong(tmp_path, text, said):
+    path = tmp_path / "variants.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        read_variants(path, KNOWN)
+    assert str(error.value).startswith(f"variants={path}: ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_seeds_and_methods_are_there_once():
+    assert choose_seeds([3, 1]) == [3, 1]
+    with pytest.raises(InputError, match="seeds=1: is given twice"):
+        choose_seeds([1, 2, 1])
+    with pytest.raises(InputError, match="seeds=-1: must be from 0"):
+        choose_seeds([-1])
+    with pytest.raises(InputError, match="methods=lora_zo: is given twice"):
+        choose(["lora_zo", "lora_zo"], {})
+    with pytest.raises(InputError, match="methods=mezo: must be one of lora_zo, xgblora_zo, lora_fo, xgblora_fo"):
+        choose(["mezo"], {})

@@ -1,0 +1,290 @@
+"""`xgblora-compare`: every method on every seed, one table, the figures, and one JSON with everything."""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from xgblora.atomic_file import write_text
+from xgblora.cli import train
+from xgblora.cli.exit import exits_with_one_line
+from xgblora.cli.flags import FlagParser
+from xgblora.cli.result import refuse_unwritable
+from xgblora.comparison import figures, methods, report, runs, sweep, table
+from xgblora.comparison.methods import METHODS, SET_BY_THE_COMPARISON, Method
+from xgblora.comparison.results import FinishedRun
+from xgblora.comparison.runs import Ended, PlannedRun
+from xgblora.errors import InputError
+from xgblora.tasks import choose_task, sample_sets
+from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.fine_tune import configuration
+from xgblora.training.language_model import refuse_missing_folder
+from xgblora.training.measurement import check_measurement
+from xgblora.training.run_folder import RunFolder
+
+DESCRIPTION = """Compare LoRA and XGBLoRA: run every method on every seed, on the same data and the same noise, one run
+after the other, each a process of its own. What was stopped goes on where it was when the same command is given again.
+All flags of xgblora-train are taken and go to every run. A first argument that ends in .yaml, .yml or .json is read for
+flags; those on the command line win."""
+
+RESULT, SUMMARY = "comparison.json", "summary.txt"
+
+
+@dataclass
+class CompareArguments:
+    """What is compared, and where the result goes."""
+
+    _argument_group_name = "comparison"
+
+    methods: list[str] | None = field(
+        default=None,
+        metadata={"help": f"Methods: {', '.join(METHODS)} and those of --variants; all of them without it."},
+    )
+    variants: str | None = field(
+        default=None,
+        metadata={"help": "YAML file of methods of your own, `name:` and below it `base: METHOD` and flags."},
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds that every method is run on."})
+    sweep: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "FLAG=VALUE,VALUE,... of one flag or more: every method is tried with all values, and reported "
+            "with the one that is best on the development set."
+        },
+    )
+    output_root: str | None = field(
+        default=None, metadata={"help": "Folder of all runs and the result; runs/compare-<model>-<task> without it."}
+    )
+    loss_figure_path: str | None = field(
+        default=None, metadata={"help": "Place of the figure of the losses; OUTPUT_ROOT/loss.png without it."}
+    )
+    figure_pdf: bool = field(default=False, metadata={"help": "Write every figure as PDF too."})
+    skip_completed: bool = field(
+        default=True,
+        metadata={"help": "Keep what is finished in OUTPUT_ROOT and go on; false: run everything again."},
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison, checked.
+
+    Attributes:
+        root: folder of everything.
+        title: of the figures and the first line.
+        planned: all runs, in order.
+        seeds: of every method.
+        args: the flags of the comparison.
+    """
+
+    root: Path
+    title: str
+    planned: list[PlannedRun]
+    seeds: list[int]
+    args: CompareArguments
+
+    @property
+    def loss_figure(self) -> Path:
+        """Place of the figure of the losses."""
+        return Path(self.args.loss_figure_path or self.root / "loss.png")
+
+
+@exits_with_one_line
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; `arguments` defaults to those of the command line."""
+    comparison = plan(sys.argv[1:] if arguments is None else arguments)
+    with runs.only_one(comparison.root) as keep_open, runs.stopping_on_sigterm():
+        ended = run_all(comparison, keep_open)
+        show(comparison, ended)
+
+
+def plan(arguments: list[str]) -> Comparison:
+    """The comparison that the flags say, and that can be run: everything is checked before anything is.
+
+    Raises:
+        InputError: a flag, a file, the data or what is in the output folder is wrong.
+    """
+    parser = build_parser(show_all="--help_all" in arguments)
+    arguments = train.with_flags_of_file(arguments, {*parser.flags(), "lora_rank"})
+    refuse_set_by_the_comparison(arguments)
+    train.set_defaults_of_demonstration(parser, arguments)
+    # what a run trains with is said by its method; of the trainers this one takes every flag
+    args, task, training = parser.parse([*arguments, "--trainer=regular"])
+    # the others go to every run as they are
+    _, passed = FlagParser(CompareArguments).parse_known_args(arguments)
+    passed = [*defaults_of_runs(arguments, training), *renamed_rank(passed)]
+    known = train.build_parser(show_all=True)
+    seeds = methods.choose_seeds(args.seeds)
+    variants = methods.read_variants(Path(args.variants), known.flags()) if args.variants else {}
+    chosen = methods.choose(args.methods, variants)
+    swept = sweep.read_sweep(args.sweep or [], known.numeric_flags())
+    if swept and not task.num_dev:
+        raise InputError("num_dev=0: a sweep chooses on the development set")
+    check_task(task, seeds[0])
+    root = Path(args.output_root or default_root(task))
+    refuse_unwritable_root(root)
+    common = {
+        name: getattr(training, name)
+        for name in ("lora_alpha", "lora_r", "xgblora_steps_per_iteration", "xgblora_merge_frequency")
+    }
+    planned = [
+        planned_run(root, passed, method, seed, setting, common)
+        for method in chosen
+        for setting in sweep.settings_of(method, swept)
+        for seed in seeds
+    ]
+    for run in planned:
+        runs.check(run, anew=not args.skip_completed)
+    title = f"{Path(task.model_name).name} on {choose_task(task.task_name, task.task_file).name}"
+    return Comparison(root, title, planned, seeds, args)
+
+
+def build_parser(*, show_all: bool) -> FlagParser:
+    """The parser of the comparison's flags and those of `xgblora-train`."""
+    parser = FlagParser(
+        (CompareArguments, TaskArguments, XGBLoRAArguments),
+        usage="xgblora-compare [FLAGS.yaml] [--flag value ...]",
+        description=DESCRIPTION,
+        epilog="All flags of transformers.TrainingArguments are taken; --help_all lists them.",
+    )
+    parser.add_spelling("lora_r", "lora_rank")
+    parser.add_argument("--help_all", action="help", help="show every flag and exit")
+    shown = train.SHOWN_FLAGS | set(CompareArguments.__annotations__)
+    for action in parser._actions:
+        if action.dest in SET_BY_THE_COMPARISON or (not show_all and action.dest not in shown):
+            action.help = argparse.SUPPRESS
+    return parser
+
+
+def refuse_set_by_the_comparison(arguments: list[str]) -> None:
+    """Raise InputError if a flag is given that the comparison sets for each run."""
+    given = train.names_of(arguments)
+    for name, instead in SET_BY_THE_COMPARISON.items():
+        if name in given:
+            raise InputError(f"--{name}: the comparison sets it for each run; {instead}")
+
+
+def renamed_rank(words: list[str]) -> list[str]:
+    """`words` with `--lora_rank` as `xgblora-train` calls it."""
+    spellings = ("--lora_rank", "--lora-rank")
+    return [f"--lora_r{word[len(spellings[0]) :]}" if word.split("=")[0] in spellings else word for word in words]
+
+
+def defaults_of_runs(arguments: list[str], training: XGBLoRAArguments) -> list[str]:
+    """Flags that a run of a comparison has unless they are given: checkpoints to go on from, no bar, no model."""
+    given = train.names_of(arguments)
+    words = [] if given & {"save_model", "no_save_model"} else ["--save_model=false"]
+    if "disable_tqdm" not in given:
+        words.append("--disable_tqdm=true")
+    if "save_strategy" not in given:
+        often = training.eval_steps if (training.eval_steps or 0) >= 1 else 100
+        words += ["--save_strategy=steps"]
+        words += [] if "save_steps" in given else [f"--save_steps={int(often)}"]
+        words += [] if "save_total_limit" in given else ["--save_total_limit=1"]
+    return words
+
+
+def check_task(task: TaskArguments, seed: int) -> None:
+    """Raise InputError if the model is not there, the data are not enough, or a flag does not go with training."""
+    refuse_missing_folder(task.model_name)
+    chosen = choose_task(task.task_name, task.task_file)
+    check_measurement(task, chosen, "zo")
+    sample_sets(
+        chosen.load(task.data_dir),
+        num_train=task.num_train,
+        num_dev=task.num_dev,
+        num_eval=task.num_eval,
+        seed=seed if task.train_set_seed is None else task.train_set_seed,
+    )
+
+
+def default_root(task: TaskArguments) -> Path:
+    """Folder of the comparison if none is named."""
+    return Path("runs") / f"compare-{Path(task.model_name).name}-{choose_task(task.task_name, task.task_file).name}"
+
+
+def refuse_unwritable_root(root: Path) -> None:
+    """Raise InputError if `root` cannot be made or written into."""
+    try:
+        refuse_unwritable(root)
+    except InputError as error:
+        raise InputError(str(error).replace("output_dir=", "output_root=", 1)) from None
+
+
+def planned_run(
+    root: Path, passed: list[str], method: Method, seed: int, setting: sweep.Setting, common: dict[str, object]
+) -> PlannedRun:
+    """The run of a method with a setting on a seed.
+
+    Raises:
+        InputError: its flags contradict each other.
+    """
+    folder = root / runs.folder_name(method.name, seed, setting)
+    settings = {
+        **method.settings(common, setting),
+        "seed": seed,
+        "output_dir": folder,
+        "resume_from_checkpoint": "last",
+    }
+    words = [*passed, *(word for name, value in settings.items() for word in train.as_arguments(name, value))]
+    try:
+        resolved = json.loads(json.dumps(configuration(*train.parse(words))))
+    except InputError as error:
+        raise InputError(f"{method.name}: {error}") from None
+    return PlannedRun(method, seed, setting, RunFolder(folder), words, resolved)
+
+
+def run_all(comparison: Comparison, keep_open: tuple[int, ...]) -> dict[str, Ended]:
+    """Run what is not finished; how those ended that did not come to their end, by name."""
+    planned = comparison.planned
+    done = [run for run in planned if run.done] if comparison.args.skip_completed else []
+    kept = f", {len(done)} of them finished already" if done else ""
+    print(f"{comparison.title}: {len(planned)} runs{kept}, in {comparison.root}", flush=True)
+    ended: dict[str, Ended] = {}
+    for number, run in enumerate(planned, start=1):
+        if run in done:
+            continue
+        print(f"[{number}/{len(planned)}] {run.name} ... ", end="", flush=True)
+        begun = time.perf_counter()
+        if not comparison.args.skip_completed:
+            runs.forget(run)
+        try:
+            failure = runs.carry_out(run, lambda run: runs.start_process(run, keep_open))
+        except (KeyboardInterrupt, SystemExit):
+            print("stopped; the same command goes on from here", flush=True)
+            raise
+        if failure is not None:
+            ended[run.name] = failure
+        print(outcome(run, failure, time.perf_counter() - begun), flush=True)
+    return ended
+
+
+def outcome(run: PlannedRun, failure: Ended | None, seconds: float) -> str:
+    """The end of the line of a run."""
+    if failure is not None:
+        last = failure.last_lines[-1] if failure.last_lines else "it printed nothing"
+        return f"ended with status {failure.exit_status} ({last})"
+    finished = FinishedRun(run)
+    value = table.percent(report.Spread.of([finished.measured("eval", finished.metric)]))
+    return f"held-out {finished.metric} {value}, {seconds:.0f} s"
+
+
+def show(comparison: Comparison, ended: dict[str, Ended]) -> None:
+    """Write the result, and print it."""
+    made = report.make(comparison.planned, ended, comparison.seeds)
+    root = comparison.root
+    write_text(root / RESULT, json.dumps({"title": comparison.title, **report.to_json(made)}, indent=1) + "\n")
+    lines = table.summary(made)
+    write_text(root / SUMMARY, "\n".join(lines).strip("\n") + "\n")
+    print("\n".join(lines))
+    print()
+    if made.chosen:
+        drawn = figures.draw_all(
+            made, root, title=comparison.title, loss_figure=comparison.loss_figure, pdf=comparison.args.figure_pdf
+        )
+        print(f"figures: {', '.join(map(str, drawn))}")
+    print(f"result:  {root / RESULT}")
+    if not made.chosen:
+        sys.exit(1)

@@ -1,0 +1,154 @@
+"""What is compared: the methods, those of a file of variants, and the flags that each run is given."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from xgblora.errors import InputError
+
+# what the comparison decides for every run, and which of its own flags does it
+SET_BY_THE_COMPARISON = {
+    "seed": "use --seeds",
+    "output_dir": "use --output_root",
+    "xgblora": "use --methods",
+    "lora": "use --methods",
+    "trainer": "use --methods",
+    "resume_from_checkpoint": "every run goes on from its newest checkpoint",
+    "overwrite": "use --skip_completed false",
+}
+# of boosting alone
+_ROUNDS = ("staged_eval", "load_best_round_at_end")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table.
+
+    Attributes:
+        name: as `--methods` and the folders have it.
+        boosts: XGBLoRA, and not plain LoRA.
+        trainer: "zo" or "regular".
+        flags: of `xgblora-train`, beyond those that all methods share.
+    """
+
+    name: str
+    boosts: bool
+    trainer: str
+    flags: dict[str, object] = field(default_factory=dict)
+
+    def takes(self, flag: str) -> bool:
+        """Whether `flag` makes a difference to this method."""
+        if flag.startswith("xgblora_") or flag in _ROUNDS:
+            return self.boosts
+        if flag.startswith("zo_"):
+            return self.trainer == "zo"
+        return flag != "lora_r" or not self.boosts
+
+    def settings(self, common: dict[str, object], swept: dict[str, float]) -> dict[str, object]:
+        """The flags that are this method's; alpha, rank and when it merges are always among them.
+
+        Args:
+            common: `lora_alpha`, `lora_r`, `xgblora_steps_per_iteration` and `xgblora_merge_frequency` of all methods.
+            swept: values of this run alone.
+        """
+        ours = {**self.flags, **swept}
+        settings = {"trainer": self.trainer, "xgblora": self.boosts, "lora": not self.boosts, **common, **ours}
+        if not self.boosts:
+            never = {"xgblora_steps_per_iteration": 0, "xgblora_merge_frequency": 0}
+            return {**settings, **never, **dict.fromkeys(_ROUNDS, False)}
+        settings["lora_r"] = 1
+        if str(settings["xgblora_steps_per_iteration"]) != "0" and "xgblora_merge_frequency" not in ours:
+            settings["xgblora_merge_frequency"] = 0
+        return settings
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("lora_zo", boosts=False, trainer="zo"),
+        Method("xgblora_zo", boosts=True, trainer="zo"),
+        Method("lora_fo", boosts=False, trainer="regular"),
+        Method("xgblora_fo", boosts=True, trainer="regular"),
+    )
+}
+
+
+def read_variants(path: Path, known: Collection[str]) -> dict[str, Method]:
+    """The variants in a YAML file: name -> `base: METHOD` and flags of `xgblora-train`.
+
+    Args:
+        path: the file.
+        known: the names of those flags.
+
+    Raises:
+        InputError: the file is missing, or a variant in it is wrong; one line says which and why.
+    """
+    if not path.is_file():
+        raise InputError(f"variants={path}: there is no such file")
+    try:
+        variants = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"variants={path}: not readable as YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(variants, dict) or not variants:
+        raise InputError(f"variants={path}: must hold one `name:` or more, each with `base: METHOD` and flags below it")
+    return {str(name): _variant(f"variants={path}: {name}", str(name), of, known) for name, of in variants.items()}
+
+
+def _variant(where: str, name: str, flags: object, known: Collection[str]) -> Method:
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{where}: a name is of letters, digits, '_', '-' and '.'")
+    if name in METHODS:
+        raise InputError(f"{where}: is a method already; choose another name")
+    if not isinstance(flags, dict) or "base" not in flags:
+        raise InputError(f"{where}: must have `base: METHOD`, one of {', '.join(METHODS)}")
+    flags = dict(flags)
+    base = flags.pop("base")
+    if base not in METHODS:
+        raise InputError(f"{where}: base={base}: must be one of {', '.join(METHODS)}")
+    for flag in map(str, flags):
+        if flag in SET_BY_THE_COMPARISON:
+            raise InputError(f"{where}: {flag} is set by the comparison and its base")
+        if flag not in known:
+            raise InputError(f"{where}: unknown flag {flag}")
+        if not METHODS[base].takes(flag):
+            raise InputError(f"{where}: {flag} makes no difference to {base}")
+    empty = [flag for flag, value in flags.items() if value is None]
+    if empty:
+        raise InputError(f"{where}: {empty[0]} has no value")
+    return Method(name, METHODS[base].boosts, METHODS[base].trainer, flags)
+
+
+def choose(names: list[str] | None, variants: dict[str, Method]) -> list[Method]:
+    """The methods of these names, in this order; all there are without names.
+
+    Raises:
+        InputError: a name is unknown or given twice.
+    """
+    offered = {**METHODS, **variants}
+    for name in names or ():
+        if name not in offered:
+            raise InputError(f"methods={name}: must be one of {', '.join(offered)}")
+    return [offered[name] for name in _once("methods", names or list(offered))]
+
+
+def choose_seeds(seeds: list[int]) -> list[int]:
+    """`seeds`, if each is there once and can be one.
+
+    Raises:
+        InputError: a seed is given twice or out of range.
+    """
+    for seed in seeds:
+        if not 0 <= seed < 1 << 32:
+            raise InputError(f"seeds={seed}: must be from 0 to 4294967295")
+    return _once("seeds", seeds)
+
+
+def _once(flag: str, values: list) -> list:
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise InputError(f"{flag}={twice[0]}: is given twice")
+    return values
