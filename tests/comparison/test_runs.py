@@ -91,9 +91,17 @@ def test_output_is_appended_and_the_status_given(tmp_path):
     assert console.read_text() == "out\nerr\n" * 2
 
 
+@pytest.fixture
+def terminal_sigint():
+    """Ctrl-C as on a terminal: a shell starts what runs in the background with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @posix
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, None)])
-def test_a_signal_stops_the_process_and_then_the_comparison(tmp_path, number, status):
+def test_a_signal_stops_the_process_and_then_the_comparison(tmp_path, number, status, terminal_sigint):
     console = tmp_path / "console.log"
     program = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     with pytest.raises((SystemExit, KeyboardInterrupt)) as ending, runs.stopping_on_sigterm():

@@ -15,12 +15,19 @@ MATRIX_INSTRUCTION = {"80": "mma.sync", "90": "wgmma.mma_async", "100": "tcgen05
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
-    """{architecture: {variant: facts}} of every kernel, compiled in a process that has no interpreter."""
+    """{architecture: {variant: facts}} of every kernel, compiled in processes that have no interpreter, side by side."""
     script = Path(__file__).with_name("compile_facts.py")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    processes = [
+        subprocess.Popen([sys.executable, script, architecture], **pipes) for architecture in MATRIX_INSTRUCTION
+    ]
+    found = {}
+    for process in processes:
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        found |= json.loads(output)
+    return found
 
 
 def _variants(facts, *prefixes):
