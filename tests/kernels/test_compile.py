@@ -15,7 +15,7 @@ MATRIX_INSTRUCTION = {"80": "mma.sync", "90": "wgmma.mma_async", "100": "tcgen05
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
-    """{architecture: {variant: facts}} of every kernel, compiled in processes that have no interpreter, side by side."""
+    """{architecture: {variant: facts}} of every kernel, compiled side by side, in processes without an interpreter."""
     script = Path(__file__).with_name("compile_facts.py")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
