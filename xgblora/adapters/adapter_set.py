@@ -57,6 +57,10 @@ class AdapterSet:
         known = [parameter.dtype for parameter in theirs if parameter.dtype in WEIGHT_DTYPES]
         return known[0] if known else next((p.dtype for p in theirs if p.is_floating_point()), torch.float32)
 
+    def change_the_function(self) -> bool:
+        """Whether a `b` is not zero, as every one is where a round starts; reads from the device."""
+        return any(bool(torch.any(layer.b != 0)) for layer in self.layers.values())
+
     def num_parameters(self) -> int:
         """Trainable numbers: rank * (in + out features), summed over the layers."""
         return sum(layer.a.numel() + layer.b.numel() for layer in self.layers.values())

@@ -2,8 +2,6 @@
 
 import os
 
-import torch
-
 from xgblora.adapters import AdapterSet, Rank1Linear, detach
 from xgblora.adapters.identity import trained_hash
 from xgblora.atomic_file import replacing_folder
@@ -22,7 +20,7 @@ def finish(
     Returns:
         Whether there was anything left to merge.
     """
-    left = any(bool(torch.any(layer.b != 0)) for layer in adapters.layers.values())
+    left = adapters.change_the_function()
     if left:
         booster.merge(step=step, epoch=epoch, held_out_loss=held_out_loss)
     if booster.tape is not None:

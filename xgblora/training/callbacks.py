@@ -132,7 +132,7 @@ class RunFilesCallback(TrainerCallback):
 
     def _append_to_tape(self) -> None:
         if self._booster.tape is not None:
-            new = self._booster.tape.to_bytes()[self._tape_bytes_written :]
+            new = self._booster.tape.to_bytes(self._tape_bytes_written)
             with open(self._folder.tape, "ab") as file:
                 file.write(new)
             self._tape_bytes_written += len(new)

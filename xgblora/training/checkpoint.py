@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from xgblora.adapters import AdapterSet, Origin
+from xgblora.adapters.rank1_linear import scale_of
 from xgblora.atomic_file import remove_leftovers
 from xgblora.boosting import Booster, Ledger, MergedAdapter
 from xgblora.errors import InputError
@@ -98,7 +99,7 @@ def boosters_of(folder: Path) -> Ledger:
         raise InputError(f"{folder}: {error}") from None
     ledger = Ledger.load(folder / LEDGER)
     master = load_file(folder / ADAPTERS)["master"]
-    scale = ledger.origin.alpha / ledger.origin.rank
+    scale = scale_of(ledger.origin.alpha, ledger.origin.rank)
     if any(bool(torch.any(slot.views(master.unsqueeze(0))[1])) for slot in ledger.slots):
         last = MergedAdapter(len(ledger) + 1, manifest["step"], manifest["epoch"], scale, master)
         ledger.boosters.append(last)

@@ -80,6 +80,12 @@ class RunFolder:
         """The boosters as a LoRA adapter for PEFT, where the weights cannot be written (quantised)."""
         return self.path / "adapter"
 
+    @property
+    def _written_whole(self) -> tuple[Path, ...]:
+        """The files that are written under a temporary name, some of them to grow afterwards."""
+        growing = (self.step_loss, self.training_loss, self.eval_loss, self.merges, self.tape)
+        return (*growing, self.metrics, self.predictions, self.ledger, self.figure, self.rounds_figure)
+
     def refuse_file(self) -> None:
         """Raise InputError if a file stands in the place of the folder."""
         if self.path.is_file():
@@ -111,17 +117,14 @@ class RunFolder:
         checkpoint.remove_newer(self.path, keep_up_to)
         if keep_up_to:
             return
-        growing = (self.step_loss, self.training_loss, self.eval_loss, self.merges, self.log, self.tape)
-        for file in (*growing, self.metrics, self.predictions, self.ledger, self.figure, self.rounds_figure):
+        for file in (*self._written_whole, self.log):
             file.unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process left half written under a temporary name."""
         checkpoint.remove_leftovers_in(self.path)
-        for file in (self.step_loss, self.training_loss, self.eval_loss, self.merges, self.tape, self.metrics):
-            remove_leftovers(self.path, file.name)
-        for file in (self.predictions, self.ledger, self.figure, self.rounds_figure, self.model):
-            remove_leftovers(self.path, file.name)
+        for place in (*self._written_whole, self.model, self.adapter):
+            remove_leftovers(self.path, place.name)
 
     def write_metrics(self, metrics: dict) -> None:
         """Write `metrics.json`."""

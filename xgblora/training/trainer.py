@@ -246,7 +246,7 @@ class XGBLoRATrainer(Trainer):
         """Go back to the round with the lowest held-out loss; the adapter still in training counts as the last one."""
         boosters = self.booster.ledger.boosters
         losses = {booster.round: booster.held_out_loss for booster in boosters}
-        if any(bool(torch.any(layer.b != 0)) for layer in self.adapters.layers.values()):
+        if self.adapters.change_the_function():
             losses[len(boosters) + 1] = self._held_out_loss_now()
         known = {round: loss for round, loss in losses.items() if loss is not None and math.isfinite(loss)}
         if not known:
@@ -305,9 +305,9 @@ def _what_must_not_change(args: XGBLoRAArguments) -> dict:
     same["learning_rate"] = args.learning_rate
     if args.trainer == "zo":
         # a tape says these once for all its steps
-        same |= {name: getattr(args, name) for name in ("zo_directions", "zo_distribution", "weight_decay")}
-        same |= {name: getattr(args, name) for name in ("zo_two_sided", "zo_normalise")}
-        same |= {name: getattr(args, name) for name in ("zo_optimizer", *NUMBERS_OF_OPTIMIZERS[args.zo_optimizer])}
+        estimate = ("zo_directions", "zo_distribution", "weight_decay", "zo_two_sided", "zo_normalise")
+        rule = ("zo_optimizer", *NUMBERS_OF_OPTIMIZERS[args.zo_optimizer])
+        same |= {name: getattr(args, name) for name in (*estimate, *rule)}
     return same
 
 

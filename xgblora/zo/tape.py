@@ -141,10 +141,10 @@ class Tape:
         self.header, self._bytes, self._crc = earlier.header, bytearray(earlier.to_bytes()), earlier._crc
         self._pending.clear()
 
-    def to_bytes(self) -> bytes:
-        """The file."""
+    def to_bytes(self, start: int = 0) -> bytes:
+        """The file, from byte `start` on."""
         self._read_pending()
-        return bytes(self._bytes)
+        return bytes(self._bytes[start:])
 
     def records(self) -> Iterator[Record]:
         """All records, in order."""
