@@ -1,12 +1,30 @@
-"""The model and the batch that the benchmarks run on: random weights; OPT-125m's shape on a GPU, a small one else."""
+"""The models and the batch that the benchmarks run on: random weights, in published shapes and a small one."""
 
 import pytest
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
+from benchmarks import record
 from xgblora.tasks import Collator, EncodedExample
 
-EXAMPLES, LENGTH = 16, 48
+# the shapes of facebook/opt-125m and facebook/opt-350m, and one that a CPU steps through in a fifth of a second
+SHAPES = {
+    "small": {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6, "vocab_size": 10_000},
+    "opt-125m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "opt-350m": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "word_embed_proj_dim": 512,
+        "do_layer_norm_before": False,
+    },
+}
+EXAMPLES = 16
+
+
+def pytest_sessionfinish(session):
+    for path in record.write():
+        session.config.pluginmanager.get_plugin("terminalreporter").write_line(f"\nresults appended to {path}")
 
 
 @pytest.fixture(scope="session")
@@ -19,29 +37,21 @@ def dtype(device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-@pytest.fixture
-def model(device, dtype) -> OPTForCausalLM:
-    """OPT-125m's shape on a GPU; on a CPU four of its layers at half the width and a fifth of the vocabulary."""
+def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> OPTForCausalLM:
+    """OPT of a shape in `SHAPES` with random weights, in eval mode."""
     torch.manual_seed(0)
-    width, layers, vocabulary = (768, 12, 50272) if device.type == "cuda" else (384, 4, 10_000)
-    config = OPTConfig(
-        hidden_size=width,
-        word_embed_proj_dim=width,
-        ffn_dim=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        vocab_size=vocabulary,
-    )
-    return OPTForCausalLM(config).to(device, dtype).eval()
+    settings = {"word_embed_proj_dim": SHAPES[shape]["hidden_size"], **SHAPES[shape]}
+    config = OPTConfig(ffn_dim=4 * settings["hidden_size"], **settings)
+    with torch.device(device):
+        return OPTForCausalLM(config).to(dtype).eval()
 
 
-@pytest.fixture
-def batch(device, model) -> dict[str, torch.Tensor]:
-    """16 examples of 48 tokens with two candidates of one token."""
+def random_batch(model: OPTForCausalLM, length: int) -> dict[str, torch.Tensor]:
+    """16 examples of `length` tokens with two candidates of one token, the last."""
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(4, model.config.vocab_size, (EXAMPLES, LENGTH - 1), generator=generator)
+    ids = torch.randint(4, model.config.vocab_size, (EXAMPLES, length - 1), generator=generator)
     examples = [
-        EncodedExample((tuple(row.tolist()),), ((0, LENGTH - 2),), (((0, 5),), ((0, 6),)), label=i % 2)
+        EncodedExample((tuple(row.tolist()),), ((0, length - 2),), (((0, 5),), ((0, 6),)), label=i % 2)
         for i, row in enumerate(ids)
     ]
-    return {name: value.to(device) for name, value in Collator(pad_token_id=1)(examples).items()}
+    return {name: value.to(model.device) for name, value in Collator(pad_token_id=1)(examples).items()}

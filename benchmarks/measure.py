@@ -1,21 +1,84 @@
-"""Timing two or more ways of doing one thing: interleaved, medians, ratios from the same run."""
+"""Timing two or more ways of doing one thing: interleaved, medians, ratios from the same run, checked and recorded.
 
-import statistics
+`compare` is what a benchmark calls after it has checked its results. The ratios go to pytest-benchmark, to the results
+file of this device (`benchmarks/record.py`), and against the limits of `benchmarks/guards.toml`.
+"""
+
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from benchmarks import ceilings, guards, record
 
-def medians(ways: dict[str, Callable[[], object]], *, rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each way. One call of each makes a round, so that all see the same state of the machine."""
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a call: the median, and the 20th and 80th percentile around it."""
+
+    p20: float
+    median: float
+    p80: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call has to do at least: bytes to and from memory, and floating-point operations in `dtype`."""
+
+    bytes: float = 0.0
+    flops: float = 0.0
+    dtype: torch.dtype = torch.float32
+
+
+def timings(ways: dict[str, Callable[[], object]], *, rounds: int, device: torch.device) -> dict[str, Timing]:
+    """The seconds of each way. One call of each makes a round, so that all see the same state of the machine."""
     for way in ways.values():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             seconds[name].append(_seconds(way, device))
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: Timing(*np.percentile(values, (20, 50, 80)).tolist()) for name, values in seconds.items()}
+
+
+def compare(
+    benchmark,
+    ours: str,
+    ways: dict[str, Callable[[], object]],
+    *,
+    rounds: int,
+    device: torch.device,
+    work: Work | None = None,
+) -> None:
+    """Time `ways` against each other and let pytest-benchmark time `ours`.
+
+    `extra_info` gets `seconds_<way>` for every way, `ours_over_<way>` for every other way and, if `work` says what one
+    call of `ours` has to do, `share_of_bandwidth` and `share_of_flops`: how much of this device's measured ceilings
+    that is.
+
+    Raises:
+        AssertionError: a ratio is over its limit in `guards.toml`.
+    """
+    measured = timings(ways, rounds=rounds, device=device)
+    seconds = measured[ours].median
+    info = {f"seconds_{name}": timing.median for name, timing in measured.items()}
+    info |= {f"ours_over_{name}": seconds / timing.median for name, timing in measured.items() if name != ours}
+    if work is not None and work.bytes:
+        info["share_of_bandwidth"] = work.bytes / seconds / ceilings.bytes_per_second(device)
+    if work is not None and work.flops:
+        info["share_of_flops"] = work.flops / seconds / ceilings.flops_per_second(device, work.dtype)
+    benchmark.extra_info.update(info, device=str(device))
+    record.add(benchmark.name, ours, measured, info, device)
+    guards.check(benchmark.name, info, device)
+
+    def run():
+        ways[ours]()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    benchmark.pedantic(run, rounds=min(rounds, 5), warmup_rounds=1)
 
 
 def _seconds(way: Callable[[], object], device: torch.device) -> float:
@@ -26,23 +89,3 @@ def _seconds(way: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
-
-
-def compare(benchmark, ours: str, ways: dict[str, Callable[[], object]], *, rounds: int, device: torch.device) -> None:
-    """Time `ways` against each other, store the ratios with the benchmark, and let pytest-benchmark time `ours`.
-
-    `extra_info` gets `seconds_<way>` for every way and `ours_over_<way>` for every other way.
-    """
-    measured = medians(ways, rounds=rounds, device=device)
-    for name, seconds in measured.items():
-        benchmark.extra_info[f"seconds_{name}"] = seconds
-        if name != ours:
-            benchmark.extra_info[f"ours_over_{name}"] = measured[ours] / seconds
-    benchmark.extra_info["device"] = str(device)
-
-    def run():
-        ways[ours]()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    benchmark.pedantic(run, rounds=rounds, warmup_rounds=1)

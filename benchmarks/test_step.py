@@ -1,15 +1,27 @@
-"""The zeroth-order step against its floor, two bare forwards that stop at the option rows, and against MeZO's step."""
+"""The zeroth-order step against its floor, the bare forwards that stop at the option rows, and against MeZO's step."""
 
 import copy
 
+import pytest
 import torch
+from torch import nn
 
 import xgblora
-from benchmarks.measure import compare
+from benchmarks.conftest import random_batch, random_model
+from benchmarks.floor import bare_forwards
+from benchmarks.measure import Work, compare
 from benchmarks.peers import MezoStep, full_logits_loss
 from xgblora.training.objective import CandidateObjective
 
-ROUNDS = 7
+published = pytest.mark.published
+CASES = [
+    pytest.param("small", "float32", id="small-float32"),
+    *(
+        pytest.param(shape, dtype, id=f"{shape}-{dtype}", marks=published)
+        for shape in ("opt-125m", "opt-350m")
+        for dtype in ("float32", "bfloat16")
+    ),
+]
 
 
 def mezo_batch(batch: dict) -> dict:
@@ -21,9 +33,19 @@ def mezo_batch(batch: dict) -> dict:
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "label": batch["label"]}
 
 
-def test_step_against_floor_and_mezo(benchmark, model, batch, device):
+def forward_flops(model: nn.Module, tokens: int) -> float:
+    """2 FLOP a token and weight of the layers; the embeddings are read, and the vocabulary sees few rows."""
+    layers = sum(parameter.numel() for parameter in model.get_decoder().layers.parameters())
+    return 2.0 * layers * tokens
+
+
+@pytest.mark.parametrize(("shape", "name"), CASES)
+def test_step_against_floor_and_mezo(benchmark, device, shape, name):
+    dtype, length = getattr(torch, name), 64 if device.type == "cuda" else 48
+    model = random_model(shape, device, dtype)
+    batch = random_batch(model, length)
     bare = copy.deepcopy(model)
-    bare_objective, objective = (CandidateObjective(m, classification=True) for m in (bare, model))
+    objective = CandidateObjective(model, classification=True)
     with torch.no_grad():
         ours, theirs = objective(model, batch).mean(), full_logits_loss(model, mezo_batch(batch))
     torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
@@ -32,16 +54,12 @@ def test_step_against_floor_and_mezo(benchmark, model, batch, device):
     parameters = [tensor for layer in adapters.layers.values() for tensor in (layer.a, layer.b)]
     mezo_step = MezoStep(parameters, lambda b: full_logits_loss(model, b), eps=1e-3, lr=1e-6)
 
-    @torch.no_grad()
-    def floor():
-        for _ in range(2):
-            bare_objective(bare, batch)
-
     def mezo():
         adapters.arena.read_master()
         mezo_step(mezo_batch(batch), seed=0)
         adapters.arena.restore()
         adapters.arena.read_live(0, 1)
 
-    ways = {"step": lambda: zo.step(batch), "floor": floor, "mezo": mezo}
-    compare(benchmark, "step", ways, rounds=ROUNDS, device=device)
+    ways = {"step": lambda: zo.step(batch), "floor": bare_forwards(bare, batch, zo.forwards), "mezo": mezo}
+    work = Work(flops=zo.forwards * forward_flops(bare, batch["input_ids"].numel()), dtype=dtype)
+    compare(benchmark, "step", ways, rounds=5 if shape.startswith("opt") else 9, device=device, work=work)

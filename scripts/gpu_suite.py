@@ -4,14 +4,14 @@
 
 builds the CUDA extension where nvcc is, compares every kernel with the eager reference on the GPU, runs the tests
 marked `gpu`, runs those of the merge under compute-sanitizer where that is, runs the benchmarks, and writes
-`benchmarks/results/<gpu>.json` with the device, the versions, every check and every benchmark. The exit status is 0
-only if all checks and tests passed; a benchmark is not reported as passed on a red check.
+`benchmarks/results/<gpu>.json` with the device, its ceilings, the versions, every check and every benchmark; the
+benchmarks append their rows to `benchmarks/results/<gpu>.csv`. The exit status is 0 only if all checks and tests
+passed; a benchmark is not reported as passed on a red check. A short table of the ratios comes last.
 """
 
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -35,11 +35,14 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("error: no CUDA device: this suite is for a machine with a GPU")
     results = run_suite(skip_benchmarks=arguments.skip_benchmarks)
-    output = arguments.output or ROOT / "benchmarks" / "results" / f"{slug(results['device']['name'])}.json"
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.record import slug
     from xgblora.atomic_file import write_text
 
+    output = arguments.output or ROOT / "benchmarks" / "results" / f"{slug(results['device']['name'])}.json"
     write_text(output, json.dumps(results, indent=1) + "\n")
-    print(f"\nresults: {output}")
+    print(f"\nresults: {output}\n")
+    print_table(results)
     if not is_green(results) or results.get("benchmarks", {}).get("status", 0) != 0:
         sys.exit(1)
 
@@ -111,7 +114,34 @@ def run_suite(*, skip_benchmarks: bool) -> dict:
         print("benchmarks not run: a check or a test failed")
         return results
     results["benchmarks"] = run_benchmarks()
+    results["ceilings"] = ceilings()
     return results
+
+
+def ceilings() -> dict:
+    """What the device does at most, measured: bytes a second of a copy, FLOP/s of a matrix product."""
+    import torch
+
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.ceilings import bytes_per_second, flops_per_second
+
+    device = torch.device("cuda")
+    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    return {
+        "bytes_per_second": bytes_per_second(device),
+        "flops_per_second": {name: flops_per_second(device, dtype) for name, dtype in dtypes.items()},
+    }
+
+
+def print_table(results: dict) -> None:
+    """A line for each benchmark: the median of ours, and its ratio to each floor and peer."""
+    failed = [check for check in results["checks"] if not check["passed"]]
+    print(f"checks: {len(results['checks']) - len(failed)} passed, {len(failed)} failed")
+    print(f"tests:  {results['tests']['summary']}")
+    for case in results.get("benchmarks", {}).get("cases", []):
+        ratios = {name.removeprefix("ours_over_"): value for name, value in case.items() if "ours_over_" in name}
+        line = ", ".join(f"{value:.3f} x {name}" for name, value in ratios.items())
+        print(f"{case['median_seconds'] * 1e6:12.1f} us  {case['name'].removeprefix('test_')}: {line}")
 
 
 def run_sanitizer() -> dict:
@@ -156,11 +186,6 @@ def commit() -> str | None:
     """The commit of this checkout, None outside git."""
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() or None
-
-
-def slug(name: str) -> str:
-    """A file name for a device name: "NVIDIA H200" becomes "nvidia-h200"."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ def flags() -> dict:
         "model_name": str(_FOLDER / "opt-demo"),
         "task_name": "SST2",
         "data_dir": str(_FOLDER / "reviews"),
+        # the same everywhere, whatever the machine has for 16 bits
+        "dtype": "float32",
         "num_train": 800,
         "num_dev": 200,
         "train_as_classification": True,

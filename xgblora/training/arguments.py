@@ -40,7 +40,7 @@ class TaskArguments:
         None, "Folder with the task's files as published, such as train.tsv and dev.tsv; without it: the hub."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _field(
-        "auto", "Dtype of the base weights; auto: float32 on a CPU, bfloat16 on a GPU that has it."
+        "auto", "Dtype of the base weights; auto: bfloat16 on a GPU that has it and on a CPU with AMX, else float32."
     )
     num_train: int = _field(1000, "Training examples, drawn by seed as MeZO draws them.")
     num_dev: int = _field(500, "Development examples, drawn from the training split after them.")

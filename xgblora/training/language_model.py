@@ -13,7 +13,7 @@ def load_model(name: str, *, dtype: str, device: torch.device) -> tuple[PreTrain
     """The causal language model and tokenizer `name` (a folder or a hub name), the model on `device` in eval mode.
 
     Args:
-        dtype: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, bfloat16 on a GPU that has it.
+        dtype: "float32", "bfloat16", "float16", or "auto", see `resolve_dtype`.
 
     Raises:
         InputError: there is no such model, or it cannot be read.
@@ -33,12 +33,22 @@ def load_model(name: str, *, dtype: str, device: torch.device) -> tuple[PreTrain
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The torch dtype that `dtype` stands for on `device`."""
+    """The torch dtype that `dtype` stands for on `device`.
+
+    "auto" is bfloat16 where there are matrix units for it: a GPU that has them, a CPU with AMX (7 times the rate of
+    fp32 there). Elsewhere it is float32: with AVX-512's bf16 instructions alone OPT-125m runs at 0.4 times that rate.
+    """
     if dtype != "auto":
         return getattr(torch, dtype)
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    has_units = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_bf16_matrix_units()
+    return torch.bfloat16 if has_units else torch.float32
+
+
+def has_bf16_matrix_units() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware (AMX) and torch knows it."""
+    # not public yet
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return supported is not None and supported()
 
 
 def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
