@@ -18,6 +18,7 @@ PACKAGE = ROOT / "xgblora"
 RANKS = {
     "errors": 0,
     "atomic_file": 0,
+    "figure_file": 0,
     "environment": 0,
     "demo": 0,
     "kernels": 1,

@@ -1,7 +1,9 @@
-"""The versions that a run depends on."""
+"""The versions that a run depends on, and the memory that it took."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+
+import torch
 
 import xgblora
 
@@ -12,6 +14,18 @@ def versions() -> dict[str, str | None]:
     """Version of xgblora, Python, the platform and each package; None where one is not installed."""
     found = {"xgblora": xgblora.__version__, "python": platform.python_version(), "platform": platform.platform()}
     return {**found, **{package: _installed(package) for package in PACKAGES}}
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: of the GPU's allocator on a GPU, else the largest resident set of this process; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows has no such module
+        return None
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes if platform.system() == "Darwin" else 1024 * kibibytes
 
 
 def _installed(package: str) -> str | None:

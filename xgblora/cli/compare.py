@@ -19,9 +19,9 @@ from xgblora.comparison.runs import Ended, PlannedRun
 from xgblora.errors import InputError
 from xgblora.tasks import choose_task, sample_sets
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
-from xgblora.training.fine_tune import configuration
 from xgblora.training.language_model import refuse_missing_folder
 from xgblora.training.measurement import check_measurement
+from xgblora.training.report import configuration
 from xgblora.training.run_folder import RunFolder
 
 DESCRIPTION = """Compare LoRA and XGBLoRA: run every method on every seed, on the same data and the same noise, one run

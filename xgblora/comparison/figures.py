@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from xgblora.atomic_file import replacing
 from xgblora.comparison.report import Candidate, Report
 from xgblora.comparison.results import FORWARDS_OF_A_FIRST_ORDER_STEP, FinishedRun
+from xgblora.figure_file import figure_file
 from xgblora.training.loss_figure import smoothed
 
 # Okabe and Ito's, told apart by the colour-blind too; black and yellow left out
@@ -108,30 +108,19 @@ def draw(path: Path, curves: list[Curve], *, title: str, xlabel: str, ylabel: st
 
     Curves of 40 points or fewer get markers. What diverges leaves the figure at the top.
     """
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.6), layout="constrained")
-    for curve in curves:
-        _draw_curve(axes, curve)
-    axes.set_xlabel(xlabel, fontsize="medium" if len(xlabel) < 40 else "small")
-    axes.set(ylabel=ylabel, title=title)
-    if any(curve.raw is not None for curve in curves):
-        axes.set_ylim(_limits(curves))
-    axes.margins(x=0.02)
-    axes.grid(alpha=0.2)
-    # beside no curve, however many methods there are
-    bands = "bands: one standard deviation over seeds" if any(len(curve.seeds) > 1 for curve in curves) else None
-    style = {"frameon": False, "fontsize": "small", "title_fontsize": "small"}
-    figure.legend(loc="outside lower center", ncols=2, title=bands, **style)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=200, format="png")
-    if pdf:
-        with replacing(path.with_suffix(".pdf")) as temporary:
-            figure.savefig(temporary, format="pdf")
-    pyplot.close(figure)
+    with figure_file(path, size=(7, 4.6), dpi=200, pdf=pdf) as (figure, axes):
+        for curve in curves:
+            _draw_curve(axes, curve)
+        axes.set_xlabel(xlabel, fontsize="medium" if len(xlabel) < 40 else "small")
+        axes.set(ylabel=ylabel, title=title)
+        if any(curve.raw is not None for curve in curves):
+            axes.set_ylim(_limits(curves))
+        axes.margins(x=0.02)
+        axes.grid(alpha=0.2)
+        # beside no curve, however many methods there are
+        bands = "bands: one standard deviation over seeds" if any(len(curve.seeds) > 1 for curve in curves) else None
+        style = {"frameon": False, "fontsize": "small", "title_fontsize": "small"}
+        figure.legend(loc="outside lower center", ncols=2, title=bands, **style)
 
 
 def _draw_curve(axes, curve: Curve) -> None:

@@ -1,31 +1,25 @@
 """`fine_tune`: a whole run, from flags to a folder with the curve, the metrics and the model."""
 
-import csv
-import json
 import logging.handlers
-import math
-import platform
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalPrediction
 
 from xgblora.boosting.export import export_merged, finish, takes_its_boosters
 from xgblora.boosting.peft_adapter import export_peft
-from xgblora.environment import versions
+from xgblora.environment import peak_memory, versions
 from xgblora.errors import InputError
-from xgblora.tasks import Collator, EncodedExample, Sample, SampledSets, choose_task, encode, sample_sets
-from xgblora.training import checkpoint, loss_figure, rounds_figure
+from xgblora.tasks import Collator, EncodedExample, Sample, choose_task, encode, sample_sets
+from xgblora.training import checkpoint, report, run_figures
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
-from xgblora.training.console import log_block, log_table, logger, logging_to, remembering_log
+from xgblora.training.console import logger, logging_to, remembering_log
 from xgblora.training.language_model import load_model, longest_text, refuse_missing_folder
 from xgblora.training.measurement import Measurement, calibration_for, check_measurement, demonstrations_for
 from xgblora.training.objective import CandidateObjective
-from xgblora.training.run_folder import RunFolder, unused_folder
+from xgblora.training.run_folder import RunFolder, entries_of, unused_folder
 from xgblora.training.trainer import XGBLoRATrainer
 
 
@@ -112,11 +106,11 @@ def _run(
     measurement: Measurement,
     started: float,
 ) -> dict:
-    log_configuration(task, args, trainer, measurement.sets, folder)
+    report.log_configuration(task, args, trainer, measurement.sets, folder)
     zero_shot, answers = measurement.of(trainer.model)
     results = {"zero_shot": zero_shot}
     metrics = {
-        "configuration": configuration(task, args),
+        "configuration": report.configuration(task, args),
         "environment": versions(),
         "results": results,
     }
@@ -130,7 +124,7 @@ def _run(
             "epochs": trainer.state.epoch,
             "seconds": seconds,
             "steps_per_second": trainer.steps_taken / seconds,
-            "merges": len(_entries(folder.merges)),
+            "merges": len(entries_of(folder.merges)),
             "best_round": trainer.best_round,
             "skipped_steps": int(trainer.zo.skipped_steps) if trainer.zo else 0,
             "trainable_parameters": trainer.adapters.num_parameters(),
@@ -141,7 +135,7 @@ def _run(
     metrics["seconds"] = time.perf_counter() - started
     metrics["peak_memory_bytes"] = peak_memory(args.device)
     folder.write_metrics(metrics)
-    _log_results(metrics, measurement.task.metrics[0], folder, saved)
+    report.log_results(metrics, measurement.task.metrics[0], folder, saved)
     return metrics
 
 
@@ -203,7 +197,7 @@ def _leave_results(
     results: dict,
 ) -> str | None:
     """Write the figures, the ledger, the end of the tape and the model; the line that says where the model is."""
-    _draw_figures(folder, task, trainer, results["zero_shot"])
+    run_figures.draw(folder, task, trainer, results["zero_shot"])
     state = trainer.state
     held_out_loss = results["trained"]["dev"]["loss"] if "dev" in results["trained"] else None
     finish(trainer.adapters, trainer.booster, step=state.global_step, epoch=state.epoch, held_out_loss=held_out_loss)
@@ -220,160 +214,3 @@ def _leave_results(
         return None
     export_peft(trainer.booster.ledger, folder.adapter, base_model=trainer.model)
     return f"adapter: {folder.adapter} (for PEFT: the weights themselves cannot be written)"
-
-
-def _draw_figures(folder: RunFolder, task: TaskArguments, trainer: XGBLoRATrainer, zero_shot: dict) -> None:
-    with open(folder.step_loss, encoding="utf-8", newline="") as file:
-        rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
-    steps, losses = np.array([step for step, _ in rows]), np.array([loss for _, loss in rows])
-    evaluations, merges = (_entries(path) for path in (folder.eval_loss, folder.merges))
-    args = trainer.args
-    title = f"{Path(task.model_name).name} on {task.task_name}: {method_name(args)}, seed {args.seed}"
-    loss_figure.draw(
-        folder.figure,
-        title=title,
-        steps=steps,
-        losses=losses,
-        merges=[entry["step"] for entry in merges],
-        held_out=[(entry["step"], entry["eval_loss"]) for entry in evaluations],
-    )
-    if args.staged_eval and merges:
-        # not from the file: that of a run that was resumed in another folder begins there
-        history = {entry["step"]: entry for entry in trainer.state.log_history if "eval_loss" in entry}
-        # rounds before a resumption that brought the flag were not measured, and leave a gap
-        rounds = [history.get(entry["step"], {}) for entry in merges]
-        rounds_figure.draw(
-            folder.rounds_figure,
-            title=title,
-            losses=[zero_shot["dev"]["loss"], *(entry.get("eval_loss", math.nan) for entry in rounds)],
-            accuracies=[
-                entry.get(name, math.nan)
-                for name, entry in (("accuracy", zero_shot["dev"]), *(("eval_accuracy", entry) for entry in rounds))
-            ],
-            kept=trainer.best_round,
-        )
-
-
-def _entries(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def method_name(args: XGBLoRAArguments) -> str:
-    """The method as a person says it: "XGBLoRA, zeroth-order"."""
-    adapters = "XGBLoRA" if args.boosts else f"LoRA r={args.rank}"
-    how = {"zo": "zeroth-order", "regular": "first-order (AdamW)", "none": "zero-shot"}[args.trainer]
-    return how if args.trainer == "none" else f"{adapters}, {how}"
-
-
-def log_configuration(
-    task: TaskArguments, args: XGBLoRAArguments, trainer: XGBLoRATrainer, sets: SampledSets, folder: RunFolder
-) -> None:
-    """Log the block that says what will run; its lines are part of the interface."""
-    if args.boosts and args.lora_r != 1:
-        logger.warning("--lora_r %d: XGBLoRA always uses rank 1; using 1", args.lora_r)
-    adapters, policy = trainer.adapters, args.merge_policy
-    weights = adapters.compute_dtype
-    rows = [
-        ("Model", f"{task.model_name} ({str(weights).removeprefix('torch.')}, {args.device})"),
-        (
-            "Task",
-            f"{task.task_name} from {task.data_dir or task.task_file or 'the hub'}: {len(sets.train)} train, "
-            f"{len(sets.dev)} dev, {len(sets.evaluation)} held-out examples",
-        ),
-        ("Method", method_name(args)),
-    ]
-    if args.trainer != "none":
-        forced = " (forced to 1 for XGBLoRA)" if args.boosts else ""
-        rows += [
-            ("Actual rank used", f"{args.rank}{forced}"),
-            ("Alpha", args.lora_alpha),
-            ("Scaling (alpha/r)", args.scaling),
-            ("Adapted layers", f"{len(adapters.layers)}, {adapters.num_parameters():,} trainable parameters"),
-        ]
-        if args.boosts:
-            rows += [
-                ("Steps per iteration", args.xgblora_steps_per_iteration),
-                ("Merge frequency (epochs)", args.xgblora_merge_frequency),
-                ("Merge rule in force", policy),
-            ]
-            if weights != torch.float32:
-                rows.append(("Rounding of merges", args.rounding))
-        if args.trainer == "zo":
-            rows.append(
-                ("Zeroth order", f"eps {args.zo_eps:g}, {args.zo_directions} direction(s), pairing {args.zo_pairing}")
-            )
-        loss = "cross-entropy over the candidates" if task.train_as_classification else "loss of the right option"
-        rows += [
-            (
-                "Learning rate",
-                f"{args.learning_rate:g} ({getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)})",
-            ),
-            ("Batch size", args.per_device_train_batch_size * args.gradient_accumulation_steps),
-            ("Loss", loss),
-            ("Seed", args.seed),
-        ]
-    log_block("xgblora", [*rows, ("Output", folder.path)])
-
-
-def _log_results(metrics: dict, metric: str, folder: RunFolder, saved: str | None) -> None:
-    results, shots = metrics["results"], metrics["configuration"]["num_demos"]
-    logger.info("")
-    header, rows = ("", "examples", f"{shots or 'zero'}-shot"), []
-    trained = results.get("trained", {})
-    if trained:
-        header += ("trained", "gain")
-    for name, title in (("dev", "development set"), ("eval", "held-out set")):
-        before = results["zero_shot"].get(name)
-        if before is None:
-            continue
-        row = (f"{metric}, {title}", str(before["examples"]), f"{100 * before[metric]:.1f}%")
-        if trained:
-            gain = trained[name][metric] - before[metric]
-            row += (f"{100 * trained[name][metric]:.1f}%", f"{100 * gain:+.1f}")
-        rows.append(row)
-    log_table(header, rows)
-    logger.info("")
-    if trained:
-        training = metrics["training"]
-        logger.info(
-            "%d steps in %.1f s (%.1f steps/s), %d merges, %d skipped",
-            training["steps"],
-            training["seconds"],
-            training["steps_per_second"],
-            training["merges"],
-            training["skipped_steps"],
-        )
-        logger.info("curve:   %s", folder.figure)
-    logger.info("metrics: %s", folder.metrics)
-    if saved:
-        logger.info(saved)
-
-
-def configuration(task: TaskArguments, args: XGBLoRAArguments) -> dict:
-    """The resolved configuration: every flag of ours, and what follows from them."""
-    training = {
-        name: value
-        for name, value in args.to_dict().items()
-        if isinstance(value, (int, float, str, list, bool, type(None))) and "token" not in name
-    }
-    return {
-        **vars(task),
-        **training,
-        "method": args.method,
-        "rank": args.rank,
-        "alpha": args.lora_alpha,
-        "scaling": args.scaling,
-        "merge_rule": str(args.merge_policy),
-    }
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Bytes: of the GPU's allocator on a GPU, else the largest resident set of this process; None where unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows has no such module
-        return None
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kibibytes if platform.system() == "Darwin" else 1024 * kibibytes

@@ -131,6 +131,11 @@ class RunFolder:
         write_text(self.metrics, json.dumps(metrics, indent=2) + "\n")
 
 
+def entries_of(path: Path) -> list[dict]:
+    """The objects in a file of one JSON object a line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def unused_folder(root: Path, name: str) -> Path:
     """`root/name`, or the first of `root/name-2`, `root/name-3`, ... that does not exist yet."""
     candidate, number = root / name, 2

@@ -1,0 +1,133 @@
+"""What a run says: the block of its configuration before anything runs, and the table of its results at the end."""
+
+import torch
+
+from xgblora.tasks import SampledSets
+from xgblora.training.arguments import NUMBERS_OF_OPTIMIZERS, TaskArguments, XGBLoRAArguments
+from xgblora.training.console import log_block, log_table, logger
+from xgblora.training.run_folder import RunFolder
+from xgblora.training.trainer import XGBLoRATrainer
+
+
+def method_name(args: XGBLoRAArguments) -> str:
+    """The method as a person says it: "XGBLoRA, zeroth-order"."""
+    adapters = "XGBLoRA" if args.boosts else f"LoRA r={args.rank}"
+    how = {"zo": "zeroth-order", "regular": "first-order (AdamW)", "none": "zero-shot"}[args.trainer]
+    return how if args.trainer == "none" else f"{adapters}, {how}"
+
+
+def log_configuration(
+    task: TaskArguments, args: XGBLoRAArguments, trainer: XGBLoRATrainer, sets: SampledSets, folder: RunFolder
+) -> None:
+    """Log the block that says what will run; its lines are part of the interface."""
+    if args.boosts and args.lora_r != 1:
+        logger.warning("--lora_r %d: XGBLoRA always uses rank 1; using 1", args.lora_r)
+    adapters, policy = trainer.adapters, args.merge_policy
+    weights = adapters.compute_dtype
+    rows = [
+        ("Model", f"{task.model_name} ({str(weights).removeprefix('torch.')}, {args.device})"),
+        (
+            "Task",
+            f"{task.task_name} from {task.data_dir or task.task_file or 'the hub'}: {len(sets.train)} train, "
+            f"{len(sets.dev)} dev, {len(sets.evaluation)} held-out examples",
+        ),
+        ("Method", method_name(args)),
+    ]
+    if args.trainer != "none":
+        forced = " (forced to 1 for XGBLoRA)" if args.boosts else ""
+        rows += [
+            ("Actual rank used", f"{args.rank}{forced}"),
+            ("Alpha", args.lora_alpha),
+            ("Scaling (alpha/r)", args.scaling),
+            ("Adapted layers", f"{len(adapters.layers)}, {adapters.num_parameters():,} trainable parameters"),
+        ]
+        if args.boosts:
+            rows += [
+                ("Steps per iteration", args.xgblora_steps_per_iteration),
+                ("Merge frequency (epochs)", args.xgblora_merge_frequency),
+                ("Merge rule in force", policy),
+            ]
+            if weights != torch.float32:
+                rows.append(("Rounding of merges", args.rounding))
+        if args.trainer == "zo":
+            rows.append(("Zeroth order", estimate_and_rule(args)))
+        loss = "cross-entropy over the candidates" if task.train_as_classification else "loss of the right option"
+        rows += [
+            (
+                "Learning rate",
+                f"{args.learning_rate:g} ({getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)})",
+            ),
+            ("Batch size", args.per_device_train_batch_size * args.gradient_accumulation_steps),
+            ("Loss", loss),
+            ("Seed", args.seed),
+        ]
+    log_block("xgblora", [*rows, ("Output", folder.path)])
+
+
+def estimate_and_rule(args: XGBLoRAArguments) -> str:
+    """The zeroth-order estimate and what steps along it; two-sided, Gaussian and SGD go without saying."""
+    parts = [f"eps {args.zo_eps:g}", f"{args.zo_directions} direction(s)", f"pairing {args.zo_pairing}"]
+    if not args.zo_two_sided:
+        parts.append("one-sided")
+    if args.zo_normalise:
+        parts.append("normalised by the deviation of the losses (FZOO)")
+    if args.zo_distribution != "gaussian":
+        parts.append(args.zo_distribution)
+    if args.zo_optimizer != "sgd":
+        numbers = NUMBERS_OF_OPTIMIZERS[args.zo_optimizer]
+        said = ", ".join(f"{name} {getattr(args, flag):g}" for flag, name in numbers.items())
+        parts.append(f"{args.zo_optimizer} ({said})" if said else args.zo_optimizer)
+    return ", ".join(parts)
+
+
+def log_results(metrics: dict, metric: str, folder: RunFolder, saved: str | None) -> None:
+    """Log the table of results, and where everything is; `saved` is the line for the model."""
+    results, shots = metrics["results"], metrics["configuration"]["num_demos"]
+    logger.info("")
+    header, rows = ("", "examples", f"{shots or 'zero'}-shot"), []
+    trained = results.get("trained", {})
+    if trained:
+        header += ("trained", "gain")
+    for name, title in (("dev", "development set"), ("eval", "held-out set")):
+        before = results["zero_shot"].get(name)
+        if before is None:
+            continue
+        row = (f"{metric}, {title}", str(before["examples"]), f"{100 * before[metric]:.1f}%")
+        if trained:
+            gain = trained[name][metric] - before[metric]
+            row += (f"{100 * trained[name][metric]:.1f}%", f"{100 * gain:+.1f}")
+        rows.append(row)
+    log_table(header, rows)
+    logger.info("")
+    if trained:
+        training = metrics["training"]
+        logger.info(
+            "%d steps in %.1f s (%.1f steps/s), %d merges, %d skipped",
+            training["steps"],
+            training["seconds"],
+            training["steps_per_second"],
+            training["merges"],
+            training["skipped_steps"],
+        )
+        logger.info("curve:   %s", folder.figure)
+    logger.info("metrics: %s", folder.metrics)
+    if saved:
+        logger.info(saved)
+
+
+def configuration(task: TaskArguments, args: XGBLoRAArguments) -> dict:
+    """The resolved configuration: every flag of ours, and what follows from them."""
+    training = {
+        name: value
+        for name, value in args.to_dict().items()
+        if isinstance(value, (int, float, str, list, bool, type(None))) and "token" not in name
+    }
+    return {
+        **vars(task),
+        **training,
+        "method": args.method,
+        "rank": args.rank,
+        "alpha": args.lora_alpha,
+        "scaling": args.scaling,
+        "merge_rule": str(args.merge_policy),
+    }
