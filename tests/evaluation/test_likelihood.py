@@ -82,7 +82,7 @@ def test_a_model_that_forgets_tokens_runs_the_plain_way(samples, tiny_tokenizer,
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = MistralConfig(vocab_size=len(tiny_tokenizer), num_key_value_heads=2, sliding_window=4, **sizes)
     model = MistralForCausalLM(config).eval()
-    assert not likelihood.keeps_all_tokens(model)
+    assert not likelihood.takes_a_cache(model)
     encoded = [encode(sample, tiny_tokenizer, max_length=64) for sample in samples]
     assert_same(log_probabilities(model, encoded), plain_scores(model, tiny_tokenizer, samples), atol=1e-5)
 

@@ -57,8 +57,25 @@ def test_all_indices_are_in_range_padding_included():
 
 def test_a_batch_is_int64_and_can_be_repeated_along_the_examples():
     batch = Collator(PAD)([ONE, TWO, ONE])
+    grid = batch.pop("grid")
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
-    assert is_stackable(batch)
-    twice = stacked(batch, 2)
+    assert is_stackable({**batch, "grid": grid})
+    twice = stacked({**batch, "grid": grid}, 2)
+    assert twice["grid"] == grid
     for name, tensor in batch.items():
         assert torch.equal(twice[name][3:], tensor)
+
+
+def test_every_token_has_a_cell_of_its_own_but_for_shared_beginnings():
+    batch = Collator(PAD)([ONE, TWO])
+    examples, rows, length = batch["grid"]
+    assert examples == 2
+    there = batch["attention_mask"].bool()
+    there[0, 1] = False  # the first sequence again
+    assert (batch["cells"][~there] == rows * length).all()
+    assert batch["shared"].tolist() == [0, 1]
+    shared, first = batch["cells"][1, 1, 3], batch["cells"][1, 0, 0]
+    assert shared == first
+    used = batch["cells"][there].tolist()
+    assert len(set(used)) == len(used) - 1
+    assert max(used) < rows * length

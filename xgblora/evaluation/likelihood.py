@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from xgblora.evaluation.batches import batches_of, tokens_per_batch
 from xgblora.tasks import EncodedExample
+from xgblora.tasks.packing import common_prefix, keeps_all_tokens
 
 WORTH_A_CACHE = 0.25
 
@@ -72,7 +72,7 @@ def log_probabilities(
     first = [0]
     for example in examples:
         first.append(first[-1] + len(example.options))
-    lengths = [shared_prefix(example) for example in examples] if keeps_all_tokens(model) else [0] * len(examples)
+    lengths = [shared_prefix(example) for example in examples] if takes_a_cache(model) else [0] * len(examples)
     plain = [
         branch
         for example, length, slot in zip(examples, lengths, first, strict=False)
@@ -103,19 +103,15 @@ def shared_prefix(example: EncodedExample) -> int:
     """How many tokens the sequences of an example share and need run once only; 0 where a cache does not pay."""
     if len(example.sequences) == 1:
         return 0
-    least, greatest = min(example.sequences), max(example.sequences)
-    common = next((i for i, (x, y) in enumerate(zip(least, greatest, strict=False)) if x != y), len(least))
     # the rows that predict an option belong to the branches
-    common = min(common, *(index for _, index in example.rows))
+    common = min(common_prefix(example), *(index for _, index in example.rows))
     saved = common * (len(example.sequences) - 1)
     return common if saved >= WORTH_A_CACHE * sum(map(len, example.sequences)) else 0
 
 
-def keeps_all_tokens(model: nn.Module) -> bool:
+def takes_a_cache(model: nn.Module) -> bool:
     """Whether a forward takes a cache of the keys and values of all tokens, in every layer."""
-    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
-        return False
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+    return "past_key_values" in inspect.signature(type(model).forward).parameters and keeps_all_tokens(model.config)
 
 
 def _branches(example: EncodedExample, length: int, prefix: int, slot: int) -> list[_Branch]:

@@ -3,14 +3,26 @@
 The projection to a vocabulary of 50,000 words costs more than a layer of a small model; of its B * T rows an option
 needs one or two. A pre-hook on the output embeddings gathers those rows into one contiguous matrix, which works for
 every architecture (a strided three-dimensional slice sent a bf16 CPU product down a path 28 times slower).
+
+Batches run packed, without padding, on models that give the same scores so: a small batch is tried both ways.
 """
 
 import inspect
+import logging
 
 import torch
 from torch import Tensor, nn
 
 from xgblora.errors import InputError
+from xgblora.tasks.batch import Collator
+from xgblora.tasks.encoding import EncodedExample
+from xgblora.tasks.packing import keeps_apart, reason_not_to_pack
+
+logger = logging.getLogger("xgblora")
+
+# of the scores, relative to the largest: what rounding does to a small batch. A token that sees its neighbours in the
+# grid, or has a wrong position, moves the scores of a trained model by more.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 
 
 class OptionScorer:
@@ -18,6 +30,9 @@ class OptionScorer:
 
     Args:
         model: a model with `get_output_embeddings()`; it gets a hook, which passes everything through outside `scores`.
+
+    Attributes:
+        packs: whether batches run packed; settable.
 
     Raises:
         InputError: the model has no output embeddings.
@@ -28,29 +43,120 @@ class OptionScorer:
         if head is None:
             raise InputError(f"{type(model).__name__} has no output embeddings: it is no language model")
         self._rows: Tensor | None = None
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
         head.register_forward_pre_hook(self._gather)
+        reason = reason_not_to_pack(model, list(parameters)) or self._reason_by_trial(model)
+        self.packs = reason is None
+        if reason:
+            logger.info("Batches are padded, not packed: %s", reason)
 
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean log-probability of the option tokens of each candidate: fp32 [B, C], -inf for padding candidates."""
+        arguments, self._rows = _packed(model, batch) if self.packs else self._padded(batch)
+        try:
+            logits = model(**arguments, use_cache=False).logits.float()
+        finally:
+            self._rows = None
+        return _mean_log_probabilities(logits.view(len(batch["label"]), -1, logits.shape[-1]), batch)
+
+    def _padded(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """What the model takes, and the rows of its B * S * T that predict option tokens."""
         examples, sequences, length = batch["input_ids"].shape
         first = torch.arange(examples, device=batch["rows"].device).unsqueeze(1) * (sequences * length)
         mask = batch["attention_mask"].view(-1, length)
-        arguments = {"input_ids": batch["input_ids"].view(-1, length), "attention_mask": mask, "use_cache": False}
+        arguments = {"input_ids": batch["input_ids"].view(-1, length), "attention_mask": mask}
         if self._takes_positions:
-            arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_(min=0)
-        self._rows = (batch["rows"] + first).view(-1)
+            arguments["position_ids"] = _positions(mask)
+        return arguments, (batch["rows"] + first).view(-1)
+
+    @torch.no_grad()
+    def _reason_by_trial(self, model: nn.Module) -> str | None:
+        """Why packed batches give other scores than padded ones; None: they do not.
+
+        Documentation does not tell which architectures take a mask of their own, and some take and ignore it.
+        """
+        device, last = model.get_input_embeddings().weight.device, model.get_input_embeddings().num_embeddings - 1
+        if device.type == "meta":
+            return "the model has no weights yet"
+        batch = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in Collator(0)(_trial_examples(last)).items()
+        }
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
         try:
-            logits = model(**arguments).logits.float()
+            found = []
+            for self.packs in (False, True):
+                scores = self.scores(model, batch)
+                found.append(scores[batch["option_mask"].any(dim=-1)])
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            if not self.packs:
+                raise
+            return f"the model takes no such mask ({' '.join(str(error).split())[:100]})"
         finally:
-            self._rows = None
-        return _mean_log_probabilities(logits.view(examples, -1, logits.shape[-1]), batch)
+            for module, training in modes.items():
+                module.training = training
+        padded, packed = found
+        tolerance = TOLERANCES.get(next(model.parameters()).dtype, 2e-2) * padded.abs().max()
+        if (padded - packed).abs().max() <= tolerance:
+            return None
+        return "the model's scores are others when it is given positions and a mask"
 
     def _gather(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._rows is None:
             return None
         hidden = inputs[0]
         return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._rows).unsqueeze(0), *inputs[1:])
+
+
+def _packed(model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """What the model takes, and the rows of its R * L that predict option tokens; G groups of a batch stay together."""
+    examples, rows, length = batch["grid"]
+    cells = batch["cells"].view(-1, examples, *batch["cells"].shape[1:])
+    groups, _, sequences, tokens = cells.shape
+    positions = _positions(batch["attention_mask"])
+    # numbered from 1, so that zeros are what is left of the grid
+    numbers = torch.arange(1, max(examples, sequences) + 1, device=cells.device)
+    branches = numbers[:sequences, None].expand(len(positions), sequences, tokens)
+    branches = branches.masked_fill(positions < batch["shared"].view(-1, 1, 1), 0)
+    example_of = numbers[:examples, None, None].expand(cells.shape)
+
+    def grid(values: Tensor) -> Tensor:
+        # one cell more takes all padding
+        filled = values.new_zeros(groups, rows * length + 1)
+        return filled.scatter_(1, cells.flatten(1), values.reshape(groups, -1))[:, :-1].reshape(-1, length)
+
+    mask = keeps_apart(grid(example_of), grid(branches))
+    if model.config._attn_implementation == "eager":
+        dtype = model.get_input_embeddings().weight.dtype
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+    arguments = {
+        "input_ids": grid(batch["input_ids"]),
+        "position_ids": grid(positions),
+        "attention_mask": mask,
+    }
+    wanted = batch["cells"].flatten(1).gather(1, batch["rows"]).view(groups, -1)
+    first = torch.arange(groups, device=cells.device).unsqueeze(1) * (rows * length)
+    return arguments, (wanted + first).view(-1)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """The position of each token in its sequence; `mask` [..., T] is 0 where there is padding."""
+    return (mask.cumsum(dim=-1) - 1).clamp_(min=0)
+
+
+def _trial_examples(last: int) -> list[EncodedExample]:
+    """Examples of every form; token ids go up to `last`."""
+    one, two, three, four, five = (min(token, last) for token in (5, 9, 2, 7, 4))
+    forked = EncodedExample(
+        ((one, two, three, four), (one, two, five)),
+        ((0, 1), (0, 2), (0, 3), (1, 1), (1, 2)),
+        (((0, three), (1, four), (2, one)), ((3, five), (4, two))),
+        0,
+    )
+    plain = EncodedExample(((four, three, two, five, one),), ((0, 3), (0, 4)), (((0, one), (1, two)), ((1, four),)), 1)
+    return [plain, forked, plain]
 
 
 def _mean_log_probabilities(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
