@@ -40,14 +40,15 @@ def forked(shared: int, *ends: int, seed: int = 0) -> EncodedExample:
 MIXED = [plain(9, 1), forked(12, 3, 5, 1), plain(3, 2), forked(0, 4, 6, seed=3), forked(5, 2, 2, seed=4), plain(20, 3)]
 
 
-def both(model, batch, **settings):
-    """What the padded and what the packed batch give."""
-    objective = CandidateObjective(model, classification=True)
-    assert objective._scorer.packs
-    results = []
-    for objective._scorer.packs in (False, True):
-        results.append(objective.scores(model, batch))
-    return results
+def without_grid(batch: dict) -> dict:
+    return {name: value for name, value in batch.items() if name != "grid"}
+
+
+def both(model, batch):
+    """The scores of the padded and of the packed batch."""
+    scorer = OptionScorer(model)
+    assert scorer.packs
+    return [scorer.scores(model, form) for form in (without_grid(batch), batch)]
 
 
 def test_a_batch_of_sst2_runs_at_most_a_tenth_of_positions_without_a_token():

@@ -26,7 +26,7 @@ class Collator:
     - `shared` [B]: the tokens at the beginning that the sequences of the example share in the grid.
     - `grid`: (examples, rows, positions a row) of the packed grid.
 
-    What runs the batch chooses between the padded and the packed form.
+    What runs the batch chooses between the padded and the packed form; without `grid` it is a padded batch.
     """
 
     pad_token_id: int

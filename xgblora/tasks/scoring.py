@@ -32,7 +32,7 @@ class OptionScorer:
         model: a model with `get_output_embeddings()`; it gets a hook, which passes everything through outside `scores`.
 
     Attributes:
-        packs: whether batches run packed; settable.
+        packs: whether batches that have a `grid` run packed.
 
     Raises:
         InputError: the model has no output embeddings.
@@ -53,7 +53,7 @@ class OptionScorer:
 
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean log-probability of the option tokens of each candidate: fp32 [B, C], -inf for padding candidates."""
-        arguments, self._rows = _packed(model, batch) if self.packs else self._padded(batch)
+        arguments, self._rows = _packed(model, batch) if self.packs and "grid" in batch else self._padded(batch)
         try:
             logits = model(**arguments, use_cache=False).logits.float()
         finally:
@@ -86,10 +86,10 @@ class OptionScorer:
         modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
-            found = []
-            for self.packs in (False, True):
-                scores = self.scores(model, batch)
-                found.append(scores[batch["option_mask"].any(dim=-1)])
+            self.packs = False
+            padded = self.scores(model, batch)
+            self.packs = True
+            packed = self.scores(model, batch)
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             if not self.packs:
                 raise
@@ -97,7 +97,8 @@ class OptionScorer:
         finally:
             for module, training in modes.items():
                 module.training = training
-        padded, packed = found
+        there = batch["option_mask"].any(dim=-1)
+        padded, packed = padded[there], packed[there]
         tolerance = TOLERANCES.get(next(model.parameters()).dtype, 2e-2) * padded.abs().max()
         if (padded - packed).abs().max() <= tolerance:
             return None

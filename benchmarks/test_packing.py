@@ -1,0 +1,109 @@
+"""The zeroth-order step on real SST-2 batches of 16: packed, padded to the longest and to a multiple of 8, MeZO's.
+
+OPT-125m's shape on every device. On a CPU the step runs in fp32; `XGBLORA_BENCHMARK_DTYPE=bfloat16` chooses another.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import pad
+from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
+
+import xgblora
+from benchmarks.measure import compare
+from benchmarks.peers import MezoStep, full_logits_loss
+from xgblora.tasks import Collator, EncodedExample, encode, load_task, sample_sets
+from xgblora.training.objective import CandidateObjective
+
+SHARED = Path(__file__).parents[2] / "shared"
+BATCHES, EXAMPLES, ROUNDS = 4, 16, 3
+
+
+@pytest.fixture
+def batches() -> list[list[EncodedExample]]:
+    """The first batches of a training set of 1,000, as MeZO draws one."""
+    tokenizer, data = SHARED / "models" / "opt-tokenizer", SHARED / "data" / "sst2"
+    if not tokenizer.is_dir() or not data.is_dir():
+        pytest.skip("../shared/data/sst2 or ../shared/models/opt-tokenizer is not here")
+    sets = sample_sets(load_task("SST2", str(data)), num_train=1000, num_dev=0, num_eval=None, seed=0)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    examples = [encode(sample, tokenizer, max_length=512) for sample in sets.train[: BATCHES * EXAMPLES]]
+    return [examples[start : start + EXAMPLES] for start in range(0, len(examples), EXAMPLES)]
+
+
+def as_padded(batch: dict) -> dict:
+    return {name: value for name, value in batch.items() if name != "grid"}
+
+
+def to_a_multiple_of_8(batch: dict) -> dict:
+    """The padded form of a batch as MeZO's collator would pad it: the candidate's token counts too."""
+    length = batch["input_ids"].shape[2]
+    more = -(-(length + 1) // 8) * 8 - length
+    padded = {name: pad(batch[name], (more, 0)) for name in ("input_ids", "attention_mask")}
+    return {**as_padded(batch), **padded, "rows": batch["rows"] + more}
+
+
+def mezo_batch(examples: list[EncodedExample], device: torch.device) -> dict:
+    """One sequence a candidate, its token at the end, padded on the left to a multiple of 8."""
+    texts = [(*example.sequences[0], token) for example in examples for ((_, token),) in example.options]
+    length = -(-max(map(len, texts)) // 8) * 8
+    ids = torch.tensor([[1] * (length - len(text)) + list(text) for text in texts], device=device)
+    mask = torch.tensor([[0] * (length - len(text)) + [1] * len(text) for text in texts], device=device)
+    label = torch.tensor([example.label for example in examples], device=device)
+    return {"input_ids": ids, "attention_mask": mask, "label": label}
+
+
+def test_packed_step_against_padded_and_mezo(benchmark, device, dtype, batches):
+    dtype = getattr(torch, os.environ.get("XGBLORA_BENCHMARK_DTYPE", str(dtype).removeprefix("torch.")))
+    torch.manual_seed(0)
+    model = OPTForCausalLM(OPTConfig()).to(device, dtype).eval()
+    objective = CandidateObjective(model, classification=True)
+    ours = [
+        {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+        for batch in map(Collator(pad_token_id=1), batches)
+    ]
+    theirs = [mezo_batch(batch, device) for batch in batches]
+    for one, other in zip(ours, theirs, strict=True):
+        with torch.no_grad():
+            packed, padded, mezo = (
+                objective(model, one),
+                objective(model, as_padded(one)),
+                full_logits_loss(model, other),
+            )
+        torch.testing.assert_close(packed, padded, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-5)
+        torch.testing.assert_close(packed.mean(), mezo, rtol=2e-2, atol=2e-2)
+    adapters = xgblora.attach(model, alpha=16.0, seed=0)
+    zo = xgblora.ZeroOrder(adapters, objective, eps=1e-3, lr=1e-6)
+    parameters = [tensor for layer in adapters.layers.values() for tensor in (layer.a, layer.b)]
+    mezo_step = MezoStep(parameters, lambda b: full_logits_loss(model, b), eps=1e-3, lr=1e-6)
+
+    def steps(batches):
+        for batch in batches:
+            zo.step(batch)
+
+    def mezo():
+        adapters.arena.read_master()
+        for batch in theirs:
+            mezo_step(batch, seed=0)
+        adapters.arena.restore()
+        adapters.arena.read_live(0, 1)
+
+    padded_batches = [as_padded(batch) for batch in ours]
+    multiples = [to_a_multiple_of_8(batch) for batch in ours]
+    ways = {
+        "packed": lambda: steps(ours),
+        "padded": lambda: steps(padded_batches),
+        "padded_to_8": lambda: steps(multiples),
+        "mezo": mezo,
+    }
+    real = sum(int(batch["attention_mask"].sum()) for batch in ours)
+    for name, computed in {
+        "packed": sum(rows * length for _, rows, length in (batch["grid"] for batch in ours)),
+        "padded": sum(batch["input_ids"].numel() for batch in ours),
+        "padded_to_8": sum(batch["input_ids"].numel() for batch in multiples),
+        "mezo": sum(batch["input_ids"].numel() for batch in theirs),
+    }.items():
+        benchmark.extra_info[f"tokens_over_real_{name}"] = computed / real
+    compare(benchmark, "packed", ways, rounds=ROUNDS, device=device)
