@@ -54,4 +54,9 @@ def random_batch(model: OPTForCausalLM, length: int) -> dict[str, torch.Tensor]:
         EncodedExample((tuple(row.tolist()),), ((0, length - 2),), (((0, 5),), ((0, 6),)), label=i % 2)
         for i, row in enumerate(ids)
     ]
-    return {name: value.to(model.device) for name, value in Collator(pad_token_id=1)(examples).items()}
+    return on_device(Collator(pad_token_id=1)(examples), model.device)
+
+
+def on_device(batch: dict, device: torch.device) -> dict:
+    """`batch` with its tensors on `device`."""
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}

@@ -1,17 +1,17 @@
 """The zeroth-order step on real SST-2 batches of 16: packed, padded to the longest and to a multiple of 8, MeZO's.
 
-OPT-125m's shape on every device. On a CPU the step runs in fp32; `XGBLORA_BENCHMARK_DTYPE=bfloat16` chooses another.
+OPT-125m's shape, in fp32 and bf16; MeZO's step in the same dtype.
 """
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import pad
-from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
+from transformers import AutoTokenizer
 
 import xgblora
+from benchmarks.conftest import on_device, random_model
 from benchmarks.measure import compare
 from benchmarks.peers import MezoStep, full_logits_loss
 from xgblora.tasks import Collator, EncodedExample, encode, load_task, sample_sets
@@ -55,15 +55,13 @@ def mezo_batch(examples: list[EncodedExample], device: torch.device) -> dict:
     return {"input_ids": ids, "attention_mask": mask, "label": label}
 
 
-def test_packed_step_against_padded_and_mezo(benchmark, device, dtype, batches):
-    dtype = getattr(torch, os.environ.get("XGBLORA_BENCHMARK_DTYPE", str(dtype).removeprefix("torch.")))
-    torch.manual_seed(0)
-    model = OPTForCausalLM(OPTConfig()).to(device, dtype).eval()
+@pytest.mark.published
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_packed_step_against_padded_and_mezo(benchmark, device, batches, name):
+    dtype = getattr(torch, name)
+    model = random_model("opt-125m", device, dtype)
     objective = CandidateObjective(model, classification=True)
-    ours = [
-        {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-        for batch in map(Collator(pad_token_id=1), batches)
-    ]
+    ours = [on_device(Collator(pad_token_id=1)(batch), device) for batch in batches]
     theirs = [mezo_batch(batch, device) for batch in batches]
     for one, other in zip(ours, theirs, strict=True):
         with torch.no_grad():
