@@ -11,7 +11,7 @@ import xgblora
 from xgblora.boosting import Ledger
 from xgblora.errors import InputError
 from xgblora.tasks import Collator, OptionScorer, encode, load_task, sample_sets
-from xgblora.training.run_folder import RunFolder, unused_folder
+from xgblora.training.run_folder import RunFolder, refuse_unwritable, unused_folder
 from xgblora.zo import Tape
 
 FILES = {
@@ -231,7 +231,7 @@ class TestUsedFolder:
     def test_a_file_in_the_place_of_the_folder_is_refused(self, tmp_path):
         (tmp_path / "run").write_text("")
         with pytest.raises(InputError, match="is a file"):
-            RunFolder(tmp_path / "run").refuse_file()
+            refuse_unwritable(tmp_path / "run")
 
     def test_an_empty_folder_and_one_with_other_files_are_fine(self, tmp_path):
         (tmp_path / "notes.txt").write_text("")

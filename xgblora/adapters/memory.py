@@ -26,10 +26,11 @@ class Memory:
     host_copy: int
 
     def __str__(self) -> str:
+        sizes = (self.weights, self.adapters, self.remainders, self.host_copy)
+        weights, adapters, remainders, host_copy = map(readable_size, sizes)
         return (
-            f"{_shown(self.weights)} of adapted weights, {_shown(self.adapters)} of adapters; merging will add "
-            f"{_shown(self.remainders)} on the device (remainders) and {_shown(self.host_copy)} on the host "
-            "(copy of the base)"
+            f"{weights} of adapted weights, {adapters} of adapters; merging will add {remainders} on the device "
+            f"(remainders) and {host_copy} on the host (copy of the base)"
         )
 
 
@@ -51,7 +52,8 @@ def _weight_bytes(layer: Rank1Linear) -> int:
     return sum(tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if name != "bias")
 
 
-def _shown(size: int) -> str:
+def readable_size(size: int) -> str:
+    """ "2.5 MiB"."""
     for unit, exponent in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >= 1 << exponent:
             return f"{size / (1 << exponent):.1f} {unit}"

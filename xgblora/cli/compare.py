@@ -11,7 +11,6 @@ from xgblora.atomic_file import write_text
 from xgblora.cli import train
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.cli.flags import FlagParser
-from xgblora.cli.result import refuse_unwritable
 from xgblora.comparison import figures, methods, report, runs, sweep, table
 from xgblora.comparison.methods import METHODS, SET_BY_THE_COMPARISON, Method
 from xgblora.comparison.results import FinishedRun
@@ -22,7 +21,7 @@ from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 from xgblora.training.language_model import refuse_missing_folder
 from xgblora.training.measurement import check_measurement
 from xgblora.training.report import configuration
-from xgblora.training.run_folder import RunFolder
+from xgblora.training.run_folder import RunFolder, refuse_unwritable
 
 DESCRIPTION = """Compare LoRA and XGBLoRA: run every method on every seed, on the same data and the same noise, one run
 after the other, each a process of its own. What was stopped goes on where it was when the same command is given again.

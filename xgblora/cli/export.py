@@ -24,7 +24,6 @@ from xgblora.cli.result import (
     is_checkpoint,
     load_base,
     refuse_place,
-    refuse_unwritable,
     run_of,
     writing,
     written,
@@ -32,7 +31,7 @@ from xgblora.cli.result import (
 )
 from xgblora.errors import InputError
 from xgblora.training import checkpoint
-from xgblora.training.run_folder import RunFolder
+from xgblora.training.run_folder import RunFolder, refuse_unwritable
 
 DESCRIPTION = """Take the result of a run away. RUN is the folder of a finished run, a checkpoint of any run (the
 adapter in training becomes its last booster), or a boosters.safetensors."""

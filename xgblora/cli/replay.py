@@ -17,14 +17,13 @@ from xgblora.cli.result import (
     counted,
     load_base,
     refuse_place,
-    refuse_unwritable,
     run_of,
     writing,
     written,
     written_model,
 )
 from xgblora.errors import InputError
-from xgblora.training.run_folder import RunFolder
+from xgblora.training.run_folder import RunFolder, refuse_unwritable
 from xgblora.zo import Tape
 from xgblora.zo.tape import MergeRecord, Record, StepRecord
 

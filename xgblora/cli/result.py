@@ -1,6 +1,5 @@
 """What `xgblora-export` and `xgblora-replay` share: the base model they start from, and the place of their result."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from xgblora.boosting import Ledger
 from xgblora.errors import InputError
 from xgblora.training import checkpoint
 from xgblora.training.language_model import load_model, refuse_missing_folder
+from xgblora.training.run_folder import refuse_unwritable
 
 
 @dataclass
@@ -95,17 +95,6 @@ def refuse_place(folder: Path, *, marker: str, overwrite: bool, needed: list[Pat
             raise InputError(f"output_dir={folder}: holds {path}, which is needed; choose another")
     if not (folder / marker).is_file():
         raise InputError(f"output_dir={folder}: holds something else than an earlier result; choose another")
-
-
-def refuse_unwritable(folder: Path) -> None:
-    """Raise InputError if `folder` cannot be made or written into."""
-    if folder.is_file():
-        raise InputError(f"output_dir={folder}: is a file")
-    nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    if not nearest.is_dir():
-        raise InputError(f"output_dir={folder}: cannot be made, {nearest} is a file")
-    if not os.access(nearest, os.W_OK):
-        raise InputError(f"output_dir={folder}: cannot be written, {nearest} is read-only")
 
 
 @contextmanager

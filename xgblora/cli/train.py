@@ -13,6 +13,7 @@ from xgblora.cli.flags import FlagParser
 from xgblora.errors import InputError
 from xgblora.training.arguments import AdapterArguments, TaskArguments, XGBLoRAArguments
 from xgblora.training.console import show_on_terminal
+from xgblora.training.dry_run import dry_run
 from xgblora.training.fine_tune import fine_tune
 
 DESCRIPTION = """Fine-tune a language model with XGBLoRA (boosted rank-1 adapters) or LoRA, by forward passes alone
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point; `arguments` defaults to those of the command line."""
     show_on_terminal()
     task, args = parse(sys.argv[1:] if arguments is None else arguments)
-    fine_tune(task, args)
+    dry_run(task, args) if task.dry_run else fine_tune(task, args)
 
 
 def parse(arguments: list[str]) -> tuple[TaskArguments, XGBLoRAArguments]:

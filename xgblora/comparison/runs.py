@@ -15,7 +15,7 @@ from xgblora.atomic_file import write_text
 from xgblora.comparison.methods import Method
 from xgblora.comparison.sweep import Setting
 from xgblora.errors import InputError
-from xgblora.training.run_folder import RunFolder
+from xgblora.training.run_folder import RunFolder, refuse_unwritable
 
 # what a run may be started with differently and still be the same run
 _BESIDE_THE_POINT = {
@@ -23,6 +23,7 @@ _BESIDE_THE_POINT = {
     "disable_tqdm",
     "resume_from_checkpoint",
     "overwrite",
+    "dry_run",
     "save_model",
     "save_strategy",
     "save_steps",
@@ -95,7 +96,7 @@ def check(run: PlannedRun, *, anew: bool = False) -> None:
         anew: from its beginning, so that an earlier run of it may have had other settings.
     """
     if not run.record.exists():
-        run.folder.refuse_file()
+        refuse_unwritable(run.folder.path)
         if run.folder.path.is_dir() and any(run.folder.path.iterdir()):
             raise InputError(
                 f"output_root={run.folder.path.parent}: {run.name} was not written by a comparison; choose another"

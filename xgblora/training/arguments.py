@@ -59,6 +59,9 @@ class TaskArguments:
     max_new_tokens: int = _field(50, "Longest generated answer in tokens.")
     save_model: bool = _field(True, "Save the trained model (merged) to OUTPUT_DIR/model.")
     overwrite: bool = _field(False, "Write into an output_dir that holds a run already.")
+    dry_run: bool = _field(
+        False, "Check everything, show the configuration, the steps, merges and memory to come, and write nothing."
+    )
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """`fine_tune`: a whole run, from flags to a folder with the curve, the metrics and the model."""
 
-import logging.handlers
+import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -19,8 +19,26 @@ from xgblora.training.console import logger, logging_to, remembering_log
 from xgblora.training.language_model import load_model, longest_text, refuse_missing_folder
 from xgblora.training.measurement import Measurement, calibration_for, check_measurement, demonstrations_for
 from xgblora.training.objective import CandidateObjective
-from xgblora.training.run_folder import RunFolder, entries_of, unused_folder
+from xgblora.training.run_folder import RunFolder, entries_of, refuse_unwritable, unused_folder
 from xgblora.training.trainer import XGBLoRATrainer
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that everything was checked of, and that has written nothing.
+
+    Attributes:
+        task, args: the flags, resolved.
+        folder: where it will write.
+        trainer: with the model and its adapters.
+        measurement: how the model is measured before and after training.
+    """
+
+    task: TaskArguments
+    args: XGBLoRAArguments
+    folder: RunFolder
+    trainer: XGBLoRATrainer
+    measurement: Measurement
 
 
 def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
@@ -34,12 +52,24 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
     Raises:
         InputError: a flag, a file or the data is wrong.
     """
-    with remembering_log() as early:
-        return _fine_tune(task, args, early)
-
-
-def _fine_tune(task: TaskArguments, args: XGBLoRAArguments, early: logging.handlers.MemoryHandler) -> dict:
     started = time.perf_counter()
+    with remembering_log() as early:
+        run = prepare(task, args)
+        if task.overwrite:
+            run.folder.clear(keep_up_to=_step_to_go_on_from(run.folder, args))
+        with logging_to(run.folder.log, early):
+            return _carry_out(run, started)
+
+
+def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
+    """Check the flags, load the data and the model, and make the trainer.
+
+    With `task.dry_run` nothing at all is written; else the folder is made, and what a killed process left half done in
+    a folder that is resumed is cleaned up.
+
+    Raises:
+        InputError: a flag, a file or the data is wrong.
+    """
     if task.model_name is None:
         raise InputError("model_name is missing: give a model folder or a hub name")
     refuse_missing_folder(task.model_name)
@@ -49,7 +79,8 @@ def _fine_tune(task: TaskArguments, args: XGBLoRAArguments, early: logging.handl
     check_measurement(task, chosen, args.trainer)
     task = replace(task, task_name=chosen.name)
     folder = _choose_folder(task, args)
-    args.output_dir = str(folder.path)
+    # transformers' trainer makes its folder as it is made itself
+    args.output_dir = tempfile.gettempdir() if task.dry_run else str(folder.path)
     set_seed(args.seed)
     seed = args.seed if task.train_set_seed is None else task.train_set_seed
     splits = chosen.load(task.data_dir)
@@ -92,20 +123,12 @@ def _fine_tune(task: TaskArguments, args: XGBLoRAArguments, early: logging.handl
         # of a generated answer the loss alone is known
         compute_metrics=None if chosen.generation else _compute_metrics,
     )
-    if task.overwrite:
-        folder.clear(keep_up_to=_step_to_go_on_from(folder, args))
-    with logging_to(folder.log, early):
-        return _run(task, args, folder, trainer, measurement, started)
+    return PreparedRun(task, args, folder, trainer, measurement)
 
 
-def _run(
-    task: TaskArguments,
-    args: XGBLoRAArguments,
-    folder: RunFolder,
-    trainer: XGBLoRATrainer,
-    measurement: Measurement,
-    started: float,
-) -> dict:
+def _carry_out(run: PreparedRun, started: float) -> dict:
+    task, args, folder = run.task, run.args, run.folder
+    trainer, measurement = run.trainer, run.measurement
     report.log_configuration(task, args, trainer, measurement.sets, folder)
     zero_shot, answers = measurement.of(trainer.model)
     results = {"zero_shot": zero_shot}
@@ -145,9 +168,11 @@ def _choose_folder(task: TaskArguments, args: XGBLoRAArguments) -> RunFolder:
         if last:
             raise InputError("resume_from_checkpoint=last: give --output_dir, the folder of the run that is to go on")
         name = f"{Path(task.model_name).name}-{task.task_name}-{args.method}-{args.trainer}-seed{args.seed}"
-        return RunFolder(unused_folder(Path("runs"), name))
+        folder = RunFolder(unused_folder(Path("runs"), name))
+        refuse_unwritable(folder.path)
+        return folder
     folder = RunFolder(Path(args.output_dir))
-    folder.refuse_file()
+    refuse_unwritable(folder.path)
     if last:
         _go_on_from_last(folder, task, args)
     elif not task.overwrite:
@@ -169,7 +194,8 @@ def _step_to_go_on_from(folder: RunFolder, args: XGBLoRAArguments) -> int:
 
 def _go_on_from_last(folder: RunFolder, task: TaskArguments, args: XGBLoRAArguments) -> None:
     """Turn `resume_from_checkpoint=last` into the newest whole checkpoint of `folder`, or into a new run."""
-    folder.remove_leftovers()
+    if not task.dry_run:
+        folder.remove_leftovers()
     whole, damaged = checkpoint.newest_whole(folder.path)
     for line in damaged:
         logger.warning("passed over %s", line)

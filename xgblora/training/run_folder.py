@@ -1,6 +1,7 @@
 """What a run leaves in its output folder. Growing files hold whole lines; the others appear whole or not at all."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,11 +87,6 @@ class RunFolder:
         growing = (self.step_loss, self.training_loss, self.eval_loss, self.merges, self.tape)
         return (*growing, self.metrics, self.predictions, self.ledger, self.figure, self.rounds_figure)
 
-    def refuse_file(self) -> None:
-        """Raise InputError if a file stands in the place of the folder."""
-        if self.path.is_file():
-            raise InputError(f"output_dir={self.path}: is a file")
-
     def refuse_if_used(self) -> None:
         """Raise InputError if the folder holds a run already."""
         used = [file.name for file in (self.metrics, self.step_loss, self.training_loss) if file.exists()]
@@ -142,3 +138,14 @@ def unused_folder(root: Path, name: str) -> Path:
     while candidate.exists():
         candidate, number = root / f"{name}-{number}", number + 1
     return candidate
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise InputError if `folder` cannot be made or written into."""
+    if folder.is_file():
+        raise InputError(f"output_dir={folder}: is a file")
+    nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not nearest.is_dir():
+        raise InputError(f"output_dir={folder}: cannot be made, {nearest} is a file")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"output_dir={folder}: cannot be written, {nearest} is read-only")

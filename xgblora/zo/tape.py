@@ -146,6 +146,10 @@ class Tape:
         self._read_pending()
         return bytes(self._bytes[start:])
 
+    def size_after(self, steps: int, merges: int) -> int:
+        """Bytes of the file when `steps` more steps and `merges` more merges are recorded, and the end."""
+        return len(self.to_bytes()) + steps * self._length(b"S") + merges * self._length(b"M") + self._length(b"E")
+
     def records(self) -> Iterator[Record]:
         """All records, in order."""
         self._read_pending()
