@@ -76,6 +76,7 @@ class Comparison:
         planned: all runs, in order.
         seeds: of every method.
         args: the flags of the comparison.
+        dry_run: whether the runs are only listed.
     """
 
     root: Path
@@ -83,6 +84,7 @@ class Comparison:
     planned: list[PlannedRun]
     seeds: list[int]
     args: CompareArguments
+    dry_run: bool
 
     @property
     def loss_figure(self) -> Path:
@@ -94,6 +96,9 @@ class Comparison:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; `arguments` defaults to those of the command line."""
     comparison = plan(sys.argv[1:] if arguments is None else arguments)
+    if comparison.dry_run:
+        print("\n".join([f"{comparison.title}: {len(comparison.planned)} runs", *table.plan(comparison.planned)]))
+        return
     with runs.only_one(comparison.root) as keep_open, runs.stopping_on_sigterm():
         ended = run_all(comparison, keep_open)
         show(comparison, ended)
@@ -137,7 +142,7 @@ def plan(arguments: list[str]) -> Comparison:
     for run in planned:
         runs.check(run, anew=not args.skip_completed)
     title = f"{Path(task.model_name).name} on {choose_task(task.task_name, task.task_file).name}"
-    return Comparison(root, title, planned, seeds, args)
+    return Comparison(root, title, planned, seeds, args, task.dry_run)
 
 
 def build_parser(*, show_all: bool) -> FlagParser:

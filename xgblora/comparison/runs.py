@@ -88,6 +88,13 @@ def folder_name(method: str, seed: int, setting: Setting) -> str:
     return "-".join([method, f"seed{seed}", *(f"{flag}-{value!r}" for flag, value in setting.items())])
 
 
+def differing_flags(planned: list[PlannedRun]) -> list[str]:
+    """The flags, and what follows from them, that do not have the same value in all runs; without seed and folder."""
+    aside = {"seed", "xgblora", "lora", "method", *_BESIDE_THE_POINT}
+    first = planned[0].configuration
+    return [name for name in first if name not in aside and len({str(run.configuration[name]) for run in planned}) > 1]
+
+
 def check(run: PlannedRun, *, anew: bool = False) -> None:
     """Raise InputError if the folder of `run` holds something else than this very run, begun or finished.
 

@@ -2,8 +2,10 @@
 
 import math
 
+from xgblora.comparison import runs
 from xgblora.comparison.ascii_plot import ascii_plot
 from xgblora.comparison.report import Candidate, Difference, Report, Spread
+from xgblora.comparison.runs import PlannedRun
 from xgblora.comparison.sweep import named
 from xgblora.training.loss_figure import smoothed
 
@@ -17,6 +19,22 @@ def summary(report: Report) -> list[str]:
         lines += ["", "chosen (*) on the development set:", *_table(*_settings(report))]
     lines += ["", *(about(difference, report.metric) for difference in report.differences)]
     return [*lines, *_same_curves(report), *_failures(report)]
+
+
+def plan(planned: list[PlannedRun]) -> list[str]:
+    """The runs, one a line: method, seed, the flags in which they differ, the folder, and how far it is."""
+    flags = runs.differing_flags(planned)
+    rows = [
+        (
+            run.method.name,
+            str(run.seed),
+            *(str(run.configuration[flag]) for flag in flags),
+            "finished" if run.done else "begun" if run.record.exists() else "to run",
+            str(run.folder.path),
+        )
+        for run in planned
+    ]
+    return _table(("method", "seed", *flags, "", "folder"), rows)
 
 
 def about(difference: Difference, metric: str) -> str:

@@ -90,6 +90,15 @@ def choose(operation: str, device_type: str) -> Choice:
     return _chosen(operation, device_type, "eager", "; ".join(obstacles) or reason, _eager[operation])
 
 
+def available(operation: str, device_type: str) -> dict[str, Callable | str]:
+    """The backends that `operation` is written for: the function of each, or in one line why it cannot be used."""
+    found: dict[str, Callable | str] = {"eager": eager(operation)}
+    for backend, module in _CHAINS.get(operation, {}).items():
+        function, obstacle = _implementation(operation, device_type, backend, module)
+        found[backend] = obstacle if function is None else function
+    return found
+
+
 def _candidates(operation: str, device_type: str, wanted: str) -> tuple[dict[str, str], str]:
     """What to try before eager code, in order, and why."""
     if wanted == "eager":

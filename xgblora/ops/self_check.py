@@ -1,7 +1,8 @@
-"""Check, on a device, that what runs there agrees with the eager reference: the same bits where the contract says so.
+"""Check that what runs on a machine agrees with the reference: the same bits where the contract says so.
 
-`rank1_linear` sums in an order of its own, so its rule is an error bound: against fp64 it must be under twice that of
-eager code in the same dtype on the same device (the rule of quack, Dao-AILab).
+Triton and CUDA are compared with eager code on the CPU. `rank1_linear` sums in an order of its own, so its rule is an
+error bound: against fp64 it must be under twice that of eager code in the same dtype on the same device (the rule of
+quack, Dao-AILab). Eager code itself is compared with its formulas in fp64, and its noise with published numbers.
 """
 
 import math
@@ -11,13 +12,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xgblora.ops.backend import choose, eager
+from xgblora.ops.backend import choose, eager, operations
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
-from xgblora.ops.noise import Stream, normal
+from xgblora.ops.noise import Stream, normal, philox4x32
 from xgblora.ops.update import RULES
 
+CPU = torch.device("cpu")
+SIZES = (1, 1023, 100_003)
 # rows, K, N, groups: one row, a few, a prefill, odd sizes
 LINEAR_SHAPES = ((1, 64, 48, 1), (16, 256, 512, 2), (257, 129, 77, 1), (1024, 768, 768, 4))
+
+# of the interpreter of Triton, which takes seconds for the others
+SMALL_SIZES, SMALL_LINEAR_SHAPES = (1, 1023), ((1, 64, 48, 1), (16, 65, 77, 2))
+# Random123's known answers of philox4x32-10: counter, key, words
+KNOWN_WORDS = (
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -38,49 +53,126 @@ class Check:
     detail: str
 
 
+@dataclass(frozen=True)
+class Tested:
+    """What is compared with the reference.
+
+    Attributes:
+        device: where it runs.
+        functions: by operation, the name of its backend and the implementation.
+        sizes, linear_shapes, linear_dtypes: of the cases.
+    """
+
+    device: torch.device
+    functions: dict[str, tuple[str, Callable]]
+    sizes: tuple[int, ...] = SIZES
+    linear_shapes: tuple[tuple[int, int, int, int], ...] = LINEAR_SHAPES
+    linear_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+
+    def on(self, operation: str) -> Callable:
+        """The implementation of `operation`."""
+        return self.functions[operation][1]
+
+
 def self_check(device: torch.device) -> list[Check]:
-    """Compare every operation on `device` with its reference."""
+    """Compare every operation, as it is chosen on `device`, with its reference."""
+    choices = [choose(operation, device.type) for operation in operations()]
+    return check(Tested(device, {choice.operation: (choice.backend, choice.function) for choice in choices}))
+
+
+def check(tested: Tested) -> list[Check]:
+    """Compare implementations with the reference."""
     with torch.no_grad():
         return [
-            *_check_perturb(device),
-            *_check_update(device),
-            *_check_merge(device),
-            *_check_linear(device),
-            *_check_linear_backward(device),
+            result
+            for operation, compare in _COMPARISONS.items()
+            if operation in tested.functions
+            for result in compare(tested)
         ]
 
 
-def _same_bits(operation: str, device: torch.device, case: str, ours: Tensor, reference: Tensor) -> Check:
+def check_eager() -> list[Check]:
+    """Compare eager code on the CPU with its formulas in fp64, its noise with published numbers."""
+    with torch.no_grad():
+        words = all(
+            philox4x32(torch.tensor(counter).unsqueeze(1), torch.tensor(key)).flatten().tolist() == list(known)
+            for counter, key, known in KNOWN_WORDS
+        )
+        noise = Check("noise", "eager", "philox4x32-10", words, "the known answers of Random123")
+        return [noise, *_check_eager_arena(), *_check_eager_layers()]
+
+
+def _check_eager_arena() -> Iterator[Check]:
+    master, eps, seeds = _values(1023), 1e-3, torch.tensor([3, -(2**40)])
+    z = torch.stack([normal(int(seed), 1023, device=CPU) for seed in seeds]).double()
+    live = torch.empty(4, 1023)
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    eager("perturb")(master, live, seeds, torch.tensor([eps]), signs, "gaussian")
+    exact = master.double() + eps * signs.double().unsqueeze(1) * z.repeat_interleave(2, dim=0)
+    yield _near("perturb", live, exact)
+    coefficients, lr, decay = torch.tensor([0.3, -1.7]), 0.1, 0.01
+    stepped = master.clone()
+    numbers = (torch.tensor([lr]), torch.tensor([decay]))
+    eager("update_")(stepped, seeds, coefficients, *numbers, "gaussian", "sgd", None, None, None)
+    gradient = (coefficients.double().unsqueeze(1) * z).mean(dim=0)
+    yield _near("update_", stepped, master.double() - lr * (gradient + decay * master.double()))
+
+
+def _check_eager_layers() -> Iterator[Check]:
+    weight, a, b = _values(33, 65), _values(65, seed=3), _values(33, seed=4)
+    merged = weight.clone()
+    eager("merge_rank1_")([merged], [a], [b], new_remainders([merged]), 0.37, "nearest", 11)
+    yield _near("merge_rank1_", merged, weight.double() + 0.37 * torch.outer(b.double(), a.double()))
+    x, weight, bias, a, b, scale = _linear_arguments(CPU, torch.float32, 16, 65, 77, 2)
+    grad = _values(16, 77, seed=9)
+    for operation, arguments in (
+        ("rank1_linear", (x, weight, bias, a, b, scale)),
+        ("rank1_linear_backward", (grad, x, weight, a, b, scale, True)),
+    ):
+        ours, exact = eager(operation)(*arguments), _in_double(operation, _doubled(arguments))
+        pairs = [(ours, exact)] if isinstance(ours, Tensor) else zip(ours, exact, strict=True)
+        for one, other in pairs:
+            yield _near(operation, one, other)
+
+
+def _near(operation: str, ours: Tensor, exact: Tensor) -> Check:
+    error = ((ours - exact).abs().max() / exact.abs().max()).item()
+    return Check(operation, "eager", "float32", error < 1e-5, f"relative error {error:.1e} against fp64")
+
+
+def _same_bits(operation: str, tested: Tested, case: str, ours: Tensor, reference: Tensor) -> Check:
     different = int((ours.cpu() != reference.cpu()).sum())
     detail = f"{different} of {reference.numel()} values differ"
-    return Check(operation, choose(operation, device.type).backend, case, different == 0, detail)
+    return Check(operation, tested.functions[operation][0], case, different == 0, detail)
 
 
-def _check_perturb(device: torch.device) -> Iterator[Check]:
+def _check_perturb(tested: Tested) -> Iterator[Check]:
     seeds, signs = torch.tensor([3, -(2**40)]), torch.tensor([1.0, -1.0, 1.0, -1.0])
-    for size in (1, 1023, 100_003):
+    for size in tested.sizes:
         master = _values(size)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             for distribution in ("gaussian", "rademacher"):
                 lives = []
-                for place in (device, torch.device("cpu")):
+                for side in (tested, REFERENCE):
+                    place = side.device
                     live = torch.full((4, size), float("nan"), dtype=dtype, device=place)
                     arguments = (seeds.to(place), torch.tensor([1e-3], device=place), signs.to(place), distribution)
-                    _on(place, "perturb")(master.to(place), live, *arguments)
+                    side.on("perturb")(master.to(place), live, *arguments)
                     lives.append(live)
-                yield _same_bits("perturb", device, f"{_name(dtype)} [{size}] {distribution}", *lives)
+                yield _same_bits("perturb", tested, f"{_name(dtype)} [{size}] {distribution}", *lives)
 
 
-def _check_update(device: torch.device) -> Iterator[Check]:
+def _check_update(tested: Tested) -> Iterator[Check]:
     for optimizer in RULES:
-        for size in (1, 1023, 100_003):
+        for size in tested.sizes:
             for count in (1, 3, 4):
-                results = [_updated(place, optimizer, size, count) for place in (device, torch.device("cpu"))]
-                yield _same_bits("update_", device, f"{optimizer} [{size}] q={count}", *results)
+                results = [_updated(side, optimizer, size, count) for side in (tested, REFERENCE)]
+                yield _same_bits("update_", tested, f"{optimizer} [{size}] q={count}", *results)
 
 
-def _updated(place: torch.device, optimizer: str, size: int, count: int) -> Tensor:
+def _updated(side: Tested, optimizer: str, size: int, count: int) -> Tensor:
     """The master and the moments of the optimizer, flat, after a step."""
+    place = side.device
     master = _values(size).to(place)
     seeds = torch.arange(count, device=place) - 1
     coefficients = (torch.arange(count, device=place) + 0.3) * 1.7
@@ -89,20 +181,21 @@ def _updated(place: torch.device, optimizer: str, size: int, count: int) -> Tens
     moments = {name: _values(size, seed=2).square().to(place) for name in names}
     numbers = torch.tensor([0.9, 0.1, 0.999, 0.001, 1e-8, 0.271, 0.003][:factors], device=place) if factors else None
     arguments = (master, seeds, coefficients, lr, decay, "gaussian", optimizer)
-    _on(place, "update_")(*arguments, moments.get("first"), moments.get("second"), numbers)
+    side.on("update_")(*arguments, moments.get("first"), moments.get("second"), numbers)
     return torch.cat((master, *moments.values()))
 
 
-def _check_merge(device: torch.device) -> Iterator[Check]:
+def _check_merge(tested: Tested) -> Iterator[Check]:
     for rounding in ROUNDINGS:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            results = [_merged(place, dtype, rounding) for place in (device, torch.device("cpu"))]
+            results = [_merged(side, dtype, rounding) for side in (tested, REFERENCE)]
             for name, parts in zip(("weights", "remainders"), zip(*results, strict=True), strict=True):
-                yield _same_bits("merge_rank1_", device, f"{_name(dtype)} {rounding}, {name}", *parts)
+                yield _same_bits("merge_rank1_", tested, f"{_name(dtype)} {rounding}, {name}", *parts)
 
 
-def _merged(place: torch.device, dtype: torch.dtype, rounding: str) -> tuple[Tensor, Tensor]:
+def _merged(side: Tested, dtype: torch.dtype, rounding: str) -> tuple[Tensor, Tensor]:
     """All weights and all remainders, flat, after two merges into an odd, a transposed and a row-major weight."""
+    place = side.device
     shapes = ((33, 65), (96, 40), (128, 7))
     weights = [_values(*shape, seed=index).to(place, dtype) for index, shape in enumerate(shapes)]
     weights[1] = weights[1].T.contiguous().T
@@ -110,33 +203,37 @@ def _merged(place: torch.device, dtype: torch.dtype, rounding: str) -> tuple[Ten
     b = [_values(rows, seed=4).to(place) for rows, _ in shapes]
     remainders = new_remainders(weights)
     for merge in range(2):
-        _on(place, "merge_rank1_")(weights, a, b, remainders, 0.37, rounding, 11 + merge)
+        side.on("merge_rank1_")(weights, a, b, remainders, 0.37, rounding, 11 + merge)
     return tuple(torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (weights, remainders))
 
 
-def _check_linear(device: torch.device) -> Iterator[Check]:
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for rows, inputs, outputs, groups in LINEAR_SHAPES:
-            arguments = _linear_arguments(device, dtype, rows, inputs, outputs, groups)
-            results = _three_ways("rank1_linear", device, arguments)
-            yield _within_bound("rank1_linear", device, f"{_name(dtype)} {rows}x{inputs}x{outputs} G={groups}", results)
+def _check_linear(tested: Tested) -> Iterator[Check]:
+    for dtype in tested.linear_dtypes:
+        for rows, inputs, outputs, groups in tested.linear_shapes:
+            arguments = _linear_arguments(tested.device, dtype, rows, inputs, outputs, groups)
+            results = _three_ways("rank1_linear", tested, arguments)
+            yield _within_bound("rank1_linear", tested, f"{_name(dtype)} {rows}x{inputs}x{outputs} G={groups}", results)
 
 
-def _check_linear_backward(device: torch.device) -> Iterator[Check]:
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for rows, inputs, outputs, groups in LINEAR_SHAPES:
-            x, weight, _, a, b, scale = _linear_arguments(device, dtype, rows, inputs, outputs, groups)
-            grad = _values(rows, outputs, seed=9).to(device, dtype)
-            results = _three_ways("rank1_linear_backward", device, (grad, x, weight, a, b, scale, True))
+def _check_linear_backward(tested: Tested) -> Iterator[Check]:
+    for dtype in tested.linear_dtypes:
+        for rows, inputs, outputs, groups in tested.linear_shapes:
+            x, weight, _, a, b, scale = _linear_arguments(tested.device, dtype, rows, inputs, outputs, groups)
+            grad = _values(rows, outputs, seed=9).to(tested.device, dtype)
+            results = _three_ways("rank1_linear_backward", tested, (grad, x, weight, a, b, scale, True))
             case = f"{_name(dtype)} {rows}x{inputs}x{outputs} G={groups}"
             for name, parts in zip(("dx", "da", "db"), zip(*results, strict=True), strict=True):
-                yield _within_bound("rank1_linear_backward", device, f"{name} {case}", parts)
+                yield _within_bound("rank1_linear_backward", tested, f"{name} {case}", parts)
 
 
-def _three_ways(operation: str, device: torch.device, arguments: tuple) -> tuple:
+def _three_ways(operation: str, tested: Tested, arguments: tuple) -> tuple:
     """What runs on the device, eager on the device in the same dtype, and eager in fp64."""
-    exact = tuple(value.double() if isinstance(value, Tensor) else value for value in arguments)
-    return _on(device, operation)(*arguments), eager(operation)(*arguments), _in_double(operation, exact)
+    exact = _in_double(operation, _doubled(arguments))
+    return tested.on(operation)(*arguments), eager(operation)(*arguments), exact
+
+
+def _doubled(arguments: tuple) -> tuple:
+    return tuple(value.double() if isinstance(value, Tensor) else value for value in arguments)
 
 
 def _in_double(operation: str, arguments: tuple):
@@ -152,13 +249,13 @@ def _in_double(operation: str, arguments: tuple):
     return dx, scale * (u * x_groups).sum(1), scale * (t * grad_groups).sum(1)
 
 
-def _within_bound(operation: str, device: torch.device, case: str, results: tuple[Tensor, Tensor, Tensor]) -> Check:
+def _within_bound(operation: str, tested: Tested, case: str, results: tuple[Tensor, Tensor, Tensor]) -> Check:
     ours, reference, exact = results
     error = (ours - exact).abs().max().item()
     # the last term is for shapes with so few sums that eager code may be exact by chance
     bound = 2 * (reference - exact).abs().max().item() + 1e-6 * max(1.0, exact.abs().max().item())
     detail = f"error {error:.2e}, bound {bound:.2e}"
-    return Check(operation, choose(operation, device.type).backend, case, error <= bound, detail)
+    return Check(operation, tested.functions[operation][0], case, error <= bound, detail)
 
 
 def _linear_arguments(device: torch.device, dtype: torch.dtype, rows: int, inputs: int, outputs: int, groups: int):
@@ -169,14 +266,19 @@ def _linear_arguments(device: torch.device, dtype: torch.dtype, rows: int, input
     return x, weight.to(device, dtype), bias, a.to(device, dtype), b.to(device, dtype), 2.0
 
 
-def _on(device: torch.device, operation: str) -> Callable:
-    """The implementation for `device`; the reference itself on the CPU, whatever the environment says."""
-    return eager(operation) if device.type == "cpu" else choose(operation, device.type).function
-
-
 def _values(*shape: int, seed: int = 1) -> Tensor:
     return normal(seed, math.prod(shape), device=torch.device("cpu"), stream=Stream.INITIALISATION).view(shape)
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+REFERENCE = Tested(CPU, {operation: ("eager", eager(operation)) for operation in operations()})
+_COMPARISONS = {
+    "perturb": _check_perturb,
+    "update_": _check_update,
+    "merge_rank1_": _check_merge,
+    "rank1_linear": _check_linear,
+    "rank1_linear_backward": _check_linear_backward,
+}
