@@ -58,11 +58,26 @@ def assert_refused(ending, *said: object) -> None:
         (["spam"], ["spam"]),
         (["--lr_scheduler_type=sideways"], ["sideways"]),
         (["--eval_strategy=sometimes"], ["sometimes"]),
+        (["--report_to=paper"], ["report_to=paper", "tensorboard"]),
+        (["--deepspeed=ds.json"], ["deepspeed=ds.json", "one device"]),
+        (["--train_sampling_strategy=group_by_length"], ["train_sampling_strategy=group_by_length", "random"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
 )
 def test_a_flag_that_is_wrong(train_command, flags, said):
     assert_refused(train_command(*flags), *said)
+
+
+def test_reporting_to_what_is_not_installed(train_command, monkeypatch):
+    monkeypatch.setattr("xgblora.training.arguments.get_available_reporting_integrations", lambda: ["tensorboard"])
+    assert_refused(train_command("--report_to=wandb"), "report_to=wandb", "not installed")
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry_run",)])
+def test_an_output_folder_that_cannot_be_made(train_command, tmp_path, dry):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "run"
+    assert_refused(train_command(f"--output_dir={place}", *dry), f"output_dir={place}", "is a file")
 
 
 def test_a_process_of_its_own_writes_one_line_too(tmp_path):

@@ -234,3 +234,16 @@ def test_in_processes_of_their_own(common_flags, tmp_path):
     assert names <= {path.name for path in root.iterdir()}
     assert json.loads((root / "comparison.json").read_text())["methods"]["xgblora_zo"]["held_out"]["n"] == 1
     assert "Merging and reinitializing at step 3" in (root / "xgblora_zo-seed0" / "console.log").read_text()
+
+
+def test_a_dry_run_lists_the_runs_and_starts_none(compare, started):
+    ending = compare(*SMALL, "--seeds", "5", "--dry_run")
+    assert ending.status == 0, ending.errors
+    assert started == []
+    assert list(Path.cwd().iterdir()) == []
+    rows = [line.split() for line in ending.output.splitlines()]
+    assert rows[0][-2:] == ["2", "runs"]
+    assert "merge_rule" in rows[1]
+    assert [row[0] for row in rows[3:]] == ["lora_zo", "xgblora_zo"]
+    assert [row[-1] for row in rows[3:]] == ["cmp/lora_zo-seed5", "cmp/xgblora_zo-seed5"]
+    assert "to run" in ending.output

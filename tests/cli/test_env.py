@@ -7,6 +7,7 @@ import torch
 
 from xgblora import ops
 from xgblora.cli import env
+from xgblora.ops import backend
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def fresh_choices():
 
 def test_it_prints_versions_every_operation_and_the_variables(capsys, monkeypatch):
     monkeypatch.setenv("XGBLORA_STRICT", "0")
-    env.main()
+    env.main([])
     lines = capsys.readouterr().out.splitlines()
     for package in ("xgblora", "python", "torch", "triton", "transformers", "datasets"):
         assert sum(line.startswith(f"{package} ") for line in lines) == 1
@@ -37,7 +38,7 @@ def test_it_prints_versions_every_operation_and_the_variables(capsys, monkeypatc
 def test_a_backend_that_is_not_known_ends_with_one_line(capsys, monkeypatch):
     monkeypatch.setenv("XGBLORA_BACKEND", "abacus")
     with pytest.raises(SystemExit) as exit:
-        env.main()
+        env.main([])
     assert exit.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "XGBLORA_BACKEND=abacus" in line
@@ -71,3 +72,31 @@ def test_a_gpu_is_listed_with_its_free_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (70 * 2**30, 80 * 2**30))
     assert env.devices()[1].startswith("cuda:0: Some GPU, 80.0 GiB, 70.0 GiB free, sm_90, CUDA ")
+
+
+class TestCheck:
+    """`xgblora-env --check`."""
+
+    def test_every_operation_is_checked_and_what_is_not_is_said(self, capsys):
+        env.main(["--check"])
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("check ")]
+        for operation in ("noise", *ops.operations()):
+            assert sum(line.startswith(f"check {operation}, eager on cpu: ok (") for line in lines) == 1
+        assert any(line.startswith("check cuda on cpu: not checked, ") for line in lines)
+        assert torch.cuda.is_available() or any("there is no CUDA device" in line for line in lines)
+
+    def test_a_wrong_implementation_fails_with_its_case(self, capsys, monkeypatch):
+        wrong = {**backend._eager, "perturb": lambda master, live, *others: live.copy_(master)}
+        monkeypatch.setattr(backend, "_eager", wrong)
+        with pytest.raises(SystemExit) as exit:
+            env.main(["--check"])
+        assert exit.value.code == 1
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if "FAILED" in line)
+        assert line.startswith("check perturb, eager on cpu: FAILED in 1 of 1 cases, first float32: relative error ")
+
+    def test_an_unknown_flag_is_one_line(self, capsys):
+        with pytest.raises(SystemExit) as exit:
+            env.main(["--chekc"])
+        assert exit.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--chekc" in line

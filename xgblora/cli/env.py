@@ -11,6 +11,7 @@ import torch
 from xgblora import ops
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.environment import versions
+from xgblora.errors import InputError
 from xgblora.ops.backend import available
 from xgblora.ops.extension import extension
 from xgblora.ops.self_check import SMALL_LINEAR_SHAPES, SMALL_SIZES, Check, Tested, check, check_eager
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--check", action="store_true", help="compare every implementation that runs here with the reference"
     )
+    parser.error = refuse
     checking = parser.parse_args(arguments).check
     print("\n".join(report()))
     if checking:
@@ -39,6 +41,11 @@ def main(arguments: list[str] | None = None) -> None:
         print("\n".join(["", *lines]))
         if not passed:
             sys.exit(1)
+
+
+def refuse(message: str):
+    """What argparse calls when a flag is wrong."""
+    raise InputError(message)
 
 
 def report() -> list[str]:

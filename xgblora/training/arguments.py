@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.boosting import MergePolicy
@@ -227,5 +229,26 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         for name in ("logging_steps", "eval_steps"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
+        for name in ("deepspeed", "fsdp"):
+            if getattr(self, name):
+                raise InputError(f"{name}={getattr(self, name)}: the adapters train on one device; leave it out")
+        if self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+            raise InputError(
+                f"train_sampling_strategy={self.train_sampling_strategy}: goes by lengths that the examples do not "
+                "have; give random or sequential"
+            )
+        check_report_to(self.report_to)
         if not 0 <= self.seed < 1 << 32:
             raise InputError(f"seed={self.seed}: must be from 0 to 4294967295")
+
+
+def check_report_to(report_to: None | str | list[str]) -> None:
+    """Raise InputError if it names something that transformers does not report to, or that is not installed."""
+    names = [report_to] if isinstance(report_to, str) else report_to or []
+    for name in names:
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise InputError(f"report_to={name}: must be none, all, or of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}")
+        if name not in get_available_reporting_integrations():
+            raise InputError(f"report_to={name}: is not installed")

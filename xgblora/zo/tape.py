@@ -148,7 +148,8 @@ class Tape:
 
     def size_after(self, steps: int, merges: int) -> int:
         """Bytes of the file when `steps` more steps and `merges` more merges are recorded, and the end."""
-        return len(self.to_bytes()) + steps * self._length(b"S") + merges * self._length(b"M") + self._length(b"E")
+        records = {b"S": steps, b"M": merges, b"E": 1}
+        return len(self.to_bytes()) + sum(n * (self._length(letter) + _CRC.size) for letter, n in records.items())
 
     def records(self) -> Iterator[Record]:
         """All records, in order."""
