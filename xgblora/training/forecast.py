@@ -1,6 +1,8 @@
 """What a run will do and need: its steps and merges, its batches, its memory, and what it will leave on the disk.
 
 Everything is counted but the future: the weights and adapters are there, and one step is tried on the largest batch.
+Against the growth of the resident set in training opt-mini on a CPU (fp32, the model loaded before): 101 MiB foreseen
+and 127 measured, 211 and 241, and by backpropagation 1312 and 1341; the rest is what the libraries set up once.
 """
 
 import math
