@@ -9,11 +9,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdapterSet": "xgblora.adapters",
+    "FullParameters": "xgblora.adapters",
     "Rank1Linear": "xgblora.adapters",
     "attach": "xgblora.adapters",
     "detach": "xgblora.adapters",
     "ZeroOrder": "xgblora.zo",
     "Booster": "xgblora.boosting",
+    "Unboosted": "xgblora.boosting",
     "Ledger": "xgblora.boosting",
     "MergePolicy": "xgblora.boosting",
     "Tape": "xgblora.zo",

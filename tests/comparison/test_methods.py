@@ -2,14 +2,14 @@
 
 import pytest
 
-from xgblora.comparison.methods import METHODS, Method, choose, choose_seeds, read_variants
+from xgblora.comparison.methods import METHODS, UNLESS_NAMED, Method, choose, choose_seeds, read_variants
 from xgblora.errors import InputError
 
 COMMON = {"lora_alpha": 8.0, "lora_r": 4, "xgblora_steps_per_iteration": 100, "xgblora_merge_frequency": 1}
 KNOWN = {"xgblora_steps_per_iteration", "learning_rate", "zo_eps", "lora_r"}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", UNLESS_NAMED)
 def test_alpha_rank_and_merging_are_said_to_every_run(name):
     assert METHODS[name].settings(COMMON, {}).keys() >= COMMON.keys()
 
@@ -32,15 +32,28 @@ def test_plain_lora_has_its_rank_and_neither_merges_nor_rounds():
     assert settings["staged_eval"] is False
 
 
+def test_full_parameters_are_given_no_flag_of_adapters():
+    full = METHODS["mezo_full"]
+    assert full.settings(COMMON, {"learning_rate": 1e-6}) == {"trainer": "zo", "full": True, "learning_rate": 1e-6}
+    words = ["--lora_r", "4", "--seed=1", "--target_modules", "q_proj", "v_proj", "--lora-alpha=8", "--max_steps", "-1"]
+    words += ["--staged_eval", "--xgblora_steps_per_iteration", "10", "--zo_pairing=paired", "--zo_eps", "1e-3"]
+    assert full.shared(words) == ["--seed=1", "--max_steps", "-1", "--zo_eps", "1e-3"]
+    assert METHODS["lora_zo"].shared(words) == words
+    assert not full.takes("rounding")
+    assert full.takes("zo_directions")
+
+
 def test_a_variant_has_its_own_flags_and_a_swept_value_wins():
     late = Method("late", boosts=True, trainer="zo", flags={"xgblora_steps_per_iteration": 2000})
     assert late.settings(COMMON, {})["xgblora_steps_per_iteration"] == 2000
     assert late.settings(COMMON, {"xgblora_steps_per_iteration": 5})["xgblora_steps_per_iteration"] == 5
 
 
-def test_all_methods_are_compared_unless_some_are_named():
+def test_all_methods_of_adapters_are_compared_unless_some_are_named():
     variant = Method("mine", boosts=True, trainer="zo")
-    assert [method.name for method in choose(None, {"mine": variant})] == [*METHODS, "mine"]
+    assert [method.name for method in choose(None, {"mine": variant})] == [*UNLESS_NAMED, "mine"]
+    assert "mezo_full" not in UNLESS_NAMED
+    assert choose(["mezo_full"], {}) == [METHODS["mezo_full"]]
     assert choose(["mine", "lora_zo"], {"mine": variant}) == [variant, METHODS["lora_zo"]]
 
 
@@ -49,6 +62,14 @@ def test_variants_are_read(tmp_path):
     path.write_text("late:\n  base: xgblora_zo\n  xgblora_steps_per_iteration: 2000\n  learning_rate: 1e-3\n")
     flags = {"xgblora_steps_per_iteration": 2000, "learning_rate": "1e-3"}
     assert read_variants(path, KNOWN) == {"late": Method("late", boosts=True, trainer="zo", flags=flags)}
+
+
+def test_a_variant_of_full_parameters_is_one(tmp_path):
+    path = tmp_path / "variants.yaml"
+    path.write_text("mezo:\n  base: mezo_full\n  learning_rate: 1e-6\n")
+    (mezo,) = read_variants(path, KNOWN).values()
+    assert mezo.full
+    assert choose(None, {"mezo": mezo})[-1] is mezo
 
 
 @pytest.mark.parametrize(
@@ -62,6 +83,7 @@ def test_variants_are_read(tmp_path):
         ("a: {base: mezo}", "base=mezo: must be one of lora_zo"),
         ("a: {base: lora_zo, learning_rat: 1}", "unknown flag learning_rat"),
         ("a: {base: lora_zo, seed: 1}", "seed is set by the comparison"),
+        ("a: {base: mezo_full, lora_r: 1}", "lora_r makes no difference to mezo_full"),
         ("a: {base: lora_fo, zo_eps: 1}", "zo_eps makes no difference to lora_fo"),
         ("a: {base: lora_zo, learning_rate: }", "learning_rate has no value"),
         ("lora_zo: {base: lora_zo}", "lora_zo: is a method already"),

@@ -1,9 +1,14 @@
-"""Adapters on a model: the arena that stores them, the layer that applies them, attaching and detaching."""
+"""Adapters on a model: the arena that stores them, the layer that applies them, attaching and detaching.
+
+And, where no adapters are wanted, the model's own parameters in their place (`FullParameters`).
+"""
 
 from xgblora.adapters.adapter_set import AdapterSet
 from xgblora.adapters.arena import Arena, Slot
 from xgblora.adapters.attach import attach, detach
+from xgblora.adapters.full_parameters import FullParameters
 from xgblora.adapters.origin import Origin
 from xgblora.adapters.rank1_linear import Rank1Linear
+from xgblora.adapters.trainable import Trainable
 
-__all__ = ["AdapterSet", "Arena", "Origin", "Rank1Linear", "Slot", "attach", "detach"]
+__all__ = ["AdapterSet", "Arena", "FullParameters", "Origin", "Rank1Linear", "Slot", "Trainable", "attach", "detach"]

@@ -1,13 +1,14 @@
 """`AdapterSet`: the adapters of one model, their arena, and how they start."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from xgblora.adapters.arena import Arena
-from xgblora.adapters.base_layer import has_dense_weight
+from xgblora.adapters.base_layer import has_dense_weight, stored_tensors
 from xgblora.adapters.rank1_linear import Rank1Linear, scale_of
 from xgblora.ops.merge_rank1 import WEIGHT_DTYPES
 from xgblora.ops.noise import Stream, derive_seed, uniform
@@ -71,6 +72,16 @@ class AdapterSet:
         Those of the layers that are `mergeable`, and no others; for `Conv1D` transposed views.
         """
         return [layer.weight for layer in self.layers.values() if layer.mergeable]
+
+    def base_tensors(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """(layer, all that its base stores by name), in model order, without adapters and banks."""
+        return ((name, stored_tensors(layer.base)) for name, layer in self.layers.items())
+
+    def trained_tensors(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """`base_tensors` with everything that was merged: a layer's bank is part of it, where there is one."""
+        for name, layer in self.layers.items():
+            bank = {} if layer.bank is None else {"bank of a": layer.bank[0], "bank of b": layer.bank[1]}
+            yield name, stored_tensors(layer.base) | bank
 
     @torch.no_grad()
     def reinitialise(self, round: int) -> None:

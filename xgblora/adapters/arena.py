@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from xgblora import ops
 from xgblora.adapters.rank1_linear import Rank1Linear
 
 # 8 elements are 16 bytes in bf16 and 32 in fp32: every vector starts where a 16-byte load may
@@ -45,6 +46,8 @@ class Arena:
         frozen: parameters of the model that attaching froze.
     """
 
+    stacks = True
+
     def __init__(self, layers: dict[str, Rank1Linear]):
         self._layers = layers
         self.slots = _lay_out(layers)
@@ -71,6 +74,10 @@ class Arena:
         self.live = self.master.to(dtype).repeat(groups, 1)
         return self.live
 
+    def perturb(self, seeds: Tensor, eps: Tensor, signs: Tensor, distribution: str) -> None:
+        """Write the perturbed adapters of a step into the rows of `live`; arguments as of `xgblora.ops.perturb`."""
+        ops.perturb(self.master, self.live, seeds, eps, signs, distribution=distribution)
+
     def restore(self) -> None:
         """Write the cast of `master` into every row of `live`, if there is one: exact whatever `live` held."""
         if self.live is not None:
@@ -86,6 +93,10 @@ class Arena:
         rows = self.live[start:stop]
         for slot, layer in zip(self.slots, self._layers.values(), strict=True):
             layer.live = slot.views(rows)
+
+    def read_one_row(self) -> None:
+        """Let the layers read the first row of `live`: one group."""
+        self.read_live(0, 1)
 
     def read_master(self) -> None:
         """Let the layers read their parameters, the views into `master`: one group, differentiable."""

@@ -8,43 +8,38 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from xgblora.adapters.adapter_set import AdapterSet
-from xgblora.adapters.arena import Slot
-from xgblora.adapters.base_layer import stored_tensors
-from xgblora.adapters.rank1_linear import Rank1Linear
+from xgblora.adapters.trainable import Trainable
 from xgblora.errors import InputError
 
 
-def fingerprint(adapters: AdapterSet) -> str:
+def fingerprint(adapters: Trainable) -> str:
     """sha256 (hex) of the adapted layers as they are now, without their adapters and banks.
 
     Over each layer in model order: its name, and the name, dtype, shape and bytes of everything that its base stores.
+    Where the model's own parameters are trained, over these.
 
     Raises:
         InputError: a layer has no bytes (it is on the meta device).
     """
-    return _digest((name, stored_tensors(layer.base)) for name, layer in adapters.layers.items())
+    return _digest(adapters.base_tensors())
 
 
-def trained_hash(adapters: AdapterSet) -> str:
+def trained_hash(adapters: Trainable) -> str:
     """`fingerprint` of the layers with everything that was merged: a layer's bank is part of it, where there is one.
 
     For a model without banks it is the `fingerprint`. Raises what `fingerprint` raises.
     """
-    return _digest((name, stored_tensors(layer.base) | _bank(layer)) for name, layer in adapters.layers.items())
+    return _digest(adapters.trained_tensors())
 
 
-def layout_hash(slots: Iterable[Slot]) -> str:
+def layout_hash(slots: Iterable[Any]) -> str:
     """sha256 (hex) of the arena's layout: name, rank, sizes and places of every slot."""
     return hashlib.sha256(json.dumps([asdict(slot) for slot in slots]).encode()).hexdigest()
-
-
-def _bank(layer: Rank1Linear) -> dict[str, Tensor]:
-    return {} if layer.bank is None else {"bank of a": layer.bank[0], "bank of b": layer.bank[1]}
 
 
 def _digest(layers: Iterable[tuple[str, dict[str, Tensor]]]) -> str:

@@ -3,8 +3,8 @@
 import json
 from dataclasses import asdict, dataclass
 
-from xgblora.adapters.adapter_set import AdapterSet
 from xgblora.adapters.identity import fingerprint, layout_hash
+from xgblora.adapters.trainable import Trainable
 from xgblora.errors import InputError
 
 # what must be the same for a file to fit a model, and how a message calls it
@@ -30,7 +30,7 @@ class Origin:
         fingerprint: sha256 of the adapted layers before the first merge.
         layout: sha256 of the arena's slots.
         layers: names of the adapted layers, in model order.
-        alpha, rank, seed: of the adapters.
+        alpha, rank, seed: of the adapters; rank 0 where there are none and the model's own parameters are trained.
     """
 
     model: str | None
@@ -44,7 +44,7 @@ class Origin:
     seed: int
 
     @classmethod
-    def of(cls, adapters: AdapterSet) -> "Origin":
+    def of(cls, adapters: Trainable) -> "Origin":
         """The origin of everything that is made from `adapters`; to be asked before the first merge."""
         config = getattr(adapters.model, "config", None)
         return cls(
@@ -58,6 +58,11 @@ class Origin:
             rank=adapters.rank,
             seed=adapters.seed,
         )
+
+    @property
+    def full_parameters(self) -> bool:
+        """Whether the model's own parameters are trained (`FullParameters`), and no adapters."""
+        return self.rank == 0
 
     @classmethod
     def from_json(cls, entry: dict) -> "Origin":

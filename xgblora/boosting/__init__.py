@@ -4,5 +4,6 @@ from xgblora.boosting.booster import Booster
 from xgblora.boosting.ledger import Ledger, MergedAdapter
 from xgblora.boosting.policy import MergePolicy
 from xgblora.boosting.replay import start_tape
+from xgblora.boosting.unboosted import Unboosted
 
-__all__ = ["Booster", "Ledger", "MergePolicy", "MergedAdapter", "start_tape"]
+__all__ = ["Booster", "Ledger", "MergePolicy", "MergedAdapter", "Unboosted", "start_tape"]

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -114,6 +115,14 @@ class Booster:
             self._write(booster)
         self.ledger = replace(ledger, boosters=list(ledger.boosters))
         self.adapters.reinitialise(round=len(self.ledger))
+
+    def save_ledger(self, path: Path, *, about: dict | None = None) -> None:
+        """Write the ledger; `about` as of `Ledger.save`."""
+        self.ledger.save(path, about=about)
+
+    def load_ledger(self, path: Path) -> None:
+        """`replay` the ledger in the file `path`."""
+        self.replay(Ledger.load(path))
 
     def _reset_to_base(self) -> None:
         for layer in self.adapters.layers.values():

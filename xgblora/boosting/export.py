@@ -2,15 +2,16 @@
 
 import os
 
-from xgblora.adapters import AdapterSet, Rank1Linear, detach
+from xgblora.adapters import Rank1Linear, Trainable, detach
 from xgblora.adapters.identity import trained_hash
 from xgblora.atomic_file import replacing_folder
 from xgblora.boosting.booster import Booster
+from xgblora.boosting.unboosted import Unboosted
 from xgblora.errors import InputError
 
 
 def finish(
-    adapters: AdapterSet, booster: Booster, *, step: int, epoch: float, held_out_loss: float | None = None
+    adapters: Trainable, booster: Booster | Unboosted, *, step: int, epoch: float, held_out_loss: float | None = None
 ) -> bool:
     """Make the adapter that is left when training ends the last booster, end the tape, and take the adapters off.
 
@@ -30,7 +31,7 @@ def finish(
     return left
 
 
-def takes_its_boosters(adapters: AdapterSet) -> bool:
+def takes_its_boosters(adapters: Trainable) -> bool:
     """Whether every adapted weight can be merged into, so that the model alone holds the result."""
     return all(layer.mergeable for layer in adapters.layers.values())
 

@@ -5,17 +5,18 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from xgblora.adapters import Origin, attach
+from xgblora.adapters import FullParameters, Origin, attach
 from xgblora.adapters.identity import trained_hash
 from xgblora.boosting.booster import Booster
 from xgblora.boosting.ledger import Ledger
+from xgblora.boosting.unboosted import Unboosted
 from xgblora.errors import InputError
 from xgblora.zo import ArenaOptimizer, Tape, ZeroOrder
 from xgblora.zo.tape import EndRecord, MergeRecord, Record, RollbackRecord, StepRecord, TapeHeader, checksum
 from xgblora.zo.zero_order import direction_seeds
 
 
-def start_tape(zo: ZeroOrder, booster: Booster) -> Tape:
+def start_tape(zo: ZeroOrder, booster: Booster | Unboosted) -> Tape:
     """Record from now on what `zo` and `booster` do; to be called before the first step.
 
     Returns:
@@ -35,7 +36,7 @@ def start_tape(zo: ZeroOrder, booster: Booster) -> Tape:
 
 
 @torch.no_grad()
-def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None) -> tuple[Booster, bool]:
+def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None) -> tuple[Booster | Unboosted, bool]:
     """Train `model` as the tape says.
 
     Any device will do: noise, updates and merges have the same bits everywhere.
@@ -46,13 +47,16 @@ def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
         records: those of the tape, if the caller wants to look at them as they go by (a progress bar).
 
     Returns:
-        The booster with its ledger, and whether the tape held the digest of the trained layers, which was compared.
+        The booster with its ledger (for full parameters what stands in its place), and whether the tape held the digest
+        of the trained layers, which was compared.
 
     Raises:
         InputError: the tape belongs to another model, or the replay did not come out as the tape says.
     """
-    booster = _booster_of(model, tape.header.origin, tape.header.rounding, "the tape was recorded on another model")
-    header, adapters = tape.header, booster.adapters
+    header, complaint = tape.header, "the tape was recorded on another model"
+    start = _full_parameters_of if header.origin.full_parameters else _booster_of
+    booster = start(model, header.origin, header.rounding, complaint)
+    adapters = booster.adapters
     optimizer = ArenaOptimizer(
         adapters.arena, header.rule, distribution=header.distribution, weight_decay=header.weight_decay
     )
@@ -66,8 +70,10 @@ def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
         elif isinstance(record, RollbackRecord):
             booster.rollback(round=record.round)
         elif isinstance(record, EndRecord):
+            adapters.arena.restore()
             _refuse_difference("the trained weights", trained_hash(adapters), record.sha256.hex())
         verified = isinstance(record, EndRecord)
+    adapters.arena.restore()
     return booster, verified
 
 
@@ -97,6 +103,13 @@ def _booster_of(model: nn.Module, origin: Origin, rounding: str, complaint: str)
         raise InputError(f"{complaint}: this one has no layer {missing[0]}")
     adapters = attach(model, origin.layers, alpha=origin.alpha, rank=origin.rank, seed=origin.seed)
     booster = Booster(adapters, rounding=rounding)
+    booster.ledger.origin.refuse_other(origin, complaint)
+    return booster
+
+
+def _full_parameters_of(model: nn.Module, origin: Origin, rounding: str, complaint: str) -> Unboosted:
+    """The parameters of `model`, ready to be trained; an InputError beginning with `complaint` if it does not fit."""
+    booster = Unboosted(FullParameters(model, seed=origin.seed))
     booster.ledger.origin.refuse_other(origin, complaint)
     return booster
 

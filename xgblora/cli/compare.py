@@ -39,7 +39,10 @@ class CompareArguments:
 
     methods: list[str] | None = field(
         default=None,
-        metadata={"help": f"Methods: {', '.join(METHODS)} and those of --variants; all of them without it."},
+        metadata={
+            "help": f"Methods: {', '.join(METHODS)} and those of --variants. Without it all of them but mezo_full "
+            "(full parameters), whose learning rate is another: give it one of its own by --variants or --sweep."
+        },
     )
     variants: str | None = field(
         default=None,
@@ -232,7 +235,10 @@ def planned_run(
         "output_dir": folder,
         "resume_from_checkpoint": "last",
     }
-    words = [*passed, *(word for name, value in settings.items() for word in train.as_arguments(name, value))]
+    words = [
+        *method.shared(passed),
+        *(word for name, value in settings.items() for word in train.as_arguments(name, value)),
+    ]
     try:
         resolved = json.loads(json.dumps(configuration(*train.parse(words))))
     except InputError as error:

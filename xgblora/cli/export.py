@@ -32,6 +32,7 @@ from xgblora.cli.result import (
 from xgblora.errors import InputError
 from xgblora.training import checkpoint
 from xgblora.training.run_folder import RunFolder, refuse_unwritable
+from xgblora.zo import Tape
 
 DESCRIPTION = """Take the result of a run away. RUN is the folder of a finished run, a checkpoint of any run (the
 adapter in training becomes its last booster), or a boosters.safetensors."""
@@ -113,6 +114,8 @@ def boosters_at(path: Path) -> Ledger:
 
 def _what_else(run: RunFolder) -> str:
     """Why a run folder has no boosters, and what can be given in its place."""
+    if run.tape.is_file() and Tape.load(run.tape, torn_end=True).header.origin.full_parameters:
+        return f"is of full-parameter training, which has no boosters; its model is {run.model}, or xgblora-replay's"
     newest, _ = checkpoint.newest_whole(run.path)
     if newest is not None:
         return f"the run has not finished, it has no {run.ledger.name}; give its newest checkpoint, {newest}"

@@ -115,8 +115,9 @@ def written(path: Path, what: str) -> str:
 
 def written_model(folder: Path, ledger: Ledger) -> list[str]:
     """What to say about a model with all boosters of `ledger` in `folder`."""
+    what = "with all its parameters trained" if ledger.origin.full_parameters else f"with {counted(ledger)} merged"
     return [
-        written(folder, f"the model with {counted(ledger)} merged, {ledger.origin.dtype}"),
+        written(folder, f"the model {what}, {ledger.origin.dtype}"),
         f'load it: model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")',
     ]
 

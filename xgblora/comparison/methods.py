@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
 
 from xgblora.errors import InputError
+from xgblora.training.arguments import is_of_adapters
 
 # what the comparison decides for every run, and which of its own flags does it
 SET_BY_THE_COMPARISON = {
@@ -15,6 +16,7 @@ SET_BY_THE_COMPARISON = {
     "output_dir": "use --output_root",
     "xgblora": "use --methods",
     "lora": "use --methods",
+    "full": "use --methods",
     "trainer": "use --methods",
     "resume_from_checkpoint": "every run goes on from its newest checkpoint",
     "overwrite": "use --skip_completed false",
@@ -30,18 +32,22 @@ class Method:
 
     Attributes:
         name: as `--methods` and the folders have it.
-        boosts: XGBLoRA, and not plain LoRA.
+        boosts: XGBLoRA.
         trainer: "zo" or "regular".
         flags: of `xgblora-train`, beyond those that all methods share.
+        full: all parameters are trained, without adapters; else, and if it does not boost, plain LoRA.
     """
 
     name: str
     boosts: bool
     trainer: str
     flags: dict[str, object] = field(default_factory=dict)
+    full: bool = False
 
     def takes(self, flag: str) -> bool:
         """Whether `flag` makes a difference to this method."""
+        if self.full and (is_of_adapters(flag) or flag == "zo_pairing"):
+            return False
         if flag.startswith("xgblora_") or flag in _ROUNDS:
             return self.boosts
         if flag.startswith("zo_"):
@@ -49,13 +55,15 @@ class Method:
         return flag != "lora_r" or not self.boosts
 
     def settings(self, common: dict[str, object], swept: dict[str, float]) -> dict[str, object]:
-        """The flags that are this method's; alpha, rank and when it merges are always among them.
+        """The flags that are this method's; of adapters alpha, rank and when they are merged are always among them.
 
         Args:
             common: `lora_alpha`, `lora_r`, `xgblora_steps_per_iteration` and `xgblora_merge_frequency` of all methods.
             swept: values of this run alone.
         """
         ours = {**self.flags, **swept}
+        if self.full:
+            return {"trainer": self.trainer, "full": True, **ours}
         settings = {"trainer": self.trainer, "xgblora": self.boosts, "lora": not self.boosts, **common, **ours}
         if not self.boosts:
             never = {"xgblora_steps_per_iteration": 0, "xgblora_merge_frequency": 0}
@@ -65,6 +73,17 @@ class Method:
             settings["xgblora_merge_frequency"] = 0
         return settings
 
+    def shared(self, words: list[str]) -> list[str]:
+        """The part of a command line for all methods that this one is given: none of adapters for full parameters."""
+        if not self.full:
+            return words
+        kept, taken = [], True
+        for word in words:
+            if word.startswith("--"):
+                taken = self.takes(word.split("=")[0].lstrip("-").replace("-", "_"))
+            kept += [word] if taken else []
+        return kept
+
 
 METHODS = {
     method.name: method
@@ -73,8 +92,12 @@ METHODS = {
         Method("xgblora_zo", boosts=True, trainer="zo"),
         Method("lora_fo", boosts=False, trainer="regular"),
         Method("xgblora_fo", boosts=True, trainer="regular"),
+        Method("mezo_full", boosts=False, trainer="zo", full=True),
     )
 }
+# MeZO's rates for full parameters are 100 times smaller than for adapters: at one shared rate one of the two would
+# diverge or stand still, so it is compared where it is asked for
+UNLESS_NAMED = [name for name, method in METHODS.items() if not method.full]
 
 
 def read_variants(path: Path, known: Collection[str]) -> dict[str, Method]:
@@ -119,11 +142,11 @@ def _variant(where: str, name: str, flags: object, known: Collection[str]) -> Me
     empty = [flag for flag, value in flags.items() if value is None]
     if empty:
         raise InputError(f"{where}: {empty[0]} has no value")
-    return Method(name, METHODS[base].boosts, METHODS[base].trainer, flags)
+    return replace(METHODS[base], name=name, flags=flags)
 
 
 def choose(names: list[str] | None, variants: dict[str, Method]) -> list[Method]:
-    """The methods of these names, in this order; all there are without names.
+    """The methods of these names, in this order; without names those of `UNLESS_NAMED` and all variants.
 
     Raises:
         InputError: a name is unknown or given twice.
@@ -132,7 +155,7 @@ def choose(names: list[str] | None, variants: dict[str, Method]) -> list[Method]
     for name in names or ():
         if name not in offered:
             raise InputError(f"methods={name}: must be one of {', '.join(offered)}")
-    return [offered[name] for name in _once("methods", names or list(offered))]
+    return [offered[name] for name in _once("methods", names or [*UNLESS_NAMED, *variants])]
 
 
 def choose_seeds(seeds: list[int]) -> list[int]:

@@ -15,6 +15,7 @@ from xgblora.zo import UpdateRule
 from xgblora.zo.update_rule import check_beta
 from xgblora.zo.zero_order import check_normalise
 
+METHODS = ("xgblora", "lora", "full")
 TRAINERS = ("zo", "regular", "none")
 # the flags that each zeroth-order optimizer reads, and what `UpdateRule` calls them
 NUMBERS_OF_OPTIMIZERS = {
@@ -75,6 +76,11 @@ class AdapterArguments:
     )
     xgblora: bool = _field(False, "Gradient boosting with rank-1 adapters (the default).")
     lora: bool = _field(False, "Plain LoRA of rank --lora_r instead of boosting.")
+    full: bool = _field(
+        False,
+        "Full-parameter zeroth-order training (MeZO), no adapters; rates are 1e-7 to 1e-5, and an fp32 copy of the "
+        "weights lies beside them (4 bytes a parameter).",
+    )
     lora_r: int = _field(1, "Rank of plain LoRA; XGBLoRA always uses 1.")
     lora_alpha: float = _field(16.0, "The adapters' scale is lora_alpha / rank.")
     target_modules: list[str] | None = _field(
@@ -108,6 +114,12 @@ class AdapterArguments:
         "sgd", "What steps along the estimate; adam reads --adam_beta1, --adam_beta2 and --adam_epsilon."
     )
     zo_momentum: float = _field(0.9, "Decay of the first moment with --zo_optimizer momentum.")
+
+
+def is_of_adapters(flag: str) -> bool:
+    """Whether `flag` is of adapters or of boosting: full-parameter training has neither."""
+    others = ("target_modules", "rounding", "staged_eval", "load_best_round_at_end")
+    return flag.startswith(("lora_", "xgblora_")) or flag in others
 
 
 @dataclass
@@ -147,6 +159,9 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         # transformers fills in a folder of its own
         self.names_its_folder = self.output_dir is not None
         self.staged_eval = self.staged_eval or self.load_best_round_at_end
+        if self.full:
+            # a weight has one value at a time
+            self.zo_pairing = "sequential"
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
         if self.trainer == "zo":
@@ -158,12 +173,12 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
 
     @property
     def boosts(self) -> bool:
-        """Whether the run is XGBLoRA (the default) and not plain LoRA."""
-        return not self.lora
+        """Whether the run is XGBLoRA (the default), and neither plain LoRA nor full-parameter training."""
+        return not (self.lora or self.full)
 
     @property
     def rank(self) -> int:
-        """The rank in force: always 1 for XGBLoRA."""
+        """The rank in force: always 1 for XGBLoRA; of no meaning with `full`."""
         return 1 if self.boosts else self.lora_r
 
     @property
@@ -173,8 +188,8 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
 
     @property
     def method(self) -> str:
-        """ "xgblora" or "lora"."""
-        return "xgblora" if self.boosts else "lora"
+        """ "xgblora", "lora" or "full"."""
+        return "full" if self.full else "lora" if self.lora else "xgblora"
 
     @property
     def update_rule(self) -> UpdateRule:
@@ -184,7 +199,7 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
 
     @property
     def merge_policy(self) -> MergePolicy:
-        """The one merge rule in force; none for plain LoRA."""
+        """The one merge rule in force; none for plain LoRA and full parameters."""
         if not self.boosts:
             return MergePolicy("none", 0)
         return MergePolicy.from_flags(
@@ -195,8 +210,11 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         """Raise InputError if a flag is out of range or two contradict each other."""
         if self.trainer not in TRAINERS:
             raise InputError(f"trainer={self.trainer}: must be one of {', '.join(TRAINERS)}")
-        if self.xgblora and self.lora:
-            raise InputError("--xgblora and --lora: choose one of them")
+        given = [name for name in METHODS if getattr(self, name)]
+        if len(given) > 1:
+            raise InputError(f"--{given[0]} and --{given[1]}: choose one of them")
+        if self.full:
+            self._check_full()
         scale_of(self.lora_alpha, self.lora_r)
         MergePolicy.from_flags(
             steps_per_iteration=self.xgblora_steps_per_iteration, merge_frequency=self.xgblora_merge_frequency
@@ -240,6 +258,19 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         check_report_to(self.report_to)
         if not 0 <= self.seed < 1 << 32:
             raise InputError(f"seed={self.seed}: must be from 0 to 4294967295")
+
+    def _check_full(self) -> None:
+        if self.trainer == "regular":
+            raise InputError(
+                "full=True: is for forward passes alone; backpropagation trains adapters, give --trainer zo"
+            )
+        for name, flag in AdapterArguments.__dataclass_fields__.items():
+            if is_of_adapters(name) and getattr(self, name) != flag.default:
+                raise InputError(
+                    f"{name}={getattr(self, name)}: --full trains without adapters and rounds; leave it out"
+                )
+        if self.zo_pairing == "paired":
+            raise InputError("zo_pairing=paired: --full holds one sign of the weights at a time; leave it out")
 
 
 def check_report_to(report_to: None | str | list[str]) -> None:

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from xgblora.atomic_file import sync_file, write_text
-from xgblora.boosting import Booster, MergePolicy
+from xgblora.boosting import Booster, MergePolicy, Unboosted
 from xgblora.training.console import logger
 from xgblora.training.run_folder import RunFolder
 
@@ -23,7 +23,7 @@ class MergeCallback(TrainerCallback):
     holds the merge. The end of an epoch is its last step: `state.epoch` is then a whole number.
     """
 
-    def __init__(self, booster: Booster, policy: MergePolicy):
+    def __init__(self, booster: Booster | Unboosted, policy: MergePolicy):
         self._booster, self._policy = booster, policy
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -77,7 +77,9 @@ class RunFilesCallback(TrainerCallback):
     that is resumed keeps the lines up to its checkpoint, which holds the merges and the tape until then.
     """
 
-    def __init__(self, folder: RunFolder, step_losses: list[torch.Tensor], booster: Booster, policy: MergePolicy):
+    def __init__(
+        self, folder: RunFolder, step_losses: list[torch.Tensor], booster: Booster | Unboosted, policy: MergePolicy
+    ):
         self._folder, self._step_losses, self._booster, self._policy = folder, step_losses, booster, policy
         self._first_step = self._merges_written = self._tape_bytes_written = 0
 

@@ -1,5 +1,7 @@
 """Checkpoints: the arena, the ledger, the tape and transformers' own state, never the base weights.
 
+Of full-parameter training the arena is all there is: an fp32 number for each parameter, and no ledger.
+
 A checkpoint is a folder that appears whole or not at all. Its manifest names every file with its size and sha256, the
 base model, and what of the flags must not change, so that a torn or changed file, and a checkpoint of another run, are
 refused before anything is loaded.
@@ -15,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from xgblora.adapters import AdapterSet, Origin
+from xgblora.adapters import Origin, Trainable
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.atomic_file import remove_leftovers
-from xgblora.boosting import Booster, Ledger, MergedAdapter
+from xgblora.boosting import Booster, Ledger, MergedAdapter, Unboosted
 from xgblora.errors import InputError
 from xgblora.zo import Tape
 
@@ -31,10 +33,10 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _NEEDED_TO_GO_ON = (OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth", TRAINER_STATE_NAME)
 
 
-def save(folder: Path, adapters: AdapterSet, booster: Booster) -> None:
-    """Write the adapters in training, the ledger, and the tape if there is one, into `folder`."""
+def save(folder: Path, adapters: Trainable, booster: Booster | Unboosted) -> None:
+    """Write what is in training, the ledger, and the tape if there is one, into `folder`."""
     save_file({"master": adapters.arena.master}, folder / ADAPTERS)
-    booster.ledger.save(folder / LEDGER)
+    booster.save_ledger(folder / LEDGER)
     if booster.tape is not None:
         booster.tape.save(folder / TAPE)
 
@@ -73,14 +75,14 @@ def check(folder: Path, origin: Origin, run: dict) -> dict:
         raise InputError(f"resume_from_checkpoint={folder}: {error}{_offer(folder, origin, run)}") from None
 
 
-def load(folder: Path, adapters: AdapterSet, booster: Booster) -> None:
-    """Set the model to what `save` wrote: base + ledger, the adapters in training, and the tape up to there.
+def load(folder: Path, adapters: Trainable, booster: Booster | Unboosted) -> None:
+    """Set the model to what `save` wrote: base + ledger, what is in training, and the tape up to there.
 
     Raises:
         InputError: a file cannot be read, or belongs to another run; `check` says so before.
     """
     master = load_file(folder / ADAPTERS, device=str(adapters.arena.master.device))["master"]
-    booster.replay(Ledger.load(folder / LEDGER))
+    booster.load_ledger(folder / LEDGER)
     if booster.tape is not None:
         booster.tape.go_on_from(Tape.load(folder / TAPE))
     adapters.arena.master.copy_(master)
@@ -97,6 +99,8 @@ def boosters_of(folder: Path) -> Ledger:
         manifest = verified_manifest(folder)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
+    if Origin.from_json(manifest["origin"]).full_parameters:
+        raise InputError(f"{folder}: is of full-parameter training, which has no boosters; xgblora-replay takes it")
     ledger = Ledger.load(folder / LEDGER)
     master = load_file(folder / ADAPTERS)["master"]
     scale = scale_of(ledger.origin.alpha, ledger.origin.rank)
@@ -222,11 +226,15 @@ def _offer(folder: Path, origin: Origin, run: dict) -> str:
 def _facts(path: Path) -> dict:
     if not path.is_file():
         return {}
+    digest = hashlib.sha256()
     try:
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            # by pieces: of full parameters the arena is as large as the model
+            while piece := file.read(1 << 24):
+                digest.update(piece)
+            return {"bytes": file.tell(), "sha256": digest.hexdigest()}
     except OSError:
         return {}
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _digest(manifest: dict) -> str:

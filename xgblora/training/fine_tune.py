@@ -227,7 +227,7 @@ def _leave_results(
     state = trainer.state
     held_out_loss = results["trained"]["dev"]["loss"] if "dev" in results["trained"] else None
     finish(trainer.adapters, trainer.booster, step=state.global_step, epoch=state.epoch, held_out_loss=held_out_loss)
-    trainer.booster.ledger.save(folder.ledger, about=versions())
+    trainer.booster.save_ledger(folder.ledger, about=versions())
     if trainer.tape is not None:
         trainer.tape.save(folder.tape)
     if not task.save_model:

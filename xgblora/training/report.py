@@ -2,6 +2,7 @@
 
 import torch
 
+from xgblora.adapters import AdapterSet, FullParameters
 from xgblora.tasks import SampledSets
 from xgblora.training.arguments import NUMBERS_OF_OPTIMIZERS, TaskArguments, XGBLoRAArguments
 from xgblora.training.console import log_block, log_table, logger
@@ -11,6 +12,8 @@ from xgblora.training.trainer import XGBLoRATrainer
 
 def method_name(args: XGBLoRAArguments) -> str:
     """The method as a person says it: "XGBLoRA, zeroth-order"."""
+    if args.full and args.trainer == "zo":
+        return "full parameters, zeroth-order (MeZO)"
     adapters = "XGBLoRA" if args.boosts else f"LoRA r={args.rank}"
     how = {"zo": "zeroth-order", "regular": "first-order (AdamW)", "none": "zero-shot"}[args.trainer]
     return how if args.trainer == "none" else f"{adapters}, {how}"
@@ -34,13 +37,7 @@ def log_configuration(
         ("Method", method_name(args)),
     ]
     if args.trainer != "none":
-        forced = " (forced to 1 for XGBLoRA)" if args.boosts else ""
-        rows += [
-            ("Actual rank used", f"{args.rank}{forced}"),
-            ("Alpha", args.lora_alpha),
-            ("Scaling (alpha/r)", args.scaling),
-            ("Adapted layers", f"{len(adapters.layers)}, {adapters.num_parameters():,} trainable parameters"),
-        ]
+        rows += _rows_of_full_parameters(adapters) if args.full else _rows_of_adapters(args, adapters)
         if args.boosts:
             rows += [
                 ("Steps per iteration", args.xgblora_steps_per_iteration),
@@ -62,6 +59,24 @@ def log_configuration(
             ("Seed", args.seed),
         ]
     log_block("xgblora", [*rows, ("Output", folder.path)])
+
+
+def _rows_of_adapters(args: XGBLoRAArguments, adapters: AdapterSet) -> list[tuple[str, object]]:
+    forced = " (forced to 1 for XGBLoRA)" if args.boosts else ""
+    return [
+        ("Actual rank used", f"{args.rank}{forced}"),
+        ("Alpha", args.lora_alpha),
+        ("Scaling (alpha/r)", args.scaling),
+        ("Adapted layers", f"{len(adapters.layers)}, {adapters.num_parameters():,} trainable parameters"),
+    ]
+
+
+def _rows_of_full_parameters(full: FullParameters) -> list[tuple[str, object]]:
+    memory = f"{full.arena.live.nbytes / 2**20:.1f} MiB of weights, {full.arena.master.nbytes / 2**20:.1f} MiB of fp32"
+    return [
+        ("Trainable parameters", f"{full.num_parameters():,}, {len(full.parameters)} tensors"),
+        ("Memory", f"{memory} master beside them (restores exactly)"),
+    ]
 
 
 def estimate_and_rule(args: XGBLoRAArguments) -> str:
@@ -126,8 +141,8 @@ def configuration(task: TaskArguments, args: XGBLoRAArguments) -> dict:
         **vars(task),
         **training,
         "method": args.method,
-        "rank": args.rank,
-        "alpha": args.lora_alpha,
-        "scaling": args.scaling,
+        "rank": None if args.full else args.rank,
+        "alpha": None if args.full else args.lora_alpha,
+        "scaling": None if args.full else args.scaling,
         "merge_rule": str(args.merge_policy),
     }

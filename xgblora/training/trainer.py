@@ -12,9 +12,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from xgblora.adapters import AdapterSet, attach
+from xgblora.adapters import FullParameters, Trainable, attach
 from xgblora.atomic_file import replacing_folder
-from xgblora.boosting import Booster, start_tape
+from xgblora.boosting import Booster, Unboosted, start_tape
 from xgblora.errors import InputError
 from xgblora.training import checkpoint
 from xgblora.training.arguments import NUMBERS_OF_OPTIMIZERS, XGBLoRAArguments
@@ -33,12 +33,13 @@ class XGBLoRATrainer(Trainer):
         model: the base model; adapters are attached as `args` say unless `adapters` is given.
         args: the flags.
         objective: `(model, batch) -> losses`; None uses the model's own loss.
-        adapters: what `xgblora.attach(model, ...)` returned, if it was called already.
+        adapters: what `xgblora.attach(model, ...)` returned, or `xgblora.FullParameters(model)`, if made already.
         kwargs: everything else that `transformers.Trainer` takes.
 
     Attributes:
-        adapters: the adapters in training.
-        booster: merges and records; for plain LoRA it has nothing to do before training ends.
+        adapters: what is trained: adapters, or with `full=True` all parameters.
+        booster: merges and records; for plain LoRA it has nothing to do before training ends, for full parameters
+            nothing at all.
         zo: the zeroth-order estimator; None with `trainer="regular"`.
         tape: what the zeroth-order run decided; None with `trainer="regular"`.
         best_round: the round that `load_best_round_at_end` kept; None before.
@@ -51,14 +52,12 @@ class XGBLoRATrainer(Trainer):
         args: XGBLoRAArguments,
         *,
         objective: Callable[[nn.Module, dict], Tensor] | None = None,
-        adapters: AdapterSet | None = None,
+        adapters: Trainable | None = None,
         **kwargs,
     ):
-        self.adapters = adapters or attach(
-            model, _targets(args.target_modules), alpha=args.lora_alpha, rank=args.rank, seed=args.seed
-        )
+        self.adapters = adapters or _trainable(model, args)
         self.objective = objective or model_loss
-        self.booster = Booster(self.adapters, rounding=args.rounding)
+        self.booster = Unboosted(self.adapters) if args.full else Booster(self.adapters, rounding=args.rounding)
         self.policy = args.merge_policy
         self.steps_taken = 0
         self.best_round: int | None = None
@@ -281,7 +280,13 @@ class XGBLoRATrainer(Trainer):
         self.pop_callback(PrinterCallback)
 
 
-def _zero_order(adapters: AdapterSet, objective: Callable, args: XGBLoRAArguments) -> ZeroOrder:
+def _trainable(model: nn.Module, args: XGBLoRAArguments) -> Trainable:
+    if args.full:
+        return FullParameters(model.to(args.device), seed=args.seed)
+    return attach(model, _targets(args.target_modules), alpha=args.lora_alpha, rank=args.rank, seed=args.seed)
+
+
+def _zero_order(adapters: Trainable, objective: Callable, args: XGBLoRAArguments) -> ZeroOrder:
     return ZeroOrder(
         adapters,
         objective,

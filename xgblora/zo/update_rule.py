@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from xgblora import ops
-from xgblora.adapters.arena import Arena
+from xgblora.adapters.trainable import TrainableArena
 from xgblora.errors import InputError, check_positive
 from xgblora.ops.update import RULES, check_optimizer
 
@@ -46,13 +46,13 @@ class ArenaOptimizer:
     themselves, which needs no power and counts on the device only steps that were applied.
 
     Args:
-        arena: of the adapters in training; gets fresh moments.
+        arena: of what is trained; gets fresh moments.
         rule: the optimizer and its numbers.
         distribution: of the directions.
         weight_decay: decoupled, as in AdamW.
     """
 
-    def __init__(self, arena: Arena, rule: UpdateRule, *, distribution: str, weight_decay: float):
+    def __init__(self, arena: TrainableArena, rule: UpdateRule, *, distribution: str, weight_decay: float):
         self.arena, self.rule = arena, rule
         self.distribution, self.weight_decay = distribution, weight_decay
         fp32 = {"dtype": torch.float32, "device": arena.master.device}

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xgblora import ops
-from xgblora.adapters import AdapterSet
+from xgblora.adapters import Trainable
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.ops.noise import derive_seed
 from xgblora.ops.perturb import check_distribution
@@ -55,7 +54,7 @@ class ZeroOrder:
     adapters by backpropagation, call `adapters.arena.read_master()`.
 
     Args:
-        adapters: what `xgblora.attach` returned.
+        adapters: what `xgblora.attach` returned, or `xgblora.FullParameters(model)`.
         objective: `(model, batch) -> losses`: [B], one loss an example, or a scalar; need not be differentiable.
         eps: size of the perturbation.
         lr: learning rate; `update` takes another for a single step.
@@ -85,7 +84,7 @@ class ZeroOrder:
 
     def __init__(
         self,
-        adapters: AdapterSet,
+        adapters: Trainable,
         objective: Objective,
         *,
         eps: float = 1e-3,
@@ -103,6 +102,10 @@ class ZeroOrder:
         check_distribution(distribution)
         check_normalise("normalise", normalise, two_sided, directions)
         rule = optimizer if isinstance(optimizer, UpdateRule) else UpdateRule(optimizer)
+        if not adapters.arena.stacks:
+            if pairing == "paired":
+                raise InputError("pairing=paired: full parameters hold one sign at a time; use sequential or auto")
+            pairing = "sequential"
         self.adapters, self.objective = adapters, objective
         self.directions, self.pairing, self.seed = directions, pairing, seed
         self.optimizer = ArenaOptimizer(adapters.arena, rule, distribution=distribution, weight_decay=weight_decay)
@@ -126,7 +129,7 @@ class ZeroOrder:
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
         adapters.model.eval()
         adapters.arena.allocate_live(self.forwards, adapters.compute_dtype)
-        adapters.arena.read_live(0, 1)
+        adapters.arena.read_one_row()
 
     @torch.no_grad()
     def step(self, batch: Any) -> StepResult:
@@ -156,7 +159,7 @@ class ZeroOrder:
             self.abandon_step()
             raise
         finally:
-            arena.read_live(0, 1)
+            arena.read_one_row()
         self._losses.add_(losses, alpha=weight)
         self._weight += weight
         return losses.mean()
@@ -200,9 +203,7 @@ class ZeroOrder:
         self._first_seed = derive_seed(self.seed, self.step_index, 0)
         self._seeds.copy_(torch.tensor(direction_seeds(self._first_seed, len(self._seeds))), non_blocking=True)
         self._losses.zero_()
-        arena = self.adapters.arena
-        distribution = self.optimizer.distribution
-        ops.perturb(arena.master, arena.live, self._seeds, self._eps, self._signs, distribution=distribution)
+        self.adapters.arena.perturb(self._seeds, self._eps, self._signs, self.optimizer.distribution)
 
     def _projected_grads(self, losses: Tensor) -> Tensor:
         if self.two_sided:

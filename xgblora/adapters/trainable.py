@@ -1,0 +1,80 @@
+"""What a zeroth-order run can train: the interface that `AdapterSet` and `FullParameters` share, in one place.
+
+`ZeroOrder`, `ArenaOptimizer`, the tape, checkpoints and the trainer ask for nothing else, so that what is trained is
+chosen once, where the object is made.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class TrainableArena(Protocol):
+    """The storage of what is trained.
+
+    Attributes:
+        master: fp32 [P], what the optimizer moves; perturbing never writes it, so that restoring is exact.
+        live: [G, P] in the compute dtype, what the model computes with; None before `allocate_live`.
+        moments: what an optimizer keeps, by name.
+        slots: dataclasses that say what lies where.
+        stacks: whether the model can read several rows in one forward, each with its share of the batch.
+    """
+
+    master: Tensor
+    live: Tensor | None
+    moments: dict[str, Tensor]
+    slots: tuple[Any, ...]
+    stacks: bool
+
+    def allocate_live(self, groups: int, dtype: torch.dtype) -> Tensor:
+        """Make room for steps of `groups` forwards; every row of `live` is then the cast of `master`."""
+
+    def perturb(self, seeds: Tensor, eps: Tensor, signs: Tensor, distribution: str) -> None:
+        """Let row g be `master + signs[g] * eps * z(its seed)` until `restore`; arguments as of `ops.perturb`."""
+
+    def read_live(self, start: int, stop: int) -> None:
+        """Let the model compute with rows `start .. stop - 1`, one group of its input rows each."""
+
+    def read_one_row(self) -> None:
+        """Let the model take its input as one group; which row it computes with matters only after `restore`."""
+
+    def restore(self) -> None:
+        """Let every row be the cast of `master` again."""
+
+    def forget_moments(self) -> None:
+        """Set the moments to zero, in place."""
+
+
+class Trainable(Protocol):
+    """What is trained of a model.
+
+    Attributes:
+        model: the model.
+        arena: the storage of what is trained.
+        layers: the adapted layers by name; empty where the model's own parameters are trained.
+        alpha, rank: of the adapters; 0 where there are none.
+        seed: of the initialisation.
+        compute_dtype: in which activations run, and `live` is kept.
+    """
+
+    model: nn.Module
+    arena: TrainableArena
+    layers: dict[str, nn.Module]
+    alpha: float
+    rank: int
+    seed: int
+    compute_dtype: torch.dtype
+
+    def num_parameters(self) -> int:
+        """Trainable numbers."""
+
+    def change_the_function(self) -> bool:
+        """Whether something trained stands beside the weights and has still to be merged into them."""
+
+    def base_tensors(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
+        """(name, tensors by name) of all that the fingerprint of the base is over."""
+
+    def trained_tensors(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
+        """(name, tensors by name) of all that the digest of the trained weights is over."""
