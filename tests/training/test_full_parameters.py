@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from xgblora.cli import export, replay
+from xgblora.cli import export, replay, train
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.errors import InputError
 from xgblora.training.arguments import XGBLoRAArguments
@@ -97,6 +97,12 @@ def test_a_run_of_adapters_does_not_go_on_from_its_checkpoint(full_run, run_in, 
     with pytest.raises(SystemExit):
         run_in(tmp_path, "--lora", *flags[1:], f"--resume_from_checkpoint={tmp_path / 'checkpoint-3'}")
     assert "method is full there and lora here" in capsys.readouterr().err
+
+
+def test_the_demonstration_has_no_flags_of_adapters_for_it():
+    _, args = train.parse(["--full", "--use_cpu=true"])
+    assert (args.method, args.xgblora_steps_per_iteration, args.zo_pairing) == ("full", 0, "sequential")
+    assert args.learning_rate < train.parse(["--use_cpu=true"])[1].learning_rate
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from xgblora import demo
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.cli.flags import FlagParser
 from xgblora.errors import InputError
-from xgblora.training.arguments import AdapterArguments, TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import AdapterArguments, TaskArguments, XGBLoRAArguments, is_of_adapters
 from xgblora.training.console import show_on_terminal
 from xgblora.training.dry_run import dry_run
 from xgblora.training.fine_tune import fine_tune
@@ -95,6 +95,9 @@ def set_defaults_of_demonstration(parser: FlagParser, arguments: list[str]) -> N
         if given & {"task_name", "task_file", "data_dir"}:
             # the demonstration's model on another task
             del flags["task_name"], flags["data_dir"], flags["train_as_classification"]
+        if "full" in given:
+            flags = {name: value for name, value in flags.items() if not is_of_adapters(name)}
+            flags["learning_rate"] = demo.LEARNING_RATE_OF_FULL_PARAMETERS
         parser.set_defaults(**flags)
 
 

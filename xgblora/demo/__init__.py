@@ -3,6 +3,8 @@
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
+# a step moves every weight at once: the rate of adapters (2e-3) diverges
+LEARNING_RATE_OF_FULL_PARAMETERS = 1e-4
 
 
 def flags() -> dict:
