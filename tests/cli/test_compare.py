@@ -136,6 +136,20 @@ def test_a_sweep_with_a_variant_that_merges_only_at_the_end(compare, started, tm
     assert (configuration["xgblora_steps_per_iteration"], configuration["xgblora_merge_frequency"]) == (6, 0)
 
 
+def test_full_parameters_beside_adapters(compare, started):
+    """The flags of adapters that all methods share do not reach the method that has none."""
+    flags = ["--methods", "lora_zo", "mezo_full", "--seeds", "0", "--staged_eval=false", "--zo_pairing=paired"]
+    ending = compare(*SMALL, *flags)
+    assert ending.status == 0, ending.errors
+    made = result()
+    adapters, full = (run["configuration"] for run in made["runs"])
+    assert (adapters["method"], adapters["rank"], adapters["zo_pairing"]) == ("lora", 2, "paired")
+    assert (full["method"], full["rank"], full["alpha"], full["zo_pairing"]) == ("full", None, None, "sequential")
+    assert full["xgblora_steps_per_iteration"] == 0
+    assert "mezo_full" in ending.output
+    assert made["runs"][1]["trainable_parameters"] > 10 * made["runs"][0]["trainable_parameters"]
+
+
 def test_a_run_that_crashes_is_reported_and_the_others_go_on(compare, started, monkeypatch):
     start = runs.start_process
 
