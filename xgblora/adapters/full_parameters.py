@@ -151,6 +151,10 @@ class FullParameters:
         """Never: what is trained is the weights themselves, and nothing is left to merge."""
         return False
 
+    def weights(self) -> list[Tensor]:
+        """Those that merges write into: none."""
+        return []
+
     def base_tensors(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
         """The parameters as they are now."""
         return [("", {name: parameter.detach() for name, parameter in self.parameters.items()})]

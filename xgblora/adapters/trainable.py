@@ -73,6 +73,9 @@ class Trainable(Protocol):
     def change_the_function(self) -> bool:
         """Whether something trained stands beside the weights and has still to be merged into them."""
 
+    def weights(self) -> list[Tensor]:
+        """The frozen weights that merges write into."""
+
     def base_tensors(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
         """(name, tensors by name) of all that the fingerprint of the base is over."""
 

@@ -75,7 +75,7 @@ def _memory(trainer: XGBLoRATrainer, memory: RunMemory) -> Rows:
     rows = [("Memory of the base weights", memory.weights)]
     if trainer.args.trainer != "none":
         rows += [
-            ("Memory of the adapters", memory.adapters),
+            ("Memory of the fp32 master" if trainer.args.full else "Memory of the adapters", memory.adapters),
             ("Memory of the optimizer", memory.optimizer),
             (f"Memory of a step (activations{' and gradients' if backward else ''}, largest batch)", memory.step),
             ("Memory of merges on the device (remainders)", memory.remainders),

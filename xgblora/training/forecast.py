@@ -62,7 +62,7 @@ def course_of(trainer: XGBLoRATrainer) -> Course:
         per_epoch,
         merges=policy.merges_within(last, per_epoch) - policy.merges_within(first, per_epoch),
         first_merges=tuple(policy.place(step, step / per_epoch) for step in islice(at, 3)),
-        leftover=int(not policy.due(last, last / per_epoch)),
+        leftover=int(not args.full and not policy.due(last, last / per_epoch)),
     )
 
 
@@ -136,7 +136,8 @@ def memory_of_run(trainer: XGBLoRATrainer, batches: Batches | None, boosters: in
     evaluation = _peak_of_evaluation(trainer)
     if batches is None:
         return RunMemory(base_bytes(trainer), 0, 0, 0, evaluation, 0, 0)
-    live = arena.live.nbytes if arena.live is not None else 0
+    # of full parameters the live row is the weights themselves
+    live = arena.live.nbytes if arena.live is not None and arena.stacks else 0
     step, optimizer = _peak_of_step(trainer, batches.largest)
     return RunMemory(
         weights=base_bytes(trainer),
