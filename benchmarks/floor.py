@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from xgblora.training.objective import CandidateObjective
+from xgblora.training.objective import CandidateObjective, classification
 
 
 def bare_forwards(model: nn.Module, batch: dict[str, Tensor], forwards: int) -> Callable[[], None]:
     """`forwards` forwards of `model`, which has no adapters, one after the other; on a GPU as one CUDA graph."""
-    objective = CandidateObjective(model, classification=True)
+    objective = CandidateObjective(model, classification)
 
     @torch.no_grad()
     def run() -> None:

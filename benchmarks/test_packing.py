@@ -15,7 +15,7 @@ from benchmarks.conftest import on_device, random_model
 from benchmarks.measure import compare
 from benchmarks.peers import MezoStep, full_logits_loss
 from xgblora.tasks import Collator, EncodedExample, encode, load_task, sample_sets
-from xgblora.training.objective import CandidateObjective
+from xgblora.training.objective import CandidateObjective, classification
 
 SHARED = Path(__file__).parents[2] / "shared"
 BATCHES, EXAMPLES, ROUNDS = 4, 16, 3
@@ -60,7 +60,7 @@ def mezo_batch(examples: list[EncodedExample], device: torch.device) -> dict:
 def test_packed_step_against_padded_and_mezo(benchmark, device, batches, name):
     dtype = getattr(torch, name)
     model = random_model("opt-125m", device, dtype)
-    objective = CandidateObjective(model, classification=True)
+    objective = CandidateObjective(model, classification)
     ours = [on_device(Collator(pad_token_id=1)(batch), device) for batch in batches]
     theirs = [mezo_batch(batch, device) for batch in batches]
     for one, other in zip(ours, theirs, strict=True):

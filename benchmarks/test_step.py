@@ -11,7 +11,7 @@ from benchmarks.conftest import random_batch, random_model
 from benchmarks.floor import bare_forwards
 from benchmarks.measure import Work, compare
 from benchmarks.peers import MezoStep, full_logits_loss
-from xgblora.training.objective import CandidateObjective
+from xgblora.training.objective import CandidateObjective, classification
 
 published = pytest.mark.published
 CASES = [
@@ -45,7 +45,7 @@ def test_step_against_floor_and_mezo(benchmark, device, shape, name):
     model = random_model(shape, device, dtype)
     batch = random_batch(model, length)
     bare = copy.deepcopy(model)
-    objective = CandidateObjective(model, classification=True)
+    objective = CandidateObjective(model, classification)
     with torch.no_grad():
         ours, theirs = objective(model, batch).mean(), full_logits_loss(model, mezo_batch(batch))
     torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)

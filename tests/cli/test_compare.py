@@ -203,6 +203,7 @@ def test_when_every_run_crashes_the_status_says_so(compare, monkeypatch):
         (["--num_train=1000"], ["num_train=1000", "48 examples"]),
         (["--num_demos=2"], ["num_demos=2", "is for evaluation without training"]),
         (["--model_name=./nowhere"], ["model_name=./nowhere", "no such folder"]),
+        (["--objective=accuracy"], ["methods=lora_fo: objective=accuracy", "no gradient"]),
         (["--output_root=/proc/nothing"], ["output_root=/proc"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",

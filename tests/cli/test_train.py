@@ -92,13 +92,13 @@ def test_its_model_can_be_trained_on_another_task(given):
     assert Path(task.model_name).name == "opt-demo"
     others = {"task_name": None, "task_file": None, "data_dir": None, flag: value}
     assert {name: getattr(task, name) for name in others} == others
-    assert not task.train_as_classification
+    assert task.objective == "option_nll"
 
 
 def test_with_a_model_they_are_not(demo_free):
     task, _ = parse([demo_free, "--use_cpu"])
     assert task.data_dir is None
-    assert not task.train_as_classification
+    assert task.objective == "option_nll"
 
 
 def test_help_shows_our_flags_and_the_common_ones_and_no_other(train_command):

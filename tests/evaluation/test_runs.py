@@ -11,7 +11,7 @@ from xgblora.evaluation import evaluate
 from xgblora.tasks import TASKS, Collator, Sample, encode, load_task, sample_sets
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 from xgblora.training.fine_tune import fine_tune
-from xgblora.training.objective import CandidateObjective
+from xgblora.training.objective import CandidateObjective, classification
 from xgblora.training.trainer import XGBLoRATrainer
 
 
@@ -129,7 +129,7 @@ def test_the_trainer_s_evaluation_of_batches_with_different_numbers_of_candidate
         XGBLoRAArguments(
             output_dir=str(tmp_path), per_device_eval_batch_size=1, eval_strategy="no", use_cpu=True, disable_tqdm=True
         ),
-        objective=CandidateObjective(opt, classification=True),
+        objective=CandidateObjective(opt, classification),
         data_collator=Collator(0),
     )
     output = trainer.predict([encode(sample, tiny_tokenizer, max_length=64) for sample in samples])

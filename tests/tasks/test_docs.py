@@ -35,7 +35,7 @@ def test_its_command_is_taken(folder):
 
     (command,) = re.findall(r"^    xgblora-train (.*--num_train 12.*)$", PAGE, flags=re.MULTILINE)
     task, _ = parse([*command.split(), "--use_cpu"])
-    assert (task.task_file, task.num_train, task.num_dev, task.train_as_classification) == ("meals.yaml", 12, 4, True)
+    assert (task.task_file, task.num_train, task.num_dev, task.objective) == ("meals.yaml", 12, 4, "classification")
 
 
 @pytest.mark.parametrize("number", range(1, 3))

@@ -8,7 +8,7 @@ import torch
 import xgblora
 from xgblora.tasks import Collator, EncodedExample, OptionScorer
 from xgblora.tasks.packing import LENGTH_MULTIPLE, lay_out
-from xgblora.training.objective import CandidateObjective
+from xgblora.training.objective import CandidateObjective, classification
 from xgblora.zo.zero_order import stacked
 
 # the first batch of SST-2's training set, as OPT's tokenizer counts it
@@ -143,7 +143,7 @@ def test_paired_and_sequential_steps_agree_on_packed_batches(make_model):
     gradients = []
     for pairing in ("paired", "sequential"):
         model = make_model()
-        objective = CandidateObjective(model, classification=True)
+        objective = CandidateObjective(model, classification)
         zo = xgblora.ZeroOrder(
             xgblora.attach(model, alpha=4.0), objective, eps=1e-2, lr=0.1, directions=2, pairing=pairing
         )

@@ -5,7 +5,6 @@ import logging
 
 import pytest
 
-from xgblora.errors import InputError
 from xgblora.tasks import TASKS
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 from xgblora.training.fine_tune import fine_tune
@@ -37,7 +36,7 @@ def test_a_task_trains(train, shared_data, name):
     metrics = train(
         task_name=name,
         data_dir=str(shared_data(name.lower())),
-        train_as_classification=not TASKS[name].generation and name not in ("Copa", "ReCoRD"),
+        objective="option_nll" if TASKS[name].generation or name in ("Copa", "ReCoRD") else "classification",
     )
     assert metrics["training"]["steps"] == 20
     assert metrics["training"]["skipped_steps"] == 0
@@ -56,14 +55,17 @@ def test_a_task_of_one_s_own_trains(train, tmp_path, caplog):
     file = tmp_path / "mood.yaml"
     file.write_text("template: '{text} so I am'\nlabel: mood\nlabel_words: {up: happy, down: sad}\ndata: all.jsonl\n")
     with caplog.at_level(logging.INFO, logger="xgblora"):
-        metrics = train(task_file=str(file), train_as_classification=True)
+        metrics = train(task_file=str(file), objective="classification")
     assert metrics["configuration"]["task_name"] == "mood"
     assert metrics["configuration"]["task_file"] == str(file)
     assert metrics["results"]["trained"]["eval"]["examples"] == 2
     assert f"mood from {file}: 3 train, 1 dev, 2 held-out examples" in caplog.text
 
 
-def test_generated_answers_cannot_be_trained_as_classes(train, tmp_path):
-    with pytest.raises(InputError, match="train_as_classification=True: the answers of SQuAD are generated"):
-        train(task_name="SQuAD", train_as_classification=True)
-    assert not (tmp_path / "run").exists()
+def test_the_f1_of_generated_answers_trains(train, shared_data):
+    metrics = train(task_name="SQuAD", data_dir=str(shared_data("squad")), objective="f1", max_new_tokens=2)
+    assert metrics["training"]["steps"] == 20
+    assert metrics["training"]["skipped_steps"] == 0
+    for when in ("zero_shot", "trained"):
+        measured = metrics["results"][when]["eval"]
+        assert measured["loss"] == pytest.approx(1 - measured["f1"])

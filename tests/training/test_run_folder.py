@@ -177,12 +177,35 @@ def test_first_order_training_lowers_the_loss(run):
 
 
 def test_classification_trains_on_all_candidates(run):
-    trained = run("--trainer=regular", "--max_steps=12", "--train_as_classification", "--learning_rate=3e-2")
+    trained = run("--trainer=regular", "--max_steps=12", "--objective=classification", "--learning_rate=3e-2")
     assert "Loss: cross-entropy over the candidates" in trained.log
     results = trained.metrics["results"]
     assert results["trained"]["dev"]["loss"] != results["zero_shot"]["dev"]["loss"]
     losses = [float(loss) for _, loss in trained.losses]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+@pytest.mark.parametrize(
+    "objective, loss", [("accuracy", "1 - accuracy (no gradient)"), ("language_model", "loss of the whole right text")]
+)
+def test_an_objective_is_what_is_trained_and_evaluated(run, objective, loss):
+    trained = run(
+        f"--objective={objective}", "--zo_eps=0.1", "--max_steps=4", "--eval_steps=4", "--gradient_accumulation_steps=2"
+    )
+    assert f"Loss: {loss}" in trained.log
+    (entry,) = trained.entries("eval_loss.jsonl")
+    measured = trained.metrics["results"]["trained"]["dev"]
+    assert entry["eval_loss"] == pytest.approx(measured["loss"], rel=1e-5)
+    assert entry["eval_accuracy"] == measured["accuracy"]
+    if objective == "accuracy":
+        assert entry["eval_loss"] == 1 - entry["eval_accuracy"]
+        # eight examples a step, on both sides
+        assert all(float(value) * 16 == int(float(value) * 16) for _, value in trained.losses)
+    else:
+        nll = run("--trainer=none").metrics["results"]["zero_shot"]["dev"]
+        before = trained.metrics["results"]["zero_shot"]["dev"]
+        assert before["accuracy"] == nll["accuracy"]
+        assert before["loss"] != nll["loss"]
 
 
 def test_bfloat16_keeps_adapters_and_curve_in_fp32_and_saves_bfloat16(run):

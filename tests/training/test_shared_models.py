@@ -28,7 +28,7 @@ def test_a_few_first_order_steps_on_opt_mini_learn(run_shared):
     run = run_shared(
         "opt-mini",
         "--trainer=regular",
-        "--train_as_classification",
+        "--objective=classification",
         "--learning_rate=3e-3",
         "--max_steps=24",
         "--xgblora_steps_per_iteration=8",
@@ -44,7 +44,7 @@ def test_a_few_first_order_steps_on_opt_mini_learn(run_shared):
 
 
 def test_a_llama_with_options_of_several_tokens_trains(run_shared):
-    run = run_shared("stories260K", "--max_steps=6", "--xgblora_steps_per_iteration=3", "--train_as_classification")
+    run = run_shared("stories260K", "--max_steps=6", "--xgblora_steps_per_iteration=3", "--objective=classification")
     assert run.merge_lines == ["step 3", "step 6"]
     config = json.loads((run.folder / "model" / "config.json").read_text())
     assert config["model_type"] == "llama"

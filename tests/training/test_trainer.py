@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 import xgblora
 from xgblora.errors import InputError
-from xgblora.training.objective import CandidateObjective, model_loss
+from xgblora.training.objective import model_loss
 from xgblora.training.trainer import XGBLoRATrainer
 
 
@@ -303,22 +303,6 @@ def test_adapters_that_are_attached_already_are_used(make_opt, language_data, tm
 def test_a_batch_without_labels_says_what_is_missing(make_opt, token_batch):
     with pytest.raises(ValueError, match="give labels in the batch"):
         model_loss(make_opt(), token_batch())
-
-
-class TestCandidateObjective:
-    """The losses of a task."""
-
-    def test_classification_is_cross_entropy_over_scores_with_padding_candidates(self, make_opt):
-        objective = CandidateObjective(make_opt(), classification=True)
-        scores = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -2.0, float("-inf")]])
-        losses = objective.losses(scores, torch.tensor([2, 0]))
-        expected = [-torch.log_softmax(torch.tensor([-1.0, -2.0, -3.0]), 0)[2], torch.log1p(torch.tensor(-1.0).exp())]
-        assert torch.allclose(losses, torch.stack(expected))
-
-    def test_otherwise_it_is_minus_the_score_of_the_right_candidate(self, make_opt):
-        objective = CandidateObjective(make_opt(), classification=False)
-        losses = objective.losses(torch.tensor([[-1.0, -2.0], [-3.0, -4.0]]), torch.tensor([1, 0]))
-        assert losses.tolist() == [2.0, 3.0]
 
 
 class TestArguments:

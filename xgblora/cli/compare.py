@@ -22,6 +22,7 @@ from xgblora.training.language_model import refuse_missing_folder
 from xgblora.training.measurement import check_measurement
 from xgblora.training.report import configuration
 from xgblora.training.run_folder import RunFolder, refuse_unwritable
+from xgblora.training.task_objective import check_objective
 
 DESCRIPTION = """Compare LoRA and XGBLoRA: run every method on every seed, on the same data and the same noise, one run
 after the other, each a process of its own. What was stopped goes on where it was when the same command is given again.
@@ -130,6 +131,7 @@ def plan(arguments: list[str]) -> Comparison:
     if swept and not task.num_dev:
         raise InputError("num_dev=0: a sweep chooses on the development set")
     check_task(task, seeds[0])
+    check_objectives(task, chosen)
     root = Path(args.output_root or default_root(task))
     refuse_unwritable_root(root)
     common = {
@@ -191,6 +193,16 @@ def defaults_of_runs(arguments: list[str], training: XGBLoRAArguments) -> list[s
         words += [] if "save_steps" in given else [f"--save_steps={int(often)}"]
         words += [] if "save_total_limit" in given else ["--save_total_limit=1"]
     return words
+
+
+def check_objectives(task: TaskArguments, chosen: list[Method]) -> None:
+    """Raise InputError if a method cannot be trained on its objective; the one line names the method."""
+    for method in chosen:
+        try:
+            name = method.flags.get("objective", task.objective)
+            check_objective(name, choose_task(task.task_name, task.task_file), method.trainer)
+        except InputError as error:
+            raise InputError(f"methods={method.name}: {error}") from None
 
 
 def check_task(task: TaskArguments, seed: int) -> None:

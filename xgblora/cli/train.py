@@ -94,7 +94,7 @@ def set_defaults_of_demonstration(parser: FlagParser, arguments: list[str]) -> N
         flags = demo.flags()
         if given & {"task_name", "task_file", "data_dir"}:
             # the demonstration's model on another task
-            del flags["task_name"], flags["data_dir"], flags["train_as_classification"]
+            del flags["task_name"], flags["data_dir"], flags["objective"]
         if "full" in given:
             flags = {name: value for name, value in flags.items() if not is_of_adapters(name)}
             flags["learning_rate"] = demo.LEARNING_RATE_OF_FULL_PARAMETERS

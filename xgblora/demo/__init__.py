@@ -17,7 +17,7 @@ def flags() -> dict:
         "dtype": "float32",
         "num_train": 800,
         "num_dev": 200,
-        "train_as_classification": True,
+        "objective": "classification",
         "xgblora_steps_per_iteration": 100,
         "xgblora_merge_frequency": 0,
         "learning_rate": 2e-3,

@@ -105,7 +105,7 @@ def evaluate(
         raise InputError(f"{calibration}=True: the answers of {task.name} are generated, and have no scores")
     asker = _Asker(model, tokenizer, task, max_length, calibration, max_new_tokens, tokens)
     records: list[Record] = []
-    with _in_eval_mode(model):
+    with in_eval_mode(model):
         for start in range(0, len(samples), WINDOW):
             window = samples[start : start + WINDOW]
             shown = [_demonstrations_of(demonstrations, start + place) for place in range(len(window))]
@@ -193,7 +193,7 @@ def _demonstrations_of(demonstrations: Sequence[Sample] | Sequence[Sequence[Samp
 
 
 @contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Each module in eval mode within the block, and afterwards as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from xgblora.errors import InputError
@@ -38,30 +38,61 @@ def generate_answers(
     """
     check_room(max_length, max_new_tokens)
     texts = [prompt_ids(tokenizer, prompt, max_length - max_new_tokens) for prompt in prompts]
-    stops = stop_tokens(tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[-1]
     device = next(model.parameters()).device
     tokens = tokens or tokens_per_batch(device)
     answers = [""] * len(texts)
     lengths = list(map(len, texts))
     for places in batches_of(range(len(texts)), lengths.__getitem__, tokens=tokens, extra=max_new_tokens):
-        longest = lengths[places[0]]
-        padding = [longest - lengths[place] for place in places]
-        output = model.generate(
-            input_ids=torch.tensor(
-                [[pad] * more + texts[place] for place, more in zip(places, padding, strict=True)], device=device
-            ),
-            attention_mask=torch.tensor([[0] * more + [1] * (longest - more) for more in padding], device=device),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=stops,
-            pad_token_id=pad,
-        )
-        for place, written in zip(places, output[:, longest:].tolist(), strict=True):
-            end = next((i for i, token in enumerate(written) if token in stops), len(written))
-            answers[place] = tokenizer.decode(written[:end], skip_special_tokens=True).strip()
+        ids, mask = left_padded([texts[place] for place in places], pad_token(tokenizer))
+        batch = (ids.to(device), mask.to(device))
+        written = write_after(model, tokenizer, *batch, max_new_tokens=max_new_tokens)
+        for place, answer in zip(places, written, strict=True):
+            answers[place] = answer
     return answers
+
+
+@torch.no_grad()
+def write_after(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    max_new_tokens: int,
+) -> list[str]:
+    """What the model writes after each of the prompts of one batch, see `generate_answers`.
+
+    Args:
+        input_ids, attention_mask: int64 [B, T], padded on the left.
+    """
+    stops = stop_tokens(tokenizer)
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stops,
+        pad_token_id=pad_token(tokenizer),
+    )
+    answers = []
+    for written in output[:, input_ids.shape[1] :].tolist():
+        end = next((i for i, token in enumerate(written) if token in stops), len(written))
+        answers.append(tokenizer.decode(written[:end], skip_special_tokens=True).strip())
+    return answers
+
+
+def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids of B texts and their attention mask, int64 [B, T]."""
+    longest = max(map(len, texts))
+    padding = [longest - len(text) for text in texts]
+    ids = torch.tensor([[pad] * more + list(text) for text, more in zip(texts, padding, strict=True)])
+    return ids, torch.tensor([[0] * more + [1] * (longest - more) for more in padding])
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills a batch up: the tokenizer's own padding, or a token that ends an answer."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_tokens(tokenizer)[-1]
 
 
 def check_room(max_length: int, max_new_tokens: int) -> None:

@@ -34,7 +34,12 @@ class EncodedExample:
 
 
 def encode(
-    sample: Sample, tokenizer: PreTrainedTokenizerBase, *, max_length: int, only_right: bool = False
+    sample: Sample,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    only_right: bool = False,
+    whole_text: bool = False,
 ) -> EncodedExample:
     """Encode a sample.
 
@@ -43,6 +48,8 @@ def encode(
         tokenizer: any tokenizer; a fast one gives the option's span by character offsets.
         max_length: longer texts lose tokens at their beginning, never the first one if it is a special token.
         only_right: encode the right candidate alone (for the loss of the right option).
+        whole_text: let the first option be the right text, prompt and all, from its second token on (for the loss of
+            language modelling). The candidates come behind it, without it if `only_right`.
 
     Raises:
         InputError: an option is empty after tokenization, or does not fit into `max_length`.
@@ -54,13 +61,17 @@ def encode(
         if start == len(ids):
             raise InputError(f"{sample.origin}: the option {text[len(sample.prompt) :]!r} is empty after tokenization")
         encodings.append(_shortened(ids, start, tokenizer, max_length, sample.origin))
+    label = 0 if only_right else sample.label
+    if whole_text:
+        ids, _ = encodings[label]
+        encodings, label = ([(ids, 1)], 0) if only_right else ([(ids, 1), *encodings], label + 1)
     sequences = _unique_sequences([ids[:-1] for ids, _ in encodings])
     rows: dict[tuple[int, int], int] = {}
     options = []
     for ids, start in encodings:
         sequence = next(i for i, s in enumerate(sequences) if s[: len(ids) - 1] == tuple(ids[:-1]))
         options.append(tuple((rows.setdefault((sequence, i - 1), len(rows)), ids[i]) for i in range(start, len(ids))))
-    return EncodedExample(sequences, tuple(rows), tuple(options), 0 if only_right else sample.label)
+    return EncodedExample(sequences, tuple(rows), tuple(options), label)
 
 
 def option_start(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> tuple[list[int], int]:

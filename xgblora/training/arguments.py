@@ -49,8 +49,10 @@ class TaskArguments:
     num_dev: int = _field(500, "Development examples, drawn from the training split after them.")
     num_eval: int | None = _field(None, "Held-out examples of the validation split; all without it.")
     train_set_seed: int | None = _field(None, "Seed that draws the examples; --seed without it.")
-    train_as_classification: bool = _field(
-        False, "Train with the cross-entropy over all candidates instead of the loss of the right one."
+    objective: Literal["option_nll", "classification", "language_model", "accuracy", "f1"] = _field(
+        "option_nll",
+        "What a step minimises: the loss of the right option, the cross-entropy over all candidates, the loss of the "
+        "whole right text, 1 - accuracy, or 1 - F1 of generated answers (docs/objectives.md).",
     )
     max_length: int | None = _field(None, "Longest text in tokens; the model's own limit without it.")
     num_demos: int = _field(0, "Demonstrations in front of each question, from the training examples (--trainer none).")

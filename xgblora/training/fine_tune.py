@@ -12,14 +12,14 @@ from xgblora.boosting.export import export_merged, finish, takes_its_boosters
 from xgblora.boosting.peft_adapter import export_peft
 from xgblora.environment import peak_memory, versions
 from xgblora.errors import InputError
-from xgblora.tasks import Collator, EncodedExample, Sample, choose_task, encode, sample_sets
+from xgblora.tasks import choose_task, sample_sets
 from xgblora.training import checkpoint, report, run_figures
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 from xgblora.training.console import logger, logging_to, remembering_log
 from xgblora.training.language_model import load_model, longest_text, refuse_missing_folder
 from xgblora.training.measurement import Measurement, calibration_for, check_measurement, demonstrations_for
-from xgblora.training.objective import CandidateObjective
 from xgblora.training.run_folder import RunFolder, entries_of, refuse_unwritable, unused_folder
+from xgblora.training.task_objective import check_objective, prepare_objective
 from xgblora.training.trainer import XGBLoRATrainer
 
 
@@ -74,8 +74,7 @@ def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
         raise InputError("model_name is missing: give a model folder or a hub name")
     refuse_missing_folder(task.model_name)
     chosen = choose_task(task.task_name, task.task_file)
-    if chosen.generation and task.train_as_classification:
-        raise InputError(f"train_as_classification=True: the answers of {chosen.name} are generated, not chosen")
+    check_objective(task.objective, chosen, args.trainer, task.num_demos)
     check_measurement(task, chosen, args.trainer)
     task = replace(task, task_name=chosen.name)
     folder = _choose_folder(task, args)
@@ -94,14 +93,16 @@ def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
     demonstrations = demonstrations_for(task, splits, sets, seed)
     model, tokenizer = load_model(task.model_name, dtype=task.dtype, device=args.device)
     length = longest_text(model, tokenizer, task.max_length)
-    train = _encode(sets.train, tokenizer, length, only_right=not task.train_as_classification)
+    objective = prepare_objective(
+        task.objective, chosen, model, tokenizer, max_length=length, max_new_tokens=task.max_new_tokens
+    )
+    train = [objective.to_train(sample) for sample in sets.train]
     # sorted by length, so that a batch of the evaluation has little padding
-    dev = sorted(_encode(sets.dev, tokenizer, length), key=len)
+    dev = sorted((objective.to_measure(sample) for sample in sets.dev), key=len)
     if not dev:
         if args.staged_eval:
             raise InputError(f"num_dev={task.num_dev}: staged_eval needs development examples")
         args.eval_strategy = "no"
-    objective = CandidateObjective(model, classification=task.train_as_classification)
     measurement = Measurement(
         chosen,
         sets,
@@ -116,10 +117,10 @@ def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
     trainer = XGBLoRATrainer(
         model,
         args,
-        objective=objective,
+        objective=objective.objective,
         train_dataset=train,
         eval_dataset=dev or None,
-        data_collator=Collator(tokenizer.pad_token_id),
+        data_collator=objective.collate,
         # of a generated answer the loss alone is known
         compute_metrics=None if chosen.generation else _compute_metrics,
     )
@@ -203,12 +204,6 @@ def _go_on_from_last(folder: RunFolder, task: TaskArguments, args: XGBLoRAArgume
         folder.refuse_if_finished()
     logger.info("resuming from %s", whole) if whole else logger.info("no whole checkpoint: starting from the beginning")
     args.resume_from_checkpoint = str(whole) if whole else None
-
-
-def _encode(
-    samples: list[Sample], tokenizer: PreTrainedTokenizerBase, max_length: int, *, only_right: bool = False
-) -> list[EncodedExample]:
-    return [encode(sample, tokenizer, max_length=max_length, only_right=only_right) for sample in samples]
 
 
 def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:

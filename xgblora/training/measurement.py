@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xgblora.errors import InputError
-from xgblora.evaluation import Evaluation, Record, draw_demonstrations, evaluate
+from xgblora.evaluation import Evaluation, draw_demonstrations, evaluate
 from xgblora.evaluation.demonstrations import Calibration, without_question
 from xgblora.evaluation.generation import check_room
 from xgblora.tasks import Sample, SampledSets, Splits, Task, encode
 from xgblora.training.arguments import TaskArguments
-from xgblora.training.objective import CandidateObjective
+from xgblora.training.task_objective import TaskObjective
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Measurement:
     task: Task
     sets: SampledSets
     tokenizer: PreTrainedTokenizerBase
-    objective: CandidateObjective
+    objective: TaskObjective
     max_length: int
     demonstrations: Sequence[Sample] | Sequence[Sequence[Sample]]
     calibration: Calibration
@@ -63,14 +62,9 @@ class Measurement:
                     calibration=self.calibration,
                     max_new_tokens=self.max_new_tokens,
                 )
-                loss = sum(map(self._loss, evaluation.records)) / len(samples)
+                loss = self.objective.mean_loss(model, samples, evaluation.records)
                 measured[name] = {**evaluation.metrics, "loss": loss, "examples": len(samples)}
         return measured, evaluation
-
-    def _loss(self, record: Record) -> float:
-        label = 0 if self.task.generation else record.right[0]
-        scores = torch.tensor([record.log_probabilities])
-        return self.objective.losses(scores, torch.tensor([label])).item()
 
 
 def demonstrations_for(

@@ -1,4 +1,7 @@
-"""Objectives: what a step minimises, as a callable `(model, batch) -> losses`."""
+"""Objectives of texts: what a step minimises, as a callable `(model, batch) -> losses` on batches of `Collator`."""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -6,33 +9,81 @@ from torch import Tensor, nn
 
 from xgblora.tasks import OptionScorer
 
+LossOfScores = Callable[[Tensor, Tensor], Tensor]
 
-class CandidateObjective:
-    """The loss of a task with candidate answers, one an example.
+
+def option_nll(scores: Tensor, labels: Tensor) -> Tensor:
+    """Minus the score of the right candidate: its mean negative log-likelihood (MeZO's only-option loss).
 
     Args:
-        model: the model that will be trained.
-        classification: True: cross-entropy over the candidates' scores. False: minus the score of the right candidate,
-            its mean negative log-likelihood (MeZO's only-option loss).
-    """
+        scores: fp32 [B, C], mean log-probabilities of the candidates, -inf where there is none.
+        labels: int64 [B].
 
-    def __init__(self, model: nn.Module, *, classification: bool):
-        self._scorer = OptionScorer(model)
-        self._classification = classification
+    Returns:
+        fp32 [B].
+    """
+    return -scores.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+
+def classification(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy over the candidates; shapes as of `option_nll`."""
+    return F.cross_entropy(scores, labels, reduction="none")
+
+
+def zero_one(scores: Tensor, labels: Tensor) -> Tensor:
+    """0 where the right candidate is the first of the best, else 1; shapes as of `option_nll`. It has no gradient."""
+    return (scores.argmax(dim=1) != labels).float()
+
+
+@runtime_checkable
+class ChoosingObjective(Protocol):
+    """An objective that also says which candidate the model chose, so that an evaluation knows the accuracy."""
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """fp32 [B] losses."""
-        return self.losses(self.scores(model, batch), batch["label"])
 
-    def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """fp32 [B, C] mean log-probabilities of the candidates."""
-        return self._scorer.scores(model, batch)
+    def losses_and_choices(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """fp32 [B] losses and int64 [B] chosen candidates, to be compared with the batch's `label` [B]."""
 
-    def losses(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """fp32 [B] losses of scores [B, C] and labels [B]."""
-        if self._classification:
-            return F.cross_entropy(scores, labels, reduction="none")
-        return -scores.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+class CandidateObjective:
+    """A loss of the candidates' scores.
+
+    Args:
+        model: the model that will be trained.
+        loss: of scores [B, C] and labels [B]: `option_nll`, `classification`, `zero_one` or another.
+    """
+
+    def __init__(self, model: nn.Module, loss: LossOfScores = option_nll):
+        self._scorer = OptionScorer(model)
+        self.loss = loss
+
+    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return self.loss(self._scorer.scores(model, batch), batch["label"])
+
+    def losses_and_choices(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        scores = self._scorer.scores(model, batch)
+        return self.loss(scores, batch["label"]), scores.argmax(dim=1)
+
+
+class LanguageModelObjective:
+    """Minus the mean log-probability of all tokens of the right text but the first, one loss an example.
+
+    Takes batches of examples encoded with `whole_text`.
+
+    Args:
+        model: the model that will be trained.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._scorer = OptionScorer(model)
+
+    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return -self._scorer.scores(model, batch)[:, 0]
+
+    def losses_and_choices(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        scores = self._scorer.scores(model, batch)
+        return -scores[:, 0], scores[:, 1:].argmax(dim=1) + 1
 
 
 def model_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

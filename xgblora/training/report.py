@@ -7,6 +7,7 @@ from xgblora.tasks import SampledSets
 from xgblora.training.arguments import NUMBERS_OF_OPTIMIZERS, TaskArguments, XGBLoRAArguments
 from xgblora.training.console import log_block, log_table, logger
 from xgblora.training.run_folder import RunFolder
+from xgblora.training.task_objective import OBJECTIVES
 from xgblora.training.trainer import XGBLoRATrainer
 
 
@@ -48,14 +49,13 @@ def log_configuration(
                 rows.append(("Rounding of merges", args.rounding))
         if args.trainer == "zo":
             rows.append(("Zeroth order", estimate_and_rule(args)))
-        loss = "cross-entropy over the candidates" if task.train_as_classification else "loss of the right option"
         rows += [
             (
                 "Learning rate",
                 f"{args.learning_rate:g} ({getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)})",
             ),
             ("Batch size", args.per_device_train_batch_size * args.gradient_accumulation_steps),
-            ("Loss", loss),
+            ("Loss", OBJECTIVES[task.objective]),
             ("Seed", args.seed),
         ]
     log_block("xgblora", [*rows, ("Output", folder.path)])

@@ -20,7 +20,7 @@ from xgblora.training import checkpoint
 from xgblora.training.arguments import NUMBERS_OF_OPTIMIZERS, XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress, RunFilesCallback
 from xgblora.training.console import logger
-from xgblora.training.objective import CandidateObjective, model_loss
+from xgblora.training.objective import ChoosingObjective, model_loss
 from xgblora.training.run_folder import RunFolder
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer
 from xgblora.zo import ZeroOrder
@@ -140,16 +140,16 @@ class XGBLoRATrainer(Trainer):
 
     @torch.no_grad()
     def prediction_step(self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys=None):
-        """Loss, chosen candidates [B] and labels [B] of a batch; the loss alone for an objective without candidates.
+        """Loss, chosen candidates [B] and labels [B] of a batch; the loss alone unless it is a `ChoosingObjective`.
 
         Not the scores: batches have different numbers of candidates, and transformers would fill them up with -100,
         which is more than a score may be.
         """
         inputs = self._prepare_inputs(inputs)
-        if not isinstance(self.objective, CandidateObjective):
+        if not isinstance(self.objective, ChoosingObjective):
             return self.objective(model, inputs).mean(), None, None
-        scores = self.objective.scores(model, inputs)
-        return self.objective.losses(scores, inputs["label"]).mean(), scores.argmax(dim=1), inputs["label"]
+        losses, chosen = self.objective.losses_and_choices(model, inputs)
+        return losses.mean(), chosen, inputs["label"]
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """The zeroth-order optimizer, or transformers' choice over the adapters' parameters."""
