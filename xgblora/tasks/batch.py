@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from xgblora.tasks.encoding import EncodedExample
-from xgblora.tasks.packing import Layout, lay_out
+from xgblora.tasks.packing import lay_out
 
 
 @dataclass(frozen=True)
@@ -32,44 +32,40 @@ class Collator:
     pad_token_id: int
 
     def __call__(self, examples: list[EncodedExample]) -> dict[str, Tensor | tuple[int, int, int]]:
-        length = max(len(example) for example in examples)
+        layout = lay_out(examples)
+        count, length = len(examples), max(map(len, examples))
         sequences = max(len(example.sequences) for example in examples)
         rows = max(len(example.rows) for example in examples)
         candidates = max(len(example.options) for example in examples)
         tokens = max(len(option) for example in examples for option in example.options)
-        count = len(examples)
-        layout = lay_out(examples)
-        batch = {
-            "input_ids": torch.full((count, sequences, length), self.pad_token_id),
-            "attention_mask": torch.zeros(count, sequences, length, dtype=torch.int64),
-            "rows": torch.zeros(count, rows, dtype=torch.int64),
-            "option_rows": torch.zeros(count, candidates, tokens, dtype=torch.int64),
-            "option_targets": torch.zeros(count, candidates, tokens, dtype=torch.int64),
-            "option_mask": torch.zeros(count, candidates, tokens, dtype=torch.int64),
+        # lists first: writing each example into tensors takes twice as long, 1.2 ms for 16 of SST-2
+        ids, mask, cells, wanted, option_rows, targets, there = ([] for _ in range(7))
+        for number, example in enumerate(examples):
+            for place in range(sequences):
+                # attention over a sequence of padding alone would be a softmax over nothing
+                text = example.sequences[place if place < len(example.sequences) else 0]
+                more = length - len(text)
+                ids += [self.pad_token_id] * more + list(text)
+                mask += [0] * more + [1] * len(text)
+                held = layout.cells(number, place, len(text)) if place < len(example.sequences) else []
+                cells += [layout.rows * layout.length] * (length - len(held)) + held
+            positions = [(s + 1) * length - len(example.sequences[s]) + i for s, i in example.rows]
+            wanted += positions + positions[:1] * (rows - len(positions))
+            for option in (*example.options, *[()] * (candidates - len(example.options))):
+                more = [0] * (tokens - len(option))
+                option_rows += [row for row, _ in option] + more
+                targets += [target for _, target in option] + more
+                there += [1] * len(option) + more
+        texts, options = (count, sequences, length), (count, candidates, tokens)
+        return {
+            "input_ids": torch.tensor(ids).view(texts),
+            "attention_mask": torch.tensor(mask).view(texts),
+            "rows": torch.tensor(wanted).view(count, rows),
+            "option_rows": torch.tensor(option_rows).view(options),
+            "option_targets": torch.tensor(targets).view(options),
+            "option_mask": torch.tensor(there).view(options),
             "label": torch.tensor([example.label for example in examples]),
-            "cells": torch.full((count, sequences, length), layout.rows * layout.length),
+            "cells": torch.tensor(cells).view(texts),
             "shared": torch.tensor(layout.shared),
             "grid": (count, layout.rows, layout.length),
         }
-        for index, example in enumerate(examples):
-            self._fill(batch, index, example, layout)
-        return batch
-
-    def _fill(self, batch: dict, index: int, example: EncodedExample, layout: Layout) -> None:
-        length = batch["input_ids"].shape[2]
-        for place in range(batch["input_ids"].shape[1]):
-            # attention over a sequence of padding alone would be a softmax over nothing
-            ids = example.sequences[place] if place < len(example.sequences) else example.sequences[0]
-            batch["input_ids"][index, place, length - len(ids) :] = torch.tensor(ids)
-            batch["attention_mask"][index, place, length - len(ids) :] = 1
-        for place, ids in enumerate(example.sequences):
-            cells = torch.tensor(layout.cells(index, place, len(ids)))
-            batch["cells"][index, place, length - len(ids) :] = cells
-        positions = [s * length + length - len(example.sequences[s]) + i for s, i in example.rows]
-        positions += positions[:1] * (batch["rows"].shape[1] - len(positions))
-        batch["rows"][index] = torch.tensor(positions)
-        for candidate, option in enumerate(example.options):
-            rows, targets = zip(*option, strict=True)
-            batch["option_rows"][index, candidate, : len(option)] = torch.tensor(rows)
-            batch["option_targets"][index, candidate, : len(option)] = torch.tensor(targets)
-            batch["option_mask"][index, candidate, : len(option)] = 1
