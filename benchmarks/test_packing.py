@@ -18,7 +18,7 @@ from xgblora.tasks import Collator, EncodedExample, encode, load_task, sample_se
 from xgblora.training.objective import CandidateObjective, classification
 
 SHARED = Path(__file__).parents[2] / "shared"
-BATCHES, EXAMPLES, ROUNDS = 4, 16, 3
+BATCHES, EXAMPLES, ROUNDS = 2, 16, 3
 
 
 @pytest.fixture

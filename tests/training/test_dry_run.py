@@ -4,6 +4,7 @@ import pytest
 
 from xgblora.adapters.memory import readable_size
 from xgblora.cli.train import parse
+from xgblora.tasks.packing import positions_of
 from xgblora.training import forecast
 from xgblora.training.fine_tune import prepare
 
@@ -98,7 +99,7 @@ def test_memory_is_counted(foreseen):
     # AdamW: two moments in fp32, and a step count for each of 8 tensors
     assert memory.optimizer == 2 * 4 * parameters + 4 * 8
     assert memory.host == 4 * 32 * 32 * 4 + trainer.adapters.arena.master.nbytes
-    assert batches.most_tokens == batches.largest["input_ids"].numel() >= batches.tokens
+    assert batches.most_tokens == positions_of(batches.largest) >= batches.tokens
     *_, without_backward = foreseen("--max_steps=3", "--zo_pairing=sequential")
     assert without_backward.optimizer == 0
     assert memory.step > 2 * without_backward.step > 0

@@ -98,6 +98,14 @@ def keeps_apart(examples: Tensor, branches: Tensor) -> Tensor:
     return (before & of_example & of_branch).unsqueeze(1)
 
 
+def positions_of(batch: dict) -> int:
+    """Positions that a forward of a batch computes: those of its packed grid, or of a batch that has none."""
+    if "grid" not in batch:
+        return batch["input_ids"].numel()
+    _, rows, length = batch["grid"]
+    return rows * length
+
+
 def keeps_all_tokens(config) -> bool:
     """Whether every layer of a model attends to all tokens before: no sliding windows, nothing recurrent."""
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from xgblora.adapters.memory import memory_of
 from xgblora.errors import InputError
+from xgblora.tasks.packing import positions_of
 from xgblora.training import checkpoint
 from xgblora.training.live_memory import LiveMemory
 from xgblora.training.trainer import XGBLoRATrainer
@@ -86,9 +87,9 @@ def batches_of(trainer: XGBLoRATrainer, steps: int) -> Batches:
     limit = steps * trainer.args.gradient_accumulation_steps
     tokens, largest = [], None
     for batch in islice(trainer.get_train_dataloader(), limit):
-        if not tokens or _tokens(batch) > max(tokens):
+        if not tokens or positions_of(batch) > max(tokens):
             largest = batch
-        tokens.append(_tokens(batch))
+        tokens.append(positions_of(batch))
     return Batches(sum(tokens) / len(tokens), max(tokens), largest)
 
 
@@ -184,10 +185,6 @@ def disk_space(trainer: XGBLoRATrainer, course: Course, memory: RunMemory) -> Di
     return DiskSpace(boosters, tape, memory.weights, adapters + boosters + tape + memory.optimizer)
 
 
-def _tokens(batch: dict[str, Tensor]) -> int:
-    return batch["input_ids"].numel()
-
-
 def _peak_of_step(trainer: XGBLoRATrainer, batch: dict[str, Tensor]) -> tuple[int, int]:
     """The most that a step holds at once, and what the optimizer keeps after it."""
     with _that_fits(trainer, "per_device_train_batch_size"), LiveMemory() as live:
@@ -209,7 +206,7 @@ def _peak_of_step(trainer: XGBLoRATrainer, batch: dict[str, Tensor]) -> tuple[in
 def _peak_of_evaluation(trainer: XGBLoRATrainer) -> int:
     if trainer.eval_dataset is None:
         return 0
-    largest = max(trainer.get_eval_dataloader(), key=_tokens)
+    largest = max(trainer.get_eval_dataloader(), key=positions_of)
     with _that_fits(trainer, "per_device_eval_batch_size"), LiveMemory() as live:
         trainer.prediction_step(trainer.model, largest, prediction_loss_only=False)
     return live.peak

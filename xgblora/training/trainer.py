@@ -16,6 +16,7 @@ from xgblora.adapters import FullParameters, Trainable, attach
 from xgblora.atomic_file import replacing_folder
 from xgblora.boosting import Booster, Unboosted, start_tape
 from xgblora.errors import InputError
+from xgblora.tasks.packing import positions_of
 from xgblora.training import checkpoint
 from xgblora.training.arguments import NUMBERS_OF_OPTIMIZERS, XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress, RunFilesCallback
@@ -161,7 +162,7 @@ class XGBLoRATrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict) -> int:
         """2 FLOP a parameter and token for a forward; a forward and a backward count as 3."""
-        tokens = inputs["input_ids"].numel() if "input_ids" in inputs else 0
+        tokens = positions_of(inputs) if "input_ids" in inputs else 0
         forwards = self.zo.forwards if self.zo is not None else 3
         return 2 * forwards * tokens * self._forward_parameters
 
