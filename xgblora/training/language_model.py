@@ -36,7 +36,8 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The torch dtype that `dtype` stands for on `device`.
 
     "auto" is bfloat16 where there are matrix units for it: a GPU that has them, a CPU with AMX (7 times the rate of
-    fp32 there). Elsewhere it is float32: with AVX-512's bf16 instructions alone OPT-125m runs at 0.4 times that rate.
+    fp32 there). Elsewhere it is float32, whose losses have less noise: AVX-512's bf16 instructions would double the
+    rate (a 768 x 3,072 layer on one core of an AMD EPYC: 2.3 times).
     """
     if dtype != "auto":
         return getattr(torch, dtype)
