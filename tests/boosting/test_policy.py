@@ -103,7 +103,7 @@ def test_the_adaptive_rule_is_alone_and_never_due_by_counting(frequency):
 
 @pytest.mark.parametrize("frequency", [0, 1])
 def test_the_adaptive_rule_and_merging_by_steps_is_an_error(frequency):
-    with pytest.raises(InputError, match="^--xgblora_adaptive_merge and --xgblora_steps_per_iteration 7: choose one"):
+    with pytest.raises(InputError, match=r"^--xgblora_adaptive_merge and --xgblora_steps_per_iteration 7: choose one"):
         MergePolicy.from_flags(steps_per_iteration=7, merge_frequency=frequency, adaptive=AdaptiveRule())
 
 
