@@ -145,7 +145,7 @@ class AdapterArguments:
 
 def is_of_adapters(flag: str) -> bool:
     """Whether `flag` is of adapters or of boosting: full-parameter training has neither."""
-    others = ("target_modules", "rounding", "staged_eval", "load_best_round_at_end")
+    others = ("target_modules", "rounding", *NEED_ROUNDS)
     return flag.startswith(("lora_", "xgblora_")) or flag in others
 
 
