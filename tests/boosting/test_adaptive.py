@@ -97,6 +97,20 @@ def test_numbers_out_of_range_are_refused_by_the_name_of_their_flag(numbers, sai
     assert str(error.value).startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "most"),
+    [
+        ({"patience": 2}, 20),
+        ({"patience": 3}, 14),
+        ({"min_steps": 100}, 10),
+        ({"max_steps": 25}, 40),
+        ({"max_steps": 900}, 39),
+    ],
+)
+def test_how_many_rounds_there_may_be_in_1000_steps_evaluated_every_25(numbers, most):
+    assert AdaptiveRule(**numbers).most_rounds(1000, 25) == most
+
+
 class TestOnAToy:
     """Zeroth-order training whose evaluations are made up: the third is the best, then the rule gives up."""
 

@@ -76,6 +76,11 @@ def test_the_tape_trains_the_same_weights_again(run, capsys):
     assert "verified" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_a_dry_run_says_how_many_merges_there_may_be(run_in, tmp_path, capsys):
+    run_in(tmp_path / "dry", *ADAPTIVE, "--max_steps=24", "--xgblora_adaptive_patience=3", "--dry_run")
+    assert "Merges to come: at most 4\n" in capsys.readouterr().out
+
+
 # within a round, at a merge, at the end
 @pytest.mark.parametrize("step", [8, 16, 24])
 def test_a_resumed_run_is_the_same_run(run, run_in, tmp_path, step):

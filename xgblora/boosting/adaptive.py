@@ -56,6 +56,13 @@ class AdaptiveRule:
                 "or more, or 0 for no limit"
             )
 
+    def most_rounds(self, steps: int, eval_steps: int) -> int:
+        """How many rounds may end within `steps` optimizer steps that are evaluated after every `eval_steps`."""
+        # rounds that end between two evaluations have the next one sooner
+        shortest = (self.patience - 1) * eval_steps + (1 if self.max_steps else eval_steps)
+        shortest = max(shortest, self.min_steps)
+        return math.ceil(steps / (min(shortest, self.max_steps) if self.max_steps else shortest))
+
     def __str__(self) -> str:
         limits = [f"after {self.min_steps} steps or more"] if self.min_steps else []
         limits += [f"after {self.max_steps} steps at the latest"] if self.max_steps else []
