@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 
 from xgblora import MergePolicy
+from xgblora.boosting import AdaptiveRule
 from xgblora.errors import InputError
 
 
@@ -90,6 +91,22 @@ def test_the_flag_that_does_not_count_is_named():
     assert MergePolicy.from_flags().ignored is None
 
 
+@pytest.mark.parametrize("frequency", [0, 3])
+def test_the_adaptive_rule_is_alone_and_never_due_by_counting(frequency):
+    policy = MergePolicy.from_flags(merge_frequency=frequency, adaptive=AdaptiveRule())
+    assert policy.rule == "adaptive"
+    assert not any(policy.due(step, float(epoch)) for step, epoch in product(range(1, 20), range(1, 20)))
+    assert policy.merges_within(10_000, 10) is None
+    said = f"xgblora_merge_frequency={frequency} is ignored: adaptive merging never merges at epochs"
+    assert policy.ignored == (said if frequency else None)
+
+
+@pytest.mark.parametrize("frequency", [0, 1])
+def test_the_adaptive_rule_and_merging_by_steps_is_an_error(frequency):
+    with pytest.raises(InputError, match=r"^--xgblora_adaptive_merge and --xgblora_steps_per_iteration 7: choose one"):
+        MergePolicy.from_flags(steps_per_iteration=7, merge_frequency=frequency, adaptive=AdaptiveRule())
+
+
 @pytest.mark.parametrize(
     ("flags", "text", "place"),
     [
@@ -98,6 +115,12 @@ def test_the_flag_that_does_not_count_is_named():
         ({"merge_frequency": 3}, "merge every 3 epochs", "epoch 3"),
         ({"merge_frequency": 1}, "merge every epoch", "epoch 3"),
         ({}, "no merge during training", None),
+        (
+            {"adaptive": AdaptiveRule(ema=0.25, patience=3, min_steps=50, max_steps=400)},
+            "merge the round's best when the held-out loss stops improving (EMA 0.25, patience 3, threshold 0.001, "
+            "after 50 steps or more, after 400 steps at the latest)",
+            "step 300",
+        ),
     ],
 )
 def test_the_words_of_the_log(flags, text, place):

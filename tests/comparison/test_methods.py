@@ -29,7 +29,8 @@ def test_plain_lora_has_its_rank_and_neither_merges_nor_rounds():
     settings = METHODS["lora_zo"].settings(COMMON, {})
     assert (settings["lora_r"], settings["lora"]) == (4, True)
     assert (settings["xgblora_steps_per_iteration"], settings["xgblora_merge_frequency"]) == (0, 0)
-    assert settings["staged_eval"] is False
+    assert settings["staged_eval"] is settings["xgblora_adaptive_merge"] is False
+    assert settings["early_stopping_rounds"] == 0
 
 
 def test_full_parameters_are_given_no_flag_of_adapters():

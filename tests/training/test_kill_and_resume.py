@@ -39,6 +39,10 @@ CASES = {
     ),
     "no merge, LoRA, sequential": ("--lora", "--lora_r=2", *SELDOM, "--zo_pairing=sequential"),
     "no merge, paired": ("--xgblora", "--xgblora_merge_frequency=0", *SELDOM, "--zo_pairing=paired"),
+    "adaptive, early stopping": (
+        *("--xgblora_adaptive_merge", "--eval_steps=1", "--early_stopping_rounds=2", *SELDOM),
+        *("--learning_rate=0.3", "--zo_pairing=sequential"),
+    ),
     "by steps, first-order, best round": (*STEPS, *SELDOM, "--trainer=regular", "--load_best_round_at_end"),
 }
 # what a case is swept for: the phase, and the call in a checkpoint before which the run was killed first

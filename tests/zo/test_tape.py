@@ -14,7 +14,16 @@ import xgblora
 from xgblora.adapters import Origin
 from xgblora.errors import InputError
 from xgblora.zo import Tape, UpdateRule
-from xgblora.zo.tape import EndRecord, MergeRecord, RollbackRecord, StepRecord, TapeHeader, checksum
+from xgblora.zo.tape import (
+    EndRecord,
+    KeepRecord,
+    MergeRecord,
+    RollbackRecord,
+    StepRecord,
+    TakeRecord,
+    TapeHeader,
+    checksum,
+)
 
 DIGEST = "ab" * 32
 
@@ -38,6 +47,8 @@ def small_tape(directions: int = 1, *, end: bool = True) -> Tape:
     record_step(tape, 1, seed=2**63 - 1, lr=1e-8, grads=[-3.0] * directions, applied=False)
     tape.record_merge(1, 2, torch.arange(8.0))
     tape.record_rollback(0)
+    tape.record_keep()
+    tape.record_take()
     if end:
         tape.record_end(DIGEST)
     return tape
@@ -46,6 +57,7 @@ def small_tape(directions: int = 1, *, end: bool = True) -> Tape:
 def boundaries(tape: Tape) -> list[int]:
     """Where the header and each record end."""
     lengths = {StepRecord: 21 + 4 * tape.header.directions, MergeRecord: 17, RollbackRecord: 9, EndRecord: 37}
+    lengths |= {KeepRecord: 5, TakeRecord: 5}
     sizes = [lengths[type(record)] for record in tape.records()]
     ends = [len(tape.to_bytes()) - sum(sizes)]
     for size in sizes:
@@ -77,6 +89,8 @@ def test_what_was_recorded_is_read_again(tmp_path, directions):
         StepRecord(1, torch.tensor(1e-8).item(), 2**63 - 1, (-3.0,) * directions, False),
         MergeRecord(1, 2, checksum(torch.arange(8.0))),
         RollbackRecord(0),
+        KeepRecord(),
+        TakeRecord(),
         EndRecord(bytes.fromhex(DIGEST)),
     ]
     assert again.skipped_steps() == 1

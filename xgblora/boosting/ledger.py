@@ -29,6 +29,7 @@ class MergedAdapter:
         scale: what its `outer(b, a)` was multiplied with.
         adapters: fp32 [P] on the host, laid out as the arena was.
         held_out_loss: of the model with this booster, if it was measured.
+        kept_step: the step whose weights the round went back to before the merge; None where it was the merge's own.
     """
 
     round: int
@@ -37,6 +38,7 @@ class MergedAdapter:
     scale: float
     adapters: Tensor
     held_out_loss: float | None = None
+    kept_step: int | None = None
 
 
 @dataclass

@@ -7,12 +7,23 @@ from torch import nn
 
 from xgblora.adapters import FullParameters, Origin, attach
 from xgblora.adapters.identity import trained_hash
+from xgblora.boosting.adaptive import take_back
 from xgblora.boosting.booster import Booster
 from xgblora.boosting.ledger import Ledger
 from xgblora.boosting.unboosted import Unboosted
 from xgblora.errors import InputError
 from xgblora.zo import ArenaOptimizer, Tape, ZeroOrder
-from xgblora.zo.tape import EndRecord, MergeRecord, Record, RollbackRecord, StepRecord, TapeHeader, checksum
+from xgblora.zo.tape import (
+    EndRecord,
+    KeepRecord,
+    MergeRecord,
+    Record,
+    RollbackRecord,
+    StepRecord,
+    TakeRecord,
+    TapeHeader,
+    checksum,
+)
 from xgblora.zo.zero_order import direction_seeds
 
 
@@ -60,7 +71,7 @@ def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
     optimizer = ArenaOptimizer(
         adapters.arena, header.rule, distribution=header.distribution, weight_decay=header.weight_decay
     )
-    verified = False
+    verified, kept = False, None
     for record in tape.records() if records is None else records:
         if isinstance(record, StepRecord):
             _step(optimizer, header.directions, record)
@@ -69,6 +80,12 @@ def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
             booster.merge(step=record.step)
         elif isinstance(record, RollbackRecord):
             booster.rollback(round=record.round)
+        elif isinstance(record, KeepRecord):
+            kept = adapters.arena.master.clone()
+        elif isinstance(record, TakeRecord):
+            if kept is None:
+                raise InputError("the tape takes an adapter back that it never kept")
+            take_back(booster, kept)
         elif isinstance(record, EndRecord):
             adapters.arena.restore()
             _refuse_difference("the trained weights", trained_hash(adapters), record.sha256.hex())

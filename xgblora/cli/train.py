@@ -98,6 +98,9 @@ def set_defaults_of_demonstration(parser: FlagParser, arguments: list[str]) -> N
         if "full" in given:
             flags = {name: value for name, value in flags.items() if not is_of_adapters(name)}
             flags["learning_rate"] = demo.LEARNING_RATE_OF_FULL_PARAMETERS
+        if "xgblora_adaptive_merge" in given:
+            # only one rule merges
+            flags.pop("xgblora_steps_per_iteration", None)
         parser.set_defaults(**flags)
 
 

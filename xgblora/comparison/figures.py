@@ -201,7 +201,7 @@ def _metric_by_round(report: Report) -> Callable[[FinishedRun], list[tuple[float
         if not run.run.configuration["staged_eval"]:
             return []
         at = dict(_metric_by_step(report)(run))
-        steps = [0, *(merge["step"] for merge in run.merges)]
+        steps = [0, *(merge["kept_step"] for merge in run.merges)]
         return [(round, at[step]) for round, step in enumerate(steps) if step in at]
 
     return points

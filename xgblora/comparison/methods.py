@@ -21,8 +21,13 @@ SET_BY_THE_COMPARISON = {
     "resume_from_checkpoint": "every run goes on from its newest checkpoint",
     "overwrite": "use --skip_completed false",
 }
-# of boosting alone
-_ROUNDS = ("staged_eval", "load_best_round_at_end")
+# of boosting alone, and what stands for none of it
+_ROUNDS = {
+    "staged_eval": False,
+    "load_best_round_at_end": False,
+    "early_stopping_rounds": 0,
+    "xgblora_adaptive_merge": False,
+}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -67,7 +72,7 @@ class Method:
         settings = {"trainer": self.trainer, "xgblora": self.boosts, "lora": not self.boosts, **common, **ours}
         if not self.boosts:
             never = {"xgblora_steps_per_iteration": 0, "xgblora_merge_frequency": 0}
-            return {**settings, **never, **dict.fromkeys(_ROUNDS, False)}
+            return {**settings, **never, **_ROUNDS}
         settings["lora_r"] = 1
         if str(settings["xgblora_steps_per_iteration"]) != "0" and "xgblora_merge_frequency" not in ours:
             settings["xgblora_merge_frequency"] = 0

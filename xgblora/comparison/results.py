@@ -80,8 +80,10 @@ class FinishedRun:
 
     @cached_property
     def merges(self) -> list[dict]:
-        """Step and held-out (development) loss of each merge; the loss is None where none was measured."""
-        return [{name: entry[name] for name in ("step", "held_out_loss")} for entry in _lines(self.run.folder.merges)]
+        """Of each merge: its step, that of the weights it kept, the held-out (development) loss or None if unknown."""
+        # a run of before there were adaptive merges says no kept_step
+        entries = [{"kept_step": entry["step"], **entry} for entry in _lines(self.run.folder.merges)]
+        return [{name: entry[name] for name in ("step", "kept_step", "held_out_loss")} for entry in entries]
 
     @cached_property
     def evaluations(self) -> list[dict]:

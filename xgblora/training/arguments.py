@@ -8,7 +8,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from xgblora.adapters.rank1_linear import scale_of
-from xgblora.boosting import MergePolicy
+from xgblora.boosting import AdaptiveRule, MergePolicy
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.tasks import TASKS
 from xgblora.zo import UpdateRule
@@ -24,6 +24,9 @@ NUMBERS_OF_OPTIMIZERS = {
     "adam": {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_epsilon": "epsilon"},
     "sign": {},
 }
+
+# what only a run with boosting rounds can do, and only with development examples to measure them on
+NEED_ROUNDS = ("xgblora_adaptive_merge", "early_stopping_rounds", "load_best_round_at_end", "staged_eval")
 
 
 def _field(default, help: str):
@@ -92,6 +95,28 @@ class AdapterArguments:
     xgblora_merge_frequency: int = _field(
         1, "Merge after every F epochs; 0: not by epochs. Ignored when merging by steps."
     )
+    xgblora_adaptive_merge: bool = _field(
+        False, "Merge a round's best adapter when the smoothed development loss stops improving (--eval_steps)."
+    )
+    xgblora_adaptive_ema: float = _field(
+        AdaptiveRule.ema, "Decay of the moving average that smooths the development loss; 0: not smoothed."
+    )
+    xgblora_adaptive_patience: int = _field(
+        AdaptiveRule.patience, "Evaluations in a row without improvement after which a round ends."
+    )
+    xgblora_adaptive_threshold: float = _field(
+        AdaptiveRule.threshold,
+        "Least improvement of the smoothed loss that counts, relative to the round's lowest (0.001: by 0.1%%).",
+    )
+    xgblora_adaptive_min_steps: int = _field(AdaptiveRule.min_steps, "Optimizer steps before which no round ends.")
+    xgblora_adaptive_max_steps: int = _field(
+        AdaptiveRule.max_steps, "Optimizer steps after which a round ends, evaluated there; 0: no limit."
+    )
+    early_stopping_rounds: int = _field(
+        0,
+        "End training when K rounds brought no lower development loss, and keep the best round (staged_eval and "
+        "load_best_round_at_end are on then); 0: never.",
+    )
     rounding: Literal["remainder", "stochastic", "nearest"] = _field(
         "remainder", "How merges round into 16-bit weights; remainder loses nothing."
     )
@@ -120,7 +145,7 @@ class AdapterArguments:
 
 def is_of_adapters(flag: str) -> bool:
     """Whether `flag` is of adapters or of boosting: full-parameter training has neither."""
-    others = ("target_modules", "rounding", "staged_eval", "load_best_round_at_end")
+    others = ("target_modules", "rounding", *NEED_ROUNDS)
     return flag.startswith(("lora_", "xgblora_")) or flag in others
 
 
@@ -160,6 +185,7 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         self.check()
         # transformers fills in a folder of its own
         self.names_its_folder = self.output_dir is not None
+        self.load_best_round_at_end = self.load_best_round_at_end or self.early_stopping_rounds > 0
         self.staged_eval = self.staged_eval or self.load_best_round_at_end
         if self.full:
             # a weight has one value at a time
@@ -204,9 +230,7 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         """The one merge rule in force; none for plain LoRA and full parameters."""
         if not self.boosts:
             return MergePolicy("none", 0)
-        return MergePolicy.from_flags(
-            steps_per_iteration=self.xgblora_steps_per_iteration, merge_frequency=self.xgblora_merge_frequency
-        )
+        return self._policy_of_the_flags()
 
     def check(self) -> None:
         """Raise InputError if a flag is out of range or two contradict each other."""
@@ -218,9 +242,7 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         if self.full:
             self._check_full()
         scale_of(self.lora_alpha, self.lora_r)
-        MergePolicy.from_flags(
-            steps_per_iteration=self.xgblora_steps_per_iteration, merge_frequency=self.xgblora_merge_frequency
-        )
+        self._check_rounds()
         check_positive("zo_eps", self.zo_eps)
         for name in ("learning_rate", "weight_decay"):
             check_not_negative(name, getattr(self, name))
@@ -235,11 +257,6 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         if self.zo_directions < 1:
             raise InputError(f"zo_directions={self.zo_directions}: must be 1 or more")
         check_normalise("zo_normalise", self.zo_normalise, self.zo_two_sided, self.zo_directions)
-        for name in ("staged_eval", "load_best_round_at_end"):
-            if getattr(self, name) and self.lora:
-                raise InputError(f"{name}=True: plain LoRA has no rounds; use --xgblora")
-        if self.load_best_round_at_end and self.load_best_model_at_end:
-            raise InputError("--load_best_round_at_end and --load_best_model_at_end: choose one of them")
         if self.max_steps == 0 or self.max_steps < -1:
             raise InputError(f"max_steps={self.max_steps}: must be 1 or more, or -1 to train num_train_epochs epochs")
         check_positive("num_train_epochs", self.num_train_epochs)
@@ -273,6 +290,40 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
                 )
         if self.zo_pairing == "paired":
             raise InputError("zo_pairing=paired: --full holds one sign of the weights at a time; leave it out")
+
+    def _check_rounds(self) -> None:
+        policy = self._policy_of_the_flags()
+        for name in NEED_ROUNDS:
+            if getattr(self, name) and self.lora:
+                raise InputError(f"{name}={getattr(self, name)}: plain LoRA has no rounds; use --xgblora")
+        if self.xgblora_adaptive_merge and self.eval_strategy != "steps":
+            raise InputError(
+                f"xgblora_adaptive_merge=True: needs --eval_strategy steps and --eval_steps, not {self.eval_strategy}"
+            )
+        if self.early_stopping_rounds < 0:
+            raise InputError(f"early_stopping_rounds={self.early_stopping_rounds}: must be 0 or more")
+        if self.early_stopping_rounds and policy.rule == "none":
+            raise InputError(
+                f"early_stopping_rounds={self.early_stopping_rounds}: there are no rounds without merges; give "
+                "--xgblora_steps_per_iteration, --xgblora_merge_frequency or --xgblora_adaptive_merge"
+            )
+        for name in ("early_stopping_rounds", "load_best_round_at_end"):
+            if getattr(self, name) and self.load_best_model_at_end:
+                raise InputError(f"--{name} and --load_best_model_at_end: choose one of them")
+
+    def _policy_of_the_flags(self) -> MergePolicy:
+        adaptive = AdaptiveRule(
+            ema=self.xgblora_adaptive_ema,
+            patience=self.xgblora_adaptive_patience,
+            threshold=self.xgblora_adaptive_threshold,
+            min_steps=self.xgblora_adaptive_min_steps,
+            max_steps=self.xgblora_adaptive_max_steps,
+        )
+        return MergePolicy.from_flags(
+            steps_per_iteration=self.xgblora_steps_per_iteration,
+            merge_frequency=self.xgblora_merge_frequency,
+            adaptive=adaptive if self.xgblora_adaptive_merge else None,
+        )
 
 
 def check_report_to(report_to: None | str | list[str]) -> None:

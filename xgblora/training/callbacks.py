@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from xgblora.atomic_file import sync_file, write_text
-from xgblora.boosting import Booster, MergePolicy, Unboosted
+from xgblora.boosting import AdaptiveMerging, Booster, MergePolicy, Unboosted
+from xgblora.boosting.early_stopping import best_of, has_stalled
 from xgblora.training.console import logger
 from xgblora.training.run_folder import RunFolder
 
@@ -20,31 +21,76 @@ class MergeCallback(TrainerCallback):
     """Merge and reinitialise when the policy says so.
 
     It acts after an optimizer step, before transformers logs, evaluates or saves there, so that a checkpoint at a merge
-    holds the merge. The end of an epoch is its last step: `state.epoch` is then a whole number.
+    holds the merge. The end of an epoch is its last step: `state.epoch` is then a whole number. By the adaptive rule it
+    acts after an evaluation, which comes before the checkpoint of that step too; as does early stopping.
     """
 
-    def __init__(self, booster: Booster | Unboosted, policy: MergePolicy):
-        self._booster, self._policy = booster, policy
+    def __init__(self, booster: Booster | Unboosted, policy: MergePolicy, adaptive: AdaptiveMerging | None):
+        self._booster, self._policy, self._adaptive = booster, policy, adaptive
+        self._training = False
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self._training = True
         if self._policy.ignored:
             logger.info("XGBLoRA: %s", self._policy.ignored)
+        if self._adaptive is not None and state.global_step == 0:
+            self._adaptive.forget()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._training = False
 
     def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        if self._adaptive is not None and self._adaptive.at_its_limit(state.global_step):
+            control.should_evaluate = True
         if not self._policy.due(state.global_step, state.epoch):
             return
-        place = self._policy.place(state.global_step, state.epoch)
-        logger.info("XGBLoRA: Merging and reinitializing at %s", place)
+        self._log_merge(state)
         self._booster.merge(step=state.global_step, epoch=state.epoch)
         forget_moments(optimizer)
         if args.staged_eval:
             control.should_evaluate = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        # a merge leaves the function as it was, so an evaluation at the same step measures the round
+        # a merge leaves the function as it was, so an evaluation at the same step measures the round; but not where
+        # the adaptive rule went back to an earlier adapter, whose loss it knows
+        last = self._booster.ledger.boosters[-1:]
+        unmeasured = last and last[0].step == state.global_step and last[0].held_out_loss is None
+        if unmeasured and "eval_loss" in (logs or {}):
+            self._booster.ledger.boosters[-1] = replace(last[0], held_out_loss=logs["eval_loss"])
+
+    def on_evaluate(self, args, state, control, metrics=None, optimizer=None, **kwargs):
+        if not self._training or "eval_loss" not in (metrics or {}):
+            return
+        step, loss = state.global_step, metrics["eval_loss"]
+        if self._adaptive is not None and self._adaptive.observe(step, loss, last=step >= state.max_steps):
+            self._merge_best_of_round(state)
+            forget_moments(optimizer)
         boosters = self._booster.ledger.boosters
-        if boosters and boosters[-1].step == state.global_step and "eval_loss" in (logs or {}):
-            boosters[-1] = replace(boosters[-1], held_out_loss=logs["eval_loss"])
+        if has_stalled(boosters, args.early_stopping_rounds):
+            best = best_of(boosters)
+            logger.info(
+                "XGBLoRA: Stopping early at step %d: %s",
+                step,
+                f"no round after round {best.round} is better than its held-out loss {best.held_out_loss:.4f}"
+                if best
+                else "no round has a finite held-out loss",
+            )
+            control.should_training_stop = True
+
+    def _merge_best_of_round(self, state) -> None:
+        """Go back to the round's best adapter, merge it, and start the next round from there."""
+        ended = self._adaptive.round
+        best = f"adapter of step {ended.kept_step}" if ended.improved else "nothing better than the round's start"
+        self._log_merge(state, f" ({best}, held-out loss {ended.loss:.4f}, smoothed {ended.smoothed:.4f})")
+        self._adaptive.take()
+        self._booster.merge(step=state.global_step, epoch=state.epoch, held_out_loss=ended.loss)
+        boosters = self._booster.ledger.boosters
+        boosters[-1] = replace(boosters[-1], kept_step=ended.kept_step)
+        self._adaptive.begin(state.global_step, ended.loss, ended.kept_step)
+
+    def _log_merge(self, state, how: str = "") -> None:
+        place = self._policy.place(state.global_step, state.epoch)
+        logger.info("XGBLoRA: Merging and reinitializing at %s%s", place, how)
 
 
 class LateCheckpoint(TrainerCallback):
@@ -142,8 +188,15 @@ class RunFilesCallback(TrainerCallback):
     def _flush_merges(self, before_step: int) -> None:
         boosters = self._booster.ledger.boosters[self._merges_written :]
         for booster in [booster for booster in boosters if booster.step < before_step]:
-            entry = {"round": booster.round, "step": booster.step, "epoch": booster.epoch, "rule": str(self._policy)}
-            _append(self._folder.merges, json.dumps({**entry, "held_out_loss": booster.held_out_loss}) + "\n")
+            entry = {
+                "round": booster.round,
+                "step": booster.step,
+                "kept_step": booster.step if booster.kept_step is None else booster.kept_step,
+                "epoch": booster.epoch,
+                "rule": str(self._policy),
+                "held_out_loss": booster.held_out_loss,
+            }
+            _append(self._folder.merges, json.dumps(entry) + "\n")
             self._merges_written += 1
 
 

@@ -29,6 +29,7 @@ MANIFEST = "manifest.json"
 ADAPTERS = "adapters.safetensors"
 LEDGER = "boosters.safetensors"
 TAPE = "tape.bin"
+ROUND = "round.safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _NEEDED_TO_GO_ON = (OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth", TRAINER_STATE_NAME)
 

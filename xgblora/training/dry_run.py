@@ -50,8 +50,8 @@ def _steps(trainer: XGBLoRATrainer, course: Course) -> Rows:
     steps = f"{course.last:,} ({epochs})"
     if course.first:
         steps = f"{course.last - course.first:,}, from step {course.first:,} to {course.last:,} ({epochs} in all)"
-    merges = f"{course.merges:,}"
-    if course.merges:
+    merges = f"{'at most ' if course.at_most else ''}{course.merges:,}"
+    if course.first_merges:
         more = ", ..." if course.merges > len(course.first_merges) else ""
         merges += f" ({', '.join(course.first_merges)}{more})"
     if course.leftover:

@@ -14,7 +14,7 @@ from xgblora.environment import peak_memory, versions
 from xgblora.errors import InputError
 from xgblora.tasks import choose_task, sample_sets
 from xgblora.training import checkpoint, report, run_figures
-from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import NEED_ROUNDS, TaskArguments, XGBLoRAArguments
 from xgblora.training.console import logger, logging_to, remembering_log
 from xgblora.training.language_model import load_model, longest_text, refuse_missing_folder
 from xgblora.training.measurement import Measurement, calibration_for, check_measurement, demonstrations_for
@@ -100,8 +100,9 @@ def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
     # sorted by length, so that a batch of the evaluation has little padding
     dev = sorted((objective.to_measure(sample) for sample in sets.dev), key=len)
     if not dev:
-        if args.staged_eval:
-            raise InputError(f"num_dev={task.num_dev}: staged_eval needs development examples")
+        wanted = [name for name in NEED_ROUNDS if getattr(args, name)]
+        if wanted:
+            raise InputError(f"num_dev={task.num_dev}: {wanted[0]} needs development examples")
         args.eval_strategy = "no"
     measurement = Measurement(
         chosen,

@@ -32,6 +32,7 @@ class Course:
         last: its last step.
         per_epoch: steps of an epoch.
         merges: after one of these steps.
+        at_most: whether there may be fewer, because the held-out losses decide.
         first_merges: the places of up to three of them: "step 100" or "epoch 3".
         leftover: 1 if the adapter of the last round is merged when training has ended, 0 if its last step merges.
     """
@@ -40,13 +41,14 @@ class Course:
     last: int
     per_epoch: int
     merges: int
+    at_most: bool
     first_merges: tuple[str, ...]
     leftover: int
 
 
 def boosters_of(trainer: XGBLoRATrainer, course: Course) -> int:
     """How many boosters there will be at the end of `course`, those before its first step included."""
-    return trainer.policy.merges_within(course.last, course.per_epoch) + course.leftover
+    return _merges_within(trainer, course.last, course.last, course.per_epoch) + course.leftover
 
 
 def course_of(trainer: XGBLoRATrainer) -> Course:
@@ -61,10 +63,20 @@ def course_of(trainer: XGBLoRATrainer) -> Course:
         first,
         last,
         per_epoch,
-        merges=policy.merges_within(last, per_epoch) - policy.merges_within(first, per_epoch),
+        merges=_merges_within(trainer, last, last, per_epoch) - _merges_within(trainer, first, last, per_epoch),
+        at_most=policy.adaptive is not None or args.early_stopping_rounds > 0,
         first_merges=tuple(policy.place(step, step / per_epoch) for step in islice(at, 3)),
-        leftover=int(not args.full and not policy.due(last, last / per_epoch)),
+        # the adaptive rule ends the last round with the run
+        leftover=int(not args.full and policy.adaptive is None and not policy.due(last, last / per_epoch)),
     )
+
+
+def _merges_within(trainer: XGBLoRATrainer, steps: int, last: int, per_epoch: int) -> int:
+    adaptive, eval_steps = trainer.policy.adaptive, trainer.args.eval_steps
+    if adaptive is None:
+        return trainer.policy.merges_within(steps, per_epoch)
+    # below 1 it is a share of all steps
+    return adaptive.most_rounds(steps, int(eval_steps) if eval_steps >= 1 else math.ceil(last * eval_steps))
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ def log_configuration(
                 ("Merge frequency (epochs)", args.xgblora_merge_frequency),
                 ("Merge rule in force", policy),
             ]
+            if args.early_stopping_rounds:
+                rows.append(("Early stopping", f"after {args.early_stopping_rounds} round(s) without a better one"))
             if weights != torch.float32:
                 rows.append(("Rounding of merges", args.rounding))
         if args.trainer == "zo":

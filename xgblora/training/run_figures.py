@@ -40,7 +40,7 @@ def draw(folder: RunFolder, task: TaskArguments, trainer: XGBLoRATrainer, zero_s
         # not from the file: that of a run that was resumed in another folder begins there
         history = {entry["step"]: entry for entry in trainer.state.log_history if "eval_loss" in entry}
         # rounds before a resumption that brought the flag were not measured, and leave a gap
-        rounds = [history.get(entry["step"], {}) for entry in merges]
+        rounds = [history.get(entry["kept_step"], {}) for entry in merges]
         rounds_figure.draw(
             folder.rounds_figure,
             title=title,

@@ -14,11 +14,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from xgblora.adapters import FullParameters, Trainable, attach
 from xgblora.atomic_file import replacing_folder
-from xgblora.boosting import Booster, Unboosted, start_tape
+from xgblora.boosting import AdaptiveMerging, Booster, Unboosted, start_tape
+from xgblora.boosting.early_stopping import has_stalled
 from xgblora.errors import InputError
 from xgblora.tasks.packing import positions_of
 from xgblora.training import checkpoint
-from xgblora.training.arguments import NUMBERS_OF_OPTIMIZERS, XGBLoRAArguments
+from xgblora.training.arguments import NEED_ROUNDS, NUMBERS_OF_OPTIMIZERS, XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress, RunFilesCallback
 from xgblora.training.console import logger
 from xgblora.training.objective import ChoosingObjective, model_loss
@@ -60,6 +61,7 @@ class XGBLoRATrainer(Trainer):
         self.objective = objective or model_loss
         self.booster = Unboosted(self.adapters) if args.full else Booster(self.adapters, rounding=args.rounding)
         self.policy = args.merge_policy
+        self._adaptive = AdaptiveMerging(self.booster, self.policy.adaptive) if self.policy.adaptive else None
         self.steps_taken = 0
         self.best_round: int | None = None
         self._staging: Path | None = None
@@ -71,6 +73,7 @@ class XGBLoRATrainer(Trainer):
         self._losses_of_steps: list[Tensor] = []
         self._loss_of_step: Tensor | None = None
         super().__init__(model=model, args=args, **kwargs)
+        _refuse_without_one_held_out_set(args, self.eval_dataset)
         self.model_accepts_loss_kwargs = False
         self.zo = _zero_order(self.adapters, self.objective, args) if args.trainer == "zo" else None
         self.tape = start_tape(self.zo, self.booster) if self.zo is not None else None
@@ -127,10 +130,15 @@ class XGBLoRATrainer(Trainer):
         return begun
 
     def _run_epoch(self, *args, **kwargs):
-        # transformers would take one step more when a run is resumed from its last checkpoint
-        if self.state.global_step >= self.state.max_steps:
+        # transformers would take one step more when a run is resumed from its last checkpoint, and knows nothing of one
+        # that stopped early
+        stalled = has_stalled(self.booster.ledger.boosters, self.args.early_stopping_rounds)
+        if self.state.global_step >= self.state.max_steps or stalled:
             self.control.should_training_stop = True
         else:
+            if self._adaptive is not None and self.state.global_step == 0:
+                # what the first round starts from
+                self.evaluate()
             self._take_up_unlogged_losses()
             super()._run_epoch(*args, **kwargs)
 
@@ -230,12 +238,16 @@ class XGBLoRATrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save(folder, self.adapters, self.booster)
+        if self._adaptive is not None:
+            self._adaptive.save(folder / checkpoint.ROUND)
 
     def _check_checkpoint(self, folder: str | Path, args: XGBLoRAArguments) -> dict:
         return checkpoint.check(Path(folder), self.booster.ledger.origin, _what_must_not_change(args))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster)
+        if self._adaptive is not None:
+            self._adaptive.load(Path(resume_from_checkpoint) / checkpoint.ROUND)
         if self.tape is not None:
             self.zo.skipped_steps.fill_(self.tape.skipped_steps())
 
@@ -263,6 +275,10 @@ class XGBLoRATrainer(Trainer):
             self.booster.rollback(round=self.best_round)
 
     def _held_out_loss_now(self) -> float:
+        boosters = self.booster.ledger.boosters
+        if boosters and boosters[-1].step == self.state.global_step and boosters[-1].held_out_loss is not None:
+            # nothing was trained since that merge
+            return boosters[-1].held_out_loss
         last = [entry for entry in self.state.log_history if "eval_loss" in entry][-1:]
         if last and last[0]["step"] == self.state.global_step:
             return last[0]["eval_loss"]
@@ -270,7 +286,7 @@ class XGBLoRATrainer(Trainer):
 
     def _set_callbacks(self) -> None:
         # first of all callbacks, so that every other one sees the state after the merge
-        self.callback_handler.callbacks.insert(0, MergeCallback(self.booster, self.policy))
+        self.callback_handler.callbacks.insert(0, MergeCallback(self.booster, self.policy, self._adaptive))
         if self.args.output_dir:
             folder = RunFolder(Path(self.args.output_dir))
             self._run_files = RunFilesCallback(folder, self._losses_of_steps, self.booster, self.policy)
@@ -309,12 +325,22 @@ def _what_must_not_change(args: XGBLoRAArguments) -> dict:
     same = {"method": args.method, "trainer": args.trainer, "rounding": args.rounding}
     # the schedule goes on with the rate that the checkpoint has; another one would have no effect
     same["learning_rate"] = args.learning_rate
+    if args.xgblora_adaptive_merge:
+        # where the round stands can only be taken up from a run that knew it
+        same["xgblora_adaptive_merge"] = True
     if args.trainer == "zo":
         # a tape says these once for all its steps
         estimate = ("zo_directions", "zo_distribution", "weight_decay", "zo_two_sided", "zo_normalise")
         rule = ("zo_optimizer", *NUMBERS_OF_OPTIMIZERS[args.zo_optimizer])
         same |= {name: getattr(args, name) for name in (*estimate, *rule)}
     return same
+
+
+def _refuse_without_one_held_out_set(args: XGBLoRAArguments, held_out: object) -> None:
+    wanted = [name for name in NEED_ROUNDS[:2] if getattr(args, name)]
+    if wanted and args.trainer != "none" and (held_out is None or isinstance(held_out, dict)):
+        found = "none" if held_out is None else f"a dict of {len(held_out)}"
+        raise InputError(f"eval_dataset: {wanted[0]} needs one development set to measure rounds on, not {found}")
 
 
 def _targets(target_modules: list[str] | None) -> str | list[str] | None:

@@ -12,6 +12,8 @@ missing, and two that changed places are all found:
     X a step whose losses were not finite: the same, and nothing was changed by it
     M merge: uint32 round, uint32 step, uint32 crc32 of the merged adapter
     R rollback: uint32 round
+    K keep: nothing more; the adapter in training, as it stands, is the one that a take brings back
+    T take: nothing more; the adapter that was kept last is the one in training again
     E end: 32 bytes, sha256 of the trained layers
 """
 
@@ -93,13 +95,23 @@ class RollbackRecord:
 
 
 @dataclass(frozen=True)
+class KeepRecord:
+    """The adapter in training is kept, as the best of its round so far."""
+
+
+@dataclass(frozen=True)
+class TakeRecord:
+    """Back to the adapter that was kept last, without moments."""
+
+
+@dataclass(frozen=True)
 class EndRecord:
     """The end of training; `sha256` is the digest of the trained layers (`xgblora.adapters.identity.trained_hash`)."""
 
     sha256: bytes
 
 
-Record = StepRecord | MergeRecord | RollbackRecord | EndRecord
+Record = StepRecord | MergeRecord | RollbackRecord | KeepRecord | TakeRecord | EndRecord
 
 
 class Tape:
@@ -131,6 +143,14 @@ class Tape:
     def record_rollback(self, round: int) -> None:
         """Record that the weights after `round` came back."""
         self._append(b"R" + struct.pack("<I", round))
+
+    def record_keep(self) -> None:
+        """Record that the adapter in training was kept, in place of the one kept before."""
+        self._append(b"K")
+
+    def record_take(self) -> None:
+        """Record that the adapter that was kept came back."""
+        self._append(b"T")
 
     def record_end(self, sha256: str) -> None:
         """Record that training ended with layers of this digest."""
@@ -219,7 +239,7 @@ class Tape:
 
     def _length(self, letter: bytes) -> int:
         """Bytes of a record that begins with `letter`, its crc not counted."""
-        lengths = {b"S": self._step.size, b"X": self._step.size, b"M": 12, b"R": 4, b"E": 32}
+        lengths = {b"S": self._step.size, b"X": self._step.size, b"M": 12, b"R": 4, b"K": 0, b"T": 0, b"E": 32}
         if letter not in lengths:
             raise ValueError(f"there is no record {letter!r}")
         return 1 + lengths[letter]
@@ -233,6 +253,8 @@ class Tape:
             return MergeRecord(*struct.unpack("<III", fields))
         if letter == b"R":
             return RollbackRecord(*struct.unpack("<I", fields))
+        if letter in b"KT":
+            return KeepRecord() if letter == b"K" else TakeRecord()
         return EndRecord(fields)
 
     def _append(self, record: bytes) -> None:
