@@ -14,12 +14,14 @@ from xgblora.environment import versions
 from xgblora.errors import InputError
 from xgblora.ops.backend import available
 from xgblora.ops.extension import extension
+from xgblora.ops.host_extension import host_extension
 from xgblora.ops.self_check import SMALL_LINEAR_SHAPES, SMALL_SIZES, Check, Tested, check, check_eager
 
 VARIABLES = (
     "XGBLORA_BACKEND",
     "XGBLORA_STRICT",
     "XGBLORA_BUILD_CUDA",
+    "XGBLORA_BUILD_HOST",
     "XGBLORA_CUDA_ARCHS",
     "TRITON_INTERPRET",
     "OMP_NUM_THREADS",
@@ -55,7 +57,14 @@ def report() -> list[str]:
         InputError: an environment variable of xgblora is wrong.
     """
     lines = [f"{name} {version or 'not installed'}" for name, version in versions().items()]
-    lines += ["", memory(), *devices(), "", f"extension: {extension().state}"]
+    lines += [
+        "",
+        memory(),
+        *devices(),
+        "",
+        f"extension: {extension().state}",
+        f"host extension: {host_extension().state}",
+    ]
     device_types = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device_type in device_types:
         for operation in ops.operations():
