@@ -2,8 +2,8 @@
 
     XGBLORA_BUILD_HOST=auto|1|0      build where a C++ compiler is found (default); fail without it; do not build
 
-It is made for every processor of the platform: it holds its loops once for each instruction set and chooses at run time,
-so nothing depends on the machine that built it. What came of it is written to `xgblora/_build_host.json`, which
+It holds its loops once for each instruction set and chooses at run time, so it runs on every processor of the platform
+and nothing depends on the machine that built it. What came of it is written to `xgblora/_build_host.json`, which
 `xgblora.ops.host_extension` reads.
 """
 
