@@ -59,6 +59,7 @@ struct InstructionSet {
   const char* name;
   void (*perturb)(const Perturbation&, int64_t, int64_t);
   void (*update)(const Update&, int64_t, int64_t);
+  void (*merge)(const Merge&, int64_t, int64_t);
 };
 
 std::vector<InstructionSet> find_sets() {
@@ -67,11 +68,11 @@ std::vector<InstructionSet> find_sets() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl")) {
-    found.push_back({"AVX-512", avx512::run_perturb, avx512::update_range});
+    found.push_back({"AVX-512", avx512::run_perturb, avx512::update_range, avx512::merge_rows});
   }
-  if (__builtin_cpu_supports("avx2")) found.push_back({"AVX2", avx2::run_perturb, avx2::update_range});
+  if (__builtin_cpu_supports("avx2")) found.push_back({"AVX2", avx2::run_perturb, avx2::update_range, avx2::merge_rows});
 #endif
-  found.push_back({"baseline", baseline::run_perturb, baseline::update_range});
+  found.push_back({"baseline", baseline::run_perturb, baseline::update_range, baseline::merge_rows});
   return found;
 }
 
@@ -83,24 +84,32 @@ const std::vector<InstructionSet>& sets() {
 // Elements that are worth a thread of their own: a thread costs 20 microseconds, these take 100.
 constexpr int64_t ELEMENTS_A_THREAD = 1 << 16;
 
-// `body(begin, end)` over 0 .. size, in ranges that begin at whole blocks, the last one in the caller's thread.
+// `body(begin, end)` over 0 .. units, the last range in the caller's thread.
 template <class Body>
-void in_threads(int64_t size, int threads, Body body) {
-  const int64_t worthwhile = size / ELEMENTS_A_THREAD;
+void in_threads(int64_t units, int64_t elements_a_unit, int threads, Body body) {
+  const int64_t worthwhile = units * elements_a_unit / ELEMENTS_A_THREAD;
   const int64_t parts = worthwhile < 1 || threads < 1 ? 1 : worthwhile < threads ? worthwhile : threads;
-  const int64_t blocks = (size + baseline::BLOCK - 1) / baseline::BLOCK;
-  const int64_t part = (blocks + parts - 1) / parts * baseline::BLOCK;
+  const int64_t part = (units + parts - 1) / parts;
   std::vector<std::thread> running;
   int64_t begin = 0;
-  for (; begin + part < size; begin += part) {
+  for (; begin + part < units; begin += part) {
     try {
       running.emplace_back(body, begin, begin + part);
     } catch (const std::system_error&) {
       break;  // no more threads to be had: the rest runs here
     }
   }
-  body(begin, size);
+  body(begin, units);
   for (std::thread& thread : running) thread.join();
+}
+
+// Over an arena of `size`, in ranges that begin at whole blocks.
+template <class Job>
+void in_blocks(const Job& job, int threads, void (*run)(const Job&, int64_t, int64_t)) {
+  constexpr int64_t BLOCK = baseline::BLOCK;
+  in_threads((job.size + BLOCK - 1) / BLOCK, BLOCK, threads, [&job, run](int64_t begin, int64_t end) {
+    run(job, begin * BLOCK, end * BLOCK < job.size ? end * BLOCK : job.size);
+  });
 }
 
 const InstructionSet& set_number(int number) {
@@ -116,14 +125,13 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
-void perturb(const Perturbation& job, int threads, int set) {
-  const auto run = set_number(set).perturb;
-  in_threads(job.size, threads, [&job, run](int64_t begin, int64_t end) { run(job, begin, end); });
-}
+void perturb(const Perturbation& job, int threads, int set) { in_blocks(job, threads, set_number(set).perturb); }
 
-void update(const Update& job, int threads, int set) {
-  const auto run = set_number(set).update;
-  in_threads(job.size, threads, [&job, run](int64_t begin, int64_t end) { run(job, begin, end); });
+void update(const Update& job, int threads, int set) { in_blocks(job, threads, set_number(set).update); }
+
+void merge(const Merge& job, int threads, int set) {
+  const auto run = set_number(set).merge;
+  in_threads(job.rows, job.columns, threads, [&job, run](int64_t begin, int64_t end) { run(job, begin, end); });
 }
 
 }  // namespace xgblora

@@ -1,4 +1,4 @@
-// xgblora._host: `perturb` and `update_` of CPU tensors, bit for bit those of the eager reference.
+// xgblora._host: `perturb`, `update_` and the merge of CPU tensors, bit for bit those of the eager reference.
 #pragma once
 
 #include <cstdint>
@@ -37,12 +37,23 @@ struct Update {
   const float* factors;
 };
 
+// weight[r][c] += row_factors[r] * column_factors[c] of a weight without gaps; rounded to nearest, or with a remainder of
+// its shape where `remainder` is not null.
+struct Merge {
+  void* weight;
+  int16_t* remainder;
+  int64_t weight_code;  // as live_code
+  int64_t rows, columns;
+  const float *row_factors, *column_factors;
+};
+
 // The instruction sets that this machine can run, best first; the last one is the compiler's default.
 std::vector<std::string> instruction_sets();
 
-// Over the whole arena, on `threads` threads at most and with instruction set number `set` of `instruction_sets()`:
+// Over the whole arena or weight, on `threads` threads at most and with instruction set number `set` of `instruction_sets()`:
 // neither changes a bit.
 void perturb(const Perturbation& job, int threads, int set = 0);
 void update(const Update& job, int threads, int set = 0);
+void merge(const Merge& job, int threads, int set = 0);
 
 }  // namespace xgblora

@@ -73,4 +73,19 @@ PYBIND11_MODULE(_host, module) {
       py::arg("lr"), py::arg("weight_decay"), py::arg("distribution"), py::arg("optimizer"), py::arg("first"),
       py::arg("second"), py::arg("factors"), py::arg("threads"), py::arg("set") = 0,
       "xgblora.ops.update_ with the instruction set of that number; 0 for a tensor that the rule has not.");
+
+  module.def(
+      "merge",
+      [](uintptr_t weight, uintptr_t remainder, int64_t weight_code, int64_t rows, int64_t columns,
+         uintptr_t row_factors, uintptr_t column_factors, int threads, int set) {
+        const xgblora::Merge job = {at<void>(weight),      at<int16_t>(remainder),
+                                    weight_code,           rows,
+                                    columns,               at<const float>(row_factors),
+                                    at<const float>(column_factors)};
+        const py::gil_scoped_release release;
+        xgblora::merge(job, threads, set);
+      },
+      py::arg("weight"), py::arg("remainder"), py::arg("weight_code"), py::arg("rows"), py::arg("columns"),
+      py::arg("row_factors"), py::arg("column_factors"), py::arg("threads"), py::arg("set") = 0,
+      "Add row_factors[r] * column_factors[c] to a weight without gaps; remainder 0 rounds to nearest.");
 }

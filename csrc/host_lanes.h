@@ -1,4 +1,4 @@
-// The noise, `perturb` and `update_` of xgblora.ops over a range of an arena, in loops over fixed numbers of neighbours
+// The noise, `perturb` and `update_` of xgblora.ops over a range of an arena, and the merge of rows of a weight, in loops over fixed numbers of neighbours
 // that a compiler turns into vector instructions. host.cpp includes this file once for each instruction set, inside a
 // namespace of its own: no include guard, and what it uses is included there.
 
@@ -163,4 +163,34 @@ inline void run_perturb(const Perturbation& job, int64_t begin, int64_t end) {
   if (job.live_code == Float32::CODE) perturb_range<Float32>(job, begin, end);
   if (job.live_code == Bfloat16::CODE) perturb_range<Bfloat16>(job, begin, end);
   if (job.live_code == Float16::CODE) perturb_range<Float16>(job, begin, end);
+}
+
+template <class Weight, Rounding rounding>
+void merge_rows_of(const Merge& job, int64_t begin, int64_t end) {
+  using Bits = typename Weight::Bits;
+  constexpr bool HAS_PLANE = rounding == Rounding::remainder && sizeof(Bits) == 2;
+  const float* __restrict column_factors = job.column_factors;
+  for (int64_t row = begin; row < end; ++row) {
+    Bits* __restrict weight = static_cast<Bits*>(job.weight) + row * job.columns;
+    int16_t* __restrict plane = HAS_PLANE ? job.remainder + row * job.columns : nullptr;
+    const float factor = job.row_factors[row];
+    for (int64_t i = 0; i < job.columns; ++i) {
+      int16_t remainder = 0;
+      if constexpr (HAS_PLANE) remainder = plane[i];
+      weight[i] = merged<Weight, rounding>(weight[i], factor * column_factors[i], 0, remainder);
+      if constexpr (HAS_PLANE) plane[i] = remainder;
+    }
+  }
+}
+
+template <Rounding rounding>
+void merge_rows_by(const Merge& job, int64_t begin, int64_t end) {
+  if (job.weight_code == Float32::CODE) merge_rows_of<Float32, rounding>(job, begin, end);
+  if (job.weight_code == Bfloat16::CODE) merge_rows_of<Bfloat16, rounding>(job, begin, end);
+  if (job.weight_code == Float16::CODE) merge_rows_of<Float16, rounding>(job, begin, end);
+}
+
+inline void merge_rows(const Merge& job, int64_t begin, int64_t end) {
+  if (job.remainder == nullptr) merge_rows_by<Rounding::nearest>(job, begin, end);
+  if (job.remainder != nullptr) merge_rows_by<Rounding::remainder>(job, begin, end);
 }

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from xgblora.ops import perturb_host, update_host
+from xgblora.ops import merge_rank1_host, perturb_host, update_host
 from xgblora.ops.extension import Extension
 from xgblora.ops.host_extension import host_extension
 
@@ -23,9 +23,9 @@ def instruction_set(request, monkeypatch) -> str:
         pytest.skip(f"this machine has no {request.param}")
     number = module.instruction_sets().index(request.param)
     chosen = types.SimpleNamespace(
-        perturb=functools.partial(module.perturb, set=number), update=functools.partial(module.update, set=number)
+        **{name: functools.partial(getattr(module, name), set=number) for name in ("perturb", "update", "merge")}
     )
-    for user in (perturb_host, update_host):
+    for user in (merge_rank1_host, perturb_host, update_host):
         monkeypatch.setattr(user, "host_extension", lambda: Extension(chosen, request.param))
     return request.param
 

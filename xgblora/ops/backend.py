@@ -35,7 +35,11 @@ _CHAINS = {
     "rank1_linear_backward": {"triton": "xgblora.kernels.rank1_linear"},
     "perturb": {"triton": "xgblora.kernels.perturb", "host": "xgblora.ops.perturb_host"},
     "update_": {"triton": "xgblora.kernels.update", "host": "xgblora.ops.update_host"},
-    "merge_rank1_": {"cuda": "xgblora.ops.merge_rank1_cuda", "triton": "xgblora.kernels.merge_rank1"},
+    "merge_rank1_": {
+        "cuda": "xgblora.ops.merge_rank1_cuda",
+        "triton": "xgblora.kernels.merge_rank1",
+        "host": "xgblora.ops.merge_rank1_host",
+    },
 }
 
 
