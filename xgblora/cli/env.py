@@ -89,14 +89,14 @@ def checked() -> tuple[list[str], bool]:
                 "check on cuda: not checked, there is no CUDA device; what runs there is untested on this machine"
             )
             continue
-        backends = ("triton", "cuda") if device_type == "cpu" else ("eager", "triton", "cuda")
+        backends = ("host", "triton", "cuda") if device_type == "cpu" else ("eager", "triton", "cuda")
         for backend in backends:
             found = {operation: available(operation, device_type).get(backend) for operation in ops.operations()}
             functions = {name: (backend, one) for name, one in found.items() if isinstance(one, Callable)}
             for name, result in _grouped(check(_tested(device_type, functions)), device_type):
                 lines.append(f"check {name}: {_verdict(result)}")
                 passed = passed and all(one.passed for one in result)
-            if functions and device_type == "cpu":
+            if functions and backend == "triton" and device_type == "cpu":
                 lines.append(f"check rank1_linear, {backend} on cpu, bfloat16: not checked, the interpreter cannot")
             for obstacle in sorted({one for one in found.values() if isinstance(one, str)}):
                 lines.append(f"check {backend} on {device_type}: not checked, {obstacle}")
