@@ -40,7 +40,7 @@ def all_equal(ours, theirs):
 
 @pytest.mark.parametrize("optimizer", RULES)
 def test_any_size_rule_and_number_of_directions(instruction_set, optimizer):
-    for size, directions, distribution in itertools.product(SIZES, (1, 2, 5), DISTRIBUTIONS):
+    for size, directions, distribution in itertools.product(SIZES, (1, 5), DISTRIBUTIONS):
         results = []
         for function in (update_, backend.eager("update_")):
             tensors = state(optimizer, size)
