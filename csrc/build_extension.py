@@ -13,7 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ ROOT = SOURCE.parent
 EXTENSION = "xgblora._C"
 SOURCES = ("merge.cu", "bindings.cpp")
 RECORD = "_build.json"
+VARIABLE = "XGBLORA_BUILD_CUDA"
 DEFAULT_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 DEFAULT_CUDA = Path("/usr/local/cuda")
 
@@ -62,10 +63,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `_build.json` holds: whether the extension was built, and with what or why not.
+    """What a record holds: whether the extension was built, and with what or why not.
 
     Attributes:
-        nvcc: its release.
+        compiler: the C++ compiler of `xgblora._host`, name and version.
+        nvcc: the release of that of `xgblora._C`.
         architectures: what there is machine code for.
         ptx: the architecture of the PTX.
         seconds: how long the compiler took.
@@ -73,10 +75,34 @@ class Outcome:
 
     built: bool
     reason: str = ""
+    compiler: str = ""
     nvcc: str = ""
     architectures: tuple[int, ...] = ()
     ptx: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """An extension as setuptools is told of it.
+
+    Attributes:
+        name: such as "xgblora._C".
+        sources: files of csrc.
+        record: the file in `xgblora/` that says what came of it.
+        variable: the environment variable that asks for it.
+        required: whether a failure of the compiler fails the build.
+        reason: why it is left out; empty where it is built.
+        compile: makes it at a path, and says what came of that.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    record: str
+    variable: str
+    required: bool
+    reason: str
+    compile: Callable[[Path], Outcome]
 
 
 def plan_build(environment: Mapping[str, str], platform: str = sys.platform) -> Plan:
@@ -85,7 +111,7 @@ def plan_build(environment: Mapping[str, str], platform: str = sys.platform) -> 
     Raises:
         BuildError: a variable is wrong, or XGBLORA_BUILD_CUDA=1 and there is no compiler.
     """
-    mode, named = wanted(environment), named_architectures(environment)
+    mode, named = wanted(environment, VARIABLE), named_architectures(environment)
     if mode == "0":
         return Plan(reason="XGBLORA_BUILD_CUDA=0")
     try:
@@ -99,11 +125,11 @@ def plan_build(environment: Mapping[str, str], platform: str = sys.platform) -> 
     return Plan(compiler, choose_architectures(named, compiler), required=mode == "1")
 
 
-def wanted(environment: Mapping[str, str]) -> str:
-    """The value of XGBLORA_BUILD_CUDA: "auto", "1" or "0"."""
-    value = environment.get("XGBLORA_BUILD_CUDA", "auto").strip().lower()
+def wanted(environment: Mapping[str, str], variable: str) -> str:
+    """The value of `variable`: "auto", "1" or "0"."""
+    value = environment.get(variable, "auto").strip().lower()
     if value not in ("auto", "1", "0"):
-        raise BuildError(f"XGBLORA_BUILD_CUDA={value}: must be auto, 1 or 0")
+        raise BuildError(f"{variable}={value}: must be auto, 1 or 0")
     return value
 
 
@@ -150,7 +176,7 @@ def ask_compiler(nvcc: Path) -> Compiler:
     for question in ("--version", "--list-gpu-code"):
         done = subprocess.run([nvcc, question], capture_output=True, text=True)
         if done.returncode != 0:
-            raise BuildError(f"{nvcc} {question} failed: {_first_error(done.stderr)}")
+            raise BuildError(f"{nvcc} {question} failed: {first_error(done.stderr)}")
         answers.append(done.stdout)
     release = re.search(r"release ([0-9.]+)", answers[0])
     architectures = sorted({int(number) for number in re.findall(r"\bsm_([0-9]+)\b", answers[1])})
@@ -188,7 +214,7 @@ def compile_extension(plan: Plan, output: Path) -> Outcome:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         print(done.stdout, file=sys.stderr)
-        return Outcome(built=False, reason=f"nvcc {plan.compiler.release} failed: {_first_error(done.stdout)}")
+        return Outcome(built=False, reason=f"nvcc {plan.compiler.release} failed: {first_error(done.stdout)}")
     return Outcome(
         built=True,
         nvcc=plan.compiler.release,
@@ -198,46 +224,63 @@ def compile_extension(plan: Plan, output: Path) -> Outcome:
     )
 
 
-def extensions(plan: Plan) -> list[Extension]:
+def cuda_target(plan: Plan) -> Target:
+    """The extension as `commands` builds it."""
+    return Target(
+        EXTENSION,
+        SOURCES,
+        RECORD,
+        VARIABLE,
+        required=plan.required,
+        reason=plan.reason,
+        compile=lambda output: compile_extension(plan, output),
+    )
+
+
+def extensions(targets: list[Target]) -> list[Extension]:
     """`ext_modules` of setup(): empty where nothing is compiled, so that the wheel is one for every platform."""
-    if plan.compiler is None:
-        return []
-    sources = [f"csrc/{name}" for name in SOURCES]
-    return [Extension(EXTENSION, sources, optional=not plan.required)]
+    return [
+        Extension(target.name, [f"csrc/{name}" for name in target.sources], optional=not target.required)
+        for target in targets
+        if not target.reason
+    ]
 
 
-def commands(plan: Plan) -> dict[str, type]:
-    """`cmdclass` of setup(): the stock commands, and the record of what came of the extension."""
+def commands(targets: list[Target]) -> dict[str, type]:
+    """`cmdclass` of setup(): the stock commands, and the record of what came of each extension."""
 
     class BuildPython(build_py):
         def run(self):
             super().run()
-            if plan.compiler is None:
-                folder = ROOT if self.editable_mode else Path(self.build_lib)
-                record(Outcome(built=False, reason=plan.reason), folder / "xgblora")
+            folder = ROOT if self.editable_mode else Path(self.build_lib)
+            for target in targets:
+                if target.reason:
+                    record(target, Outcome(built=False, reason=target.reason), folder / "xgblora")
 
     class BuildExtension(build_ext):
         def build_extension(self, extension):
-            outcome = compile_extension(plan, Path(self.get_ext_fullpath(extension.name)))
-            if plan.required and not outcome.built:
-                sys.exit(f"error: XGBLORA_BUILD_CUDA=1: {outcome.reason}")
+            (target,) = (target for target in targets if target.name == extension.name)
+            outcome = target.compile(Path(self.get_ext_fullpath(extension.name)))
+            if target.required and not outcome.built:
+                sys.exit(f"error: {target.variable}=1: {outcome.reason}")
             folders = [Path(self.build_lib), *([ROOT] if self.editable_mode else [])]
             for folder in folders:
-                record(outcome, folder / "xgblora")
+                record(target, outcome, folder / "xgblora")
 
     return {"build_py": BuildPython, "build_ext": BuildExtension}
 
 
-def record(outcome: Outcome, folder: Path) -> None:
+def record(target: Target, outcome: Outcome, folder: Path) -> None:
     """Write `outcome` into `folder`; where nothing was built, remove what an earlier build left there."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(json.dumps(asdict(outcome)) + "\n", encoding="utf-8")
+    (folder / target.record).write_text(json.dumps(asdict(outcome)) + "\n", encoding="utf-8")
     if not outcome.built:
-        for stale in folder.glob("_C.*.so"):
+        for stale in folder.glob(f"{target.name.removeprefix('xgblora.')}.*.so"):
             stale.unlink()
 
 
-def _first_error(text: str) -> str:
+def first_error(text: str) -> str:
+    """The line of a compiler's output that says what is wrong."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()]
     return (errors or lines or ["no message"])[0]

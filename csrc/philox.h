@@ -6,8 +6,12 @@
 
 namespace xgblora {
 
-// xgblora.ops.noise.Stream.ROUNDING
+// xgblora.ops.noise.Stream
+constexpr uint32_t DIRECTION_STREAM = 0;
 constexpr uint32_t ROUNDING_STREAM = 1;
+
+constexpr uint32_t PHILOX_MULTIPLIER_0 = 0xD2511F53u, PHILOX_MULTIPLIER_1 = 0xCD9E8D57u;
+constexpr uint32_t PHILOX_INCREMENT_0 = 0x9E3779B9u, PHILOX_INCREMENT_1 = 0xBB67AE85u;
 
 struct Words {
   uint32_t word[4];
@@ -17,14 +21,14 @@ XGBLORA_HOST_DEVICE Words philox4x32(Words counter, uint32_t key_0, uint32_t key
   uint32_t* c = counter.word;
 #pragma unroll
   for (int round = 0; round < 10; ++round) {
-    const uint64_t product_0 = static_cast<uint64_t>(c[0]) * 0xD2511F53u;
-    const uint64_t product_1 = static_cast<uint64_t>(c[2]) * 0xCD9E8D57u;
+    const uint64_t product_0 = static_cast<uint64_t>(c[0]) * PHILOX_MULTIPLIER_0;
+    const uint64_t product_1 = static_cast<uint64_t>(c[2]) * PHILOX_MULTIPLIER_1;
     c[0] = static_cast<uint32_t>(product_1 >> 32) ^ c[1] ^ key_0;
     c[2] = static_cast<uint32_t>(product_0 >> 32) ^ c[3] ^ key_1;
     c[1] = static_cast<uint32_t>(product_1);
     c[3] = static_cast<uint32_t>(product_0);
-    key_0 += 0x9E3779B9u;
-    key_1 += 0xBB67AE85u;
+    key_0 += PHILOX_INCREMENT_0;
+    key_1 += PHILOX_INCREMENT_1;
   }
   return counter;
 }

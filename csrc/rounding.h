@@ -22,6 +22,8 @@ XGBLORA_HOST_DEVICE bool is_infinite(float value) { return magnitude_of(value) =
 struct Float32 {
   using Bits = uint32_t;
   static constexpr int64_t CODE = 0;
+
+  static XGBLORA_HOST_DEVICE Bits from_float(float value) { return bits_of(value); }
 };
 
 struct Bfloat16 {

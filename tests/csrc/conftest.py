@@ -50,6 +50,13 @@ class HostLibrary:
         """Word `index` of `seed`, made alone."""
         return self._functions.xgblora_rounding_word(ctypes.c_uint64(seed), ctypes.c_int64(index))
 
+    def noise_block(self, distribution: str, seed: int, first: int) -> list[float]:
+        """256 elements from element 4 `first` on, by lanes of one 64-bit word."""
+        made = (ctypes.c_float * 256)()
+        gaussian = int(distribution == "gaussian")
+        self._functions.xgblora_noise_block(gaussian, ctypes.c_uint64(seed), ctypes.c_uint64(first), made)
+        return list(made)
+
     def merge_elements(self, rounding: str, weights: Tensor, updates: Tensor, words: Tensor, remainders: Tensor):
         """weights[i] += updates[i] in place; flat tensors, `words` uint32 in an int32 tensor, `remainders` int16."""
         self._functions.xgblora_merge_elements(
@@ -167,10 +174,20 @@ def make_case():
 @pytest.fixture(scope="session")
 def build_extension() -> ModuleType:
     """csrc/build_extension.py, as setup.py imports it."""
+    yield from _imported("build_extension")
+
+
+@pytest.fixture(scope="session")
+def build_host(build_extension) -> ModuleType:
+    """csrc/build_host.py, likewise."""
+    yield from _imported("build_host")
+
+
+def _imported(name: str):
     pytest.importorskip("setuptools", reason="needs setuptools")
-    spec = importlib.util.spec_from_file_location("build_extension", CSRC / "build_extension.py")
+    spec = importlib.util.spec_from_file_location(name, CSRC / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["build_extension"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     yield module
-    del sys.modules["build_extension"]
+    del sys.modules[name]

@@ -1,11 +1,19 @@
 // The maths and the tiling of the kernels for a plain C++ compiler, with C names for ctypes.
+#include <cmath>
 #include <exception>
 
+#include "host.h"
 #include "merge_tile.h"
+#include "power_series.h"
 
 using namespace xgblora;
 
 namespace {
+
+// the lanes of processors that have no others
+using Lanes = uint64_t;
+inline Lanes product(Lanes x, Lanes y) { return (x & 0xFFFFFFFFu) * (y & 0xFFFFFFFFu); }
+#include "host_lanes.h"
 
 template <class Weight, Rounding rounding>
 void merge_all(int64_t count, void* weights, const float* updates, const uint32_t* words, int16_t* remainders) {
@@ -48,6 +56,12 @@ void xgblora_rounding_words(uint64_t seed, int64_t first, uint32_t* words) {
 }
 
 uint32_t xgblora_rounding_word(uint64_t seed, int64_t index) { return rounding_word(seed, index); }
+
+void xgblora_noise_block(int gaussian, uint64_t seed, uint64_t first, float* made) {
+  float z[BLOCK];
+  noise_block(gaussian ? Distribution::gaussian : Distribution::rademacher, seed, first, z);
+  memcpy(made, z, sizeof z);
+}
 
 // weights[i] += updates[i], one element after another.
 void xgblora_merge_elements(int64_t dtype, int rounding, int64_t count, void* weights, const float* updates,

@@ -34,7 +34,7 @@ def nowhere(tmp_path) -> dict[str, str]:
     [({}, "auto"), ({"XGBLORA_BUILD_CUDA": "1"}, "1"), ({"XGBLORA_BUILD_CUDA": " AUTO "}, "auto")],
 )
 def test_what_is_wanted(build_extension, environment, value):
-    assert build_extension.wanted(environment) == value
+    assert build_extension.wanted(environment, "XGBLORA_BUILD_CUDA") == value
 
 
 @pytest.mark.parametrize("value", ["yes", "2", "", "true"])
@@ -104,7 +104,7 @@ class TestThePlan:
         plan = build_extension.plan_build(environment, "linux")
         assert (plan.compiler.release, plan.architectures, plan.required) == ("12.8", (80, 86, 89, 90, 100), False)
         assert build_extension.plan_build({**environment, "XGBLORA_BUILD_CUDA": "1"}, "linux").required
-        (extension,) = build_extension.extensions(plan)
+        (extension,) = build_extension.extensions([build_extension.cuda_target(plan)])
         assert extension.name == "xgblora._C"
         assert all((Path(build_extension.ROOT) / source).exists() for source in extension.sources)
 
@@ -121,7 +121,7 @@ class TestThePlan:
         plan = build_extension.plan_build({**nowhere(tmp_path), **environment}, platform)
         assert plan.compiler is None
         assert build_extension.re.search(reason, plan.reason)
-        assert build_extension.extensions(plan) == []
+        assert build_extension.extensions([build_extension.cuda_target(plan)]) == []
 
     @pytest.mark.parametrize(("platform", "reason"), [("linux", "nvcc not found"), ("win32", "built on Linux only")])
     def test_required_and_not_possible_is_one_line(self, build_extension, tmp_path, platform, reason):
@@ -156,10 +156,14 @@ def test_a_compiler_that_fails_leaves_the_reason(build_extension, toolkit, tmp_p
 
 
 def test_the_record_replaces_what_an_earlier_build_left(build_extension, tmp_path):
-    stale = tmp_path / "_C.cpython-311-x86_64-linux-gnu.so"
+    stale, other = (tmp_path / f"{name}.cpython-311-x86_64-linux-gnu.so" for name in ("_C", "_host"))
     stale.touch()
-    build_extension.record(build_extension.Outcome(built=True, nvcc="12.8", architectures=(90,), ptx=90), tmp_path)
+    other.touch()
+    target = build_extension.cuda_target(build_extension.Plan())
+    outcome = build_extension.Outcome(built=True, nvcc="12.8", architectures=(90,), ptx=90)
+    build_extension.record(target, outcome, tmp_path)
     assert stale.exists()
-    build_extension.record(build_extension.Outcome(built=False, reason="nvcc not found"), tmp_path)
+    build_extension.record(target, build_extension.Outcome(built=False, reason="nvcc not found"), tmp_path)
     assert not stale.exists()
+    assert other.exists(), "that of the other extension"
     assert json.loads((tmp_path / "_build.json").read_text())["reason"] == "nvcc not found"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xgblora.ops.noise import Stream, random_words
+from xgblora.ops.noise import DISTRIBUTIONS, Stream, _box_muller, random_words
 
 # Random123's known answers for philox4x32-10 (counter, key, words)
 KNOWN_ANSWERS = [
@@ -37,3 +37,12 @@ def test_words_before_the_first_element_do_not_disturb_the_others(host):
     wanted = random_words(3, 8, Stream.ROUNDING, device=torch.device("cpu")).tolist()
     for before in range(1, 8):
         assert host.rounding_words(3, -before)[before:] == wanted[: 8 - before]
+
+
+@pytest.mark.parametrize("distribution", sorted(DISTRIBUTIONS))
+@pytest.mark.parametrize("first", [0, 5, 2**32 - 64, 2**32 - 7, 2**40 + 3])
+def test_noise_in_lanes_is_that_of_the_reference_at_any_counter(host, distribution, first):
+    for seed in (0, -3, 0x299F31D0_A4093822):
+        words = random_words(seed, 256, Stream.DIRECTION, device=torch.device("cpu"), start=4 * first)
+        wanted = _box_muller(words) if distribution == "gaussian" else (2 * (words & 1) - 1).float()
+        assert host.noise_block(distribution, seed % 2**64, first) == wanted.tolist()

@@ -26,12 +26,49 @@ def test_all_operations_are_registered():
 
 
 @pytest.mark.parametrize("operation", sorted(OPERATIONS))
-@pytest.mark.parametrize("wanted", ["auto", "eager", "EAGER"])
-def test_cpu_tensors_run_the_eager_reference(monkeypatch, operation, wanted):
+@pytest.mark.parametrize("wanted", ["eager", "EAGER"])
+def test_cpu_tensors_run_the_eager_reference_where_it_is_wanted(monkeypatch, operation, wanted):
     monkeypatch.setenv("XGBLORA_BACKEND", wanted)
     choice = ops.choose(operation, "cpu")
     assert (choice.operation, choice.device_type, choice.backend) == (operation, "cpu", "eager")
-    assert choice.reason
+    assert choice.reason == "XGBLORA_BACKEND=eager"
+
+
+@pytest.mark.parametrize("operation", sorted(OPERATIONS))
+@pytest.mark.parametrize("wanted", ["auto", "host"])
+@pytest.mark.parametrize("missing", ["", "not built: no C++ compiler"])
+def test_cpu_tensors_run_the_host_extension_where_it_is_written_and_built(monkeypatch, operation, wanted, missing):
+    monkeypatch.setenv("XGBLORA_BACKEND", wanted)
+    monkeypatch.setattr(backend.host_extension, "obstacle", lambda: missing)
+    choice = ops.choose(operation, "cpu")
+    if "host" in backend._CHAINS[operation]:
+        assert choice.backend == ("eager" if missing else "host")
+        assert missing in choice.reason
+    else:
+        assert choice.backend == "eager"
+        assert choice.reason.endswith("CPU tensors run the eager reference")
+
+
+def test_a_missing_host_extension_is_no_warning_and_under_strict_an_error(monkeypatch, caplog):
+    monkeypatch.setattr(backend.host_extension, "obstacle", lambda: "not built: no C++ compiler")
+    with caplog.at_level(logging.INFO, logger="xgblora"):
+        assert ops.choose("perturb", "cpu").reason == "the host extension cannot be used: not built: no C++ compiler"
+    assert not caplog.records
+    ops.choose.cache_clear()
+    monkeypatch.setenv("XGBLORA_STRICT", "1")
+    with pytest.raises(
+        InputError,
+        match=r"^XGBLORA_STRICT=1: perturb on cpu cannot run the host extension: not built: no C\+\+ compiler$",
+    ):
+        ops.choose("perturb", "cpu")
+
+
+def test_the_host_extension_takes_no_cuda_tensors(monkeypatch, obstacles):
+    monkeypatch.setenv("XGBLORA_BACKEND", "host")
+    obstacles(triton="", cuda="", host="it takes CPU tensors only")
+    choice = ops.choose("perturb", "cuda")
+    assert choice.backend == "triton"
+    assert choice.reason == "the host extension cannot be used: it takes CPU tensors only; XGBLORA_BACKEND=host"
 
 
 def test_eager_can_be_forced_on_cuda(monkeypatch):
@@ -48,7 +85,7 @@ def test_a_bad_backend_is_refused_and_the_choices_are_named(monkeypatch):
 
 def test_triton_that_cannot_run_falls_back_and_says_why(monkeypatch):
     monkeypatch.setenv("XGBLORA_BACKEND", "triton")
-    choice = ops.choose("perturb", "cpu")
+    choice = ops.choose("rank1_linear", "cpu")
     assert choice.backend == "eager"
     assert "TRITON_INTERPRET" in choice.reason
 
@@ -62,7 +99,7 @@ def test_strict_makes_the_fallback_an_error(monkeypatch):
 
 def test_strict_does_not_refuse_eager_on_the_cpu(monkeypatch):
     monkeypatch.setenv("XGBLORA_STRICT", "1")
-    assert ops.choose("perturb", "cpu").backend == "eager"
+    assert ops.choose("rank1_linear", "cpu").backend == "eager"
 
 
 @pytest.fixture
@@ -143,13 +180,13 @@ def test_the_next_of_a_chain_is_taken_and_the_first_one_is_named(monkeypatch, ob
 def test_the_extension_takes_no_cpu_tensors(monkeypatch, strict):
     monkeypatch.setenv("XGBLORA_BACKEND", "cuda")
     monkeypatch.setenv("XGBLORA_STRICT", strict)
-    assert ops.choose("perturb", "cpu").backend == "eager", "not written for CUDA, so nothing is missing"
+    assert ops.choose("rank1_linear", "cpu").backend == "eager", "not written for CUDA, so nothing is missing"
     if strict == "1":
         with pytest.raises(InputError, match=r"^XGBLORA_STRICT=1: merge_rank1_ on cpu cannot run the CUDA extension: "):
             ops.choose("merge_rank1_", "cpu")
     else:
         choice = ops.choose("merge_rank1_", "cpu")
-        assert choice.backend == "eager"
+        assert choice.backend != "cuda"
         assert "takes no CPU tensors" in choice.reason
 
 

@@ -10,14 +10,14 @@ BUILT = {"built": True, "reason": "", "nvcc": "13.0", "architectures": [80, 90],
 
 
 def test_a_source_tree_that_was_never_installed(tmp_path):
-    found = extension._load(extension._read_record(tmp_path / "_build.json"))
+    found = extension._load(extension.read_record(tmp_path / "_build.json"))
     assert (found.module, found.state) == (None, "not built: xgblora was not installed with pip")
 
 
 def test_the_reason_of_the_build_is_kept(tmp_path):
     record = tmp_path / "_build.json"
     record.write_text(json.dumps({"built": False, "reason": "nvcc not found"}))
-    assert extension._load(extension._read_record(record)).state == "not built: nvcc not found"
+    assert extension._load(extension.read_record(record)).state == "not built: nvcc not found"
 
 
 def test_an_extension_that_was_not_built_is_not_imported_even_where_one_lies(monkeypatch):

@@ -14,12 +14,14 @@ from xgblora.environment import versions
 from xgblora.errors import InputError
 from xgblora.ops.backend import available
 from xgblora.ops.extension import extension
+from xgblora.ops.host_extension import host_extension
 from xgblora.ops.self_check import SMALL_LINEAR_SHAPES, SMALL_SIZES, Check, Tested, check, check_eager
 
 VARIABLES = (
     "XGBLORA_BACKEND",
     "XGBLORA_STRICT",
     "XGBLORA_BUILD_CUDA",
+    "XGBLORA_BUILD_HOST",
     "XGBLORA_CUDA_ARCHS",
     "TRITON_INTERPRET",
     "OMP_NUM_THREADS",
@@ -55,7 +57,14 @@ def report() -> list[str]:
         InputError: an environment variable of xgblora is wrong.
     """
     lines = [f"{name} {version or 'not installed'}" for name, version in versions().items()]
-    lines += ["", memory(), *devices(), "", f"extension: {extension().state}"]
+    lines += [
+        "",
+        memory(),
+        *devices(),
+        "",
+        f"extension: {extension().state}",
+        f"host extension: {host_extension().state}",
+    ]
     device_types = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device_type in device_types:
         for operation in ops.operations():
@@ -80,14 +89,14 @@ def checked() -> tuple[list[str], bool]:
                 "check on cuda: not checked, there is no CUDA device; what runs there is untested on this machine"
             )
             continue
-        backends = ("triton", "cuda") if device_type == "cpu" else ("eager", "triton", "cuda")
+        backends = ("host", "triton", "cuda") if device_type == "cpu" else ("eager", "triton", "cuda")
         for backend in backends:
             found = {operation: available(operation, device_type).get(backend) for operation in ops.operations()}
             functions = {name: (backend, one) for name, one in found.items() if isinstance(one, Callable)}
             for name, result in _grouped(check(_tested(device_type, functions)), device_type):
                 lines.append(f"check {name}: {_verdict(result)}")
                 passed = passed and all(one.passed for one in result)
-            if functions and device_type == "cpu":
+            if functions and backend == "triton" and device_type == "cpu":
                 lines.append(f"check rank1_linear, {backend} on cpu, bfloat16: not checked, the interpreter cannot")
             for obstacle in sorted({one for one in found.values() if isinstance(one, str)}):
                 lines.append(f"check {backend} on {device_type}: not checked, {obstacle}")

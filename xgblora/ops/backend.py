@@ -1,15 +1,15 @@
 """Which implementation runs an operation: chosen once, logged once with its reason, shown by `xgblora-env`.
 
-CPU tensors run the eager reference. CUDA tensors run the first implementation of `_CHAINS` that can be used here, and
-eager code where none can. `XGBLORA_STRICT=1` makes it an error that the first one cannot.
+Tensors run the first implementation that `_CHAINS` has for their device and that can be used here, and the eager
+reference where none can. `XGBLORA_STRICT=1` makes it an error that the first one cannot.
 
 `XGBLORA_BACKEND` overrides the choice:
 
 - `eager`: the reference everywhere. It is what was asked for, so it is no fallback.
-- `triton`, `cuda`: that implementation wherever an operation has one, on CPU tensors too (Triton runs them through its
-  interpreter, the CUDA extension cannot). An operation that was never written for it runs what `auto` would choose,
-  and the reason says so. `XGBLORA_STRICT=1` asks for no more than that: with `cuda` the merge must run the extension,
-  and `rank1_linear`, which has no CUDA implementation, must run Triton.
+- `triton`, `cuda`, `host`: that implementation wherever an operation has one, on the other device's tensors too (Triton
+  runs CPU tensors through its interpreter; `cuda` takes none, and `host` no CUDA tensors). An operation that was never
+  written for it runs what `auto` would choose, and the reason says so. `XGBLORA_STRICT=1` asks for no more than that:
+  with `cuda` the merge must run the extension, and `rank1_linear`, which has no CUDA implementation, must run Triton.
 """
 
 import importlib
@@ -20,20 +20,26 @@ from dataclasses import dataclass
 from functools import cache
 
 from xgblora.errors import InputError
-from xgblora.ops import extension
+from xgblora.ops import extension, host_extension
 
 logger = logging.getLogger("xgblora")
 
-BACKENDS = ("auto", "eager", "triton", "cuda")
-_TITLES = {"triton": "Triton", "cuda": "the CUDA extension"}
+BACKENDS = ("auto", "eager", "triton", "cuda", "host")
+_TITLES = {"triton": "Triton", "cuda": "the CUDA extension", "host": "the host extension"}
+# the device type that each is written for
+_DEVICE_TYPES = {"triton": "cuda", "cuda": "cuda", "host": "cpu"}
 
 # for each operation the backends that it is written for, best first, and the module of each
 _CHAINS = {
     "rank1_linear": {"triton": "xgblora.kernels.rank1_linear"},
     "rank1_linear_backward": {"triton": "xgblora.kernels.rank1_linear"},
-    "perturb": {"triton": "xgblora.kernels.perturb"},
-    "update_": {"triton": "xgblora.kernels.update"},
-    "merge_rank1_": {"cuda": "xgblora.ops.merge_rank1_cuda", "triton": "xgblora.kernels.merge_rank1"},
+    "perturb": {"triton": "xgblora.kernels.perturb", "host": "xgblora.ops.perturb_host"},
+    "update_": {"triton": "xgblora.kernels.update", "host": "xgblora.ops.update_host"},
+    "merge_rank1_": {
+        "cuda": "xgblora.ops.merge_rank1_cuda",
+        "triton": "xgblora.kernels.merge_rank1",
+        "host": "xgblora.ops.merge_rank1_host",
+    },
 }
 
 
@@ -104,15 +110,13 @@ def _candidates(operation: str, device_type: str, wanted: str) -> tuple[dict[str
     if wanted == "eager":
         return {}, "XGBLORA_BACKEND=eager"
     chain = _CHAINS.get(operation, {})
+    usual = {backend: module for backend, module in chain.items() if _DEVICE_TYPES[backend] == device_type}
     if wanted in chain:
-        others = {backend: module for backend, module in chain.items() if backend != wanted and device_type == "cuda"}
-        return {wanted: chain[wanted], **others}, f"XGBLORA_BACKEND={wanted}"
+        return {wanted: chain[wanted], **usual}, f"XGBLORA_BACKEND={wanted}"
     asked = "" if wanted == "auto" else f"XGBLORA_BACKEND={wanted}, which it is not written for; "
-    if device_type == "cpu":
-        return {}, f"{asked}CPU tensors run the eager reference"
-    if not chain:
-        return {}, f"{asked}it has no other implementation"
-    return chain, f"{asked}CUDA tensors run {_TITLES[next(iter(chain))]}"
+    tensors = "CPU tensors" if device_type == "cpu" else "CUDA tensors"
+    title = _TITLES[next(iter(usual))] if usual else "the eager reference"
+    return usual, f"{asked}{tensors} run {title}"
 
 
 def _chosen(operation: str, device_type: str, backend: str, reason: str, function: Callable) -> Choice:
@@ -142,4 +146,8 @@ def _obstacle_to_cuda(device_type: str) -> str:
     return "it takes no CPU tensors" if device_type == "cpu" else extension.obstacle()
 
 
-_OBSTACLES = {"triton": _obstacle_to_triton, "cuda": _obstacle_to_cuda}
+def _obstacle_to_host(device_type: str) -> str:
+    return host_extension.obstacle() if device_type == "cpu" else "it takes CPU tensors only"
+
+
+_OBSTACLES = {"triton": _obstacle_to_triton, "cuda": _obstacle_to_cuda, "host": _obstacle_to_host}

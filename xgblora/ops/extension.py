@@ -28,7 +28,7 @@ class Extension:
 @cache
 def extension() -> Extension:
     """Import the extension that the build left, once a process. Needs no GPU."""
-    return _load(_read_record(RECORD))
+    return _load(read_record(RECORD))
 
 
 def obstacle() -> str:
@@ -44,8 +44,8 @@ def obstacle() -> str:
     return ""
 
 
-def _read_record(path: Path) -> dict:
-    """What csrc/build_extension.py wrote."""
+def read_record(path: Path) -> dict:
+    """What csrc/build_extension.py wrote of an extension."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -80,7 +80,7 @@ def check_distribution(distribution: str) -> None:
 
 def _perturb(master: Tensor, live: Tensor, seeds: Tensor, eps: Tensor, signs: Tensor, distribution: str) -> None:
     steps = (signs * eps).view(seeds.numel(), -1)
-    rows = live.view(seeds.numel(), -1, master.numel())
+    rows = live.view(*steps.shape, master.numel())
     for seed, row, step in zip(seeds, rows, steps, strict=True):
         z = DISTRIBUTIONS[distribution](seed, master.numel(), device=master.device)
         row.copy_(step.unsqueeze(1) * z + master)

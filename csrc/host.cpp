@@ -1,0 +1,137 @@
+// The instruction sets and the threads of xgblora._host. Compile with -ffp-contract=off: a fused multiply-add rounds
+// once where two roundings are meant. -fno-math-errno and -fno-trapping-math let square roots and choices become vector
+// instructions, and change no value.
+#include "host.h"
+
+#include <cfloat>
+#include <cmath>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define XGBLORA_X86_SETS
+#include <immintrin.h>
+#endif
+
+#include "philox.h"
+#include "power_series.h"
+#include "rounding.h"
+
+static_assert(FLT_EVAL_METHOD == 0, "each operation must be rounded to its own type");
+
+namespace xgblora {
+
+// Each instruction set says what its lanes are, and multiplies their low halves.
+#ifndef XGBLORA_X86_SETS
+namespace baseline {
+using Lanes = uint64_t;
+inline Lanes product(Lanes x, Lanes y) { return (x & 0xFFFFFFFFu) * (y & 0xFFFFFFFFu); }
+#include "host_lanes.h"
+}  // namespace baseline
+#else
+namespace baseline {
+typedef uint64_t Lanes __attribute__((vector_size(16)));
+inline Lanes product(Lanes x, Lanes y) { return (Lanes)_mm_mul_epu32((__m128i)x, (__m128i)y); }
+#include "host_lanes.h"
+}  // namespace baseline
+#pragma GCC push_options
+#pragma GCC target("avx2")
+namespace avx2 {
+typedef uint64_t Lanes __attribute__((vector_size(32)));
+inline Lanes product(Lanes x, Lanes y) { return (Lanes)_mm256_mul_epu32((__m256i)x, (__m256i)y); }
+#include "host_lanes.h"
+}  // namespace avx2
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")
+namespace avx512 {
+typedef uint64_t Lanes __attribute__((vector_size(64)));
+inline Lanes product(Lanes x, Lanes y) { return (Lanes)_mm512_mul_epu32((__m512i)x, (__m512i)y); }
+#include "host_lanes.h"
+}  // namespace avx512
+#pragma GCC pop_options
+#endif
+
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  void (*perturb)(const Perturbation&, int64_t, int64_t);
+  void (*update)(const Update&, int64_t, int64_t);
+  void (*merge)(const Merge&, int64_t, int64_t);
+};
+
+std::vector<InstructionSet> find_sets() {
+  std::vector<InstructionSet> found;
+#ifdef XGBLORA_X86_SETS
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl")) {
+    found.push_back({"AVX-512", avx512::run_perturb, avx512::update_range, avx512::merge_rows});
+  }
+  if (__builtin_cpu_supports("avx2")) found.push_back({"AVX2", avx2::run_perturb, avx2::update_range, avx2::merge_rows});
+#endif
+  found.push_back({"baseline", baseline::run_perturb, baseline::update_range, baseline::merge_rows});
+  return found;
+}
+
+const std::vector<InstructionSet>& sets() {
+  static const std::vector<InstructionSet> found = find_sets();
+  return found;
+}
+
+// Elements that are worth a thread of their own: a thread costs 20 microseconds, these take 100.
+constexpr int64_t ELEMENTS_A_THREAD = 1 << 16;
+
+// `body(begin, end)` over 0 .. units, the last range in the caller's thread.
+template <class Body>
+void in_threads(int64_t units, int64_t elements_a_unit, int threads, Body body) {
+  const int64_t worthwhile = units * elements_a_unit / ELEMENTS_A_THREAD;
+  const int64_t parts = worthwhile < 1 || threads < 1 ? 1 : worthwhile < threads ? worthwhile : threads;
+  const int64_t part = (units + parts - 1) / parts;
+  std::vector<std::thread> running;
+  int64_t begin = 0;
+  for (; begin + part < units; begin += part) {
+    try {
+      running.emplace_back(body, begin, begin + part);
+    } catch (const std::system_error&) {
+      break;  // no more threads to be had: the rest runs here
+    }
+  }
+  body(begin, units);
+  for (std::thread& thread : running) thread.join();
+}
+
+// Over an arena of `size`, in ranges that begin at whole blocks.
+template <class Job>
+void in_blocks(const Job& job, int threads, void (*run)(const Job&, int64_t, int64_t)) {
+  constexpr int64_t BLOCK = baseline::BLOCK;
+  in_threads((job.size + BLOCK - 1) / BLOCK, BLOCK, threads, [&job, run](int64_t begin, int64_t end) {
+    run(job, begin * BLOCK, end * BLOCK < job.size ? end * BLOCK : job.size);
+  });
+}
+
+const InstructionSet& set_number(int number) {
+  if (number < 0 || number >= static_cast<int>(sets().size())) throw std::out_of_range("no such instruction set");
+  return sets()[number];
+}
+
+}  // namespace
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const InstructionSet& set : sets()) names.emplace_back(set.name);
+  return names;
+}
+
+void perturb(const Perturbation& job, int threads, int set) { in_blocks(job, threads, set_number(set).perturb); }
+
+void update(const Update& job, int threads, int set) { in_blocks(job, threads, set_number(set).update); }
+
+void merge(const Merge& job, int threads, int set) {
+  const auto run = set_number(set).merge;
+  in_threads(job.rows, job.columns, threads, [&job, run](int64_t begin, int64_t end) { run(job, begin, end); });
+}
+
+}  // namespace xgblora
