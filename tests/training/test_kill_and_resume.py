@@ -62,9 +62,9 @@ WINDOWS = {
         "shutil.rmtree",
         "torch.save",
     },
-    ("merge", "torch.save"): {"AdapterSet.reinitialise", "Booster._write", "Tape.record_merge"},
+    ("merge", "torch.save"): {"AdapterSet.start", "Booster._write", "Tape.record_merge"},
     ("resume", "shutil.rmtree"): {
-        "AdapterSet.reinitialise",
+        "AdapterSet.start",
         "Booster._write",
         "Booster.replay",
         "Tape.go_on_from",
