@@ -190,7 +190,7 @@ class Booster:
             a, b = (part[0] for part in slot.views(rows))
             if layer.mergeable:
                 merged.append((a, b))
-            else:
+            elif bool(b.any()):
                 layer.extend_bank(a, b * term.scale)
         for row in range(self.adapters.rank if merged else 0):
             ops.merge_rank1_(

@@ -115,14 +115,17 @@ class RoundStart:
         """What `reinit` names."""
         return REINITS[self.reinit]
 
+    def count(self, layers: int) -> int:
+        """How many of so many layers a round trains."""
+        # of the decimal number that was given: 0.14 * 50 is 7.000000000000001 in fp64
+        return math.ceil(Fraction(str(self.colsample)) * layers)
+
     def layers(self, slots: Slots, seed: int, round: int) -> frozenset[str] | None:
         """Names of the layers that round `round` (0 for the first) trains, noise of (seed, round); None for all."""
         if self.colsample == 1.0:
             return None
-        # the decimal number that was given: 0.7 * 10 is 7.000000000000001 in fp64
-        count = math.ceil(Fraction(str(self.colsample)) * len(slots))
         words = random_words(derive_seed(seed, round), len(slots), Stream.LAYERS, device=torch.device("cpu"))
-        drawn = sorted(zip(words.tolist(), slots, strict=True), key=lambda pair: pair[0])[:count]
+        drawn = sorted(zip(words.tolist(), slots, strict=True), key=lambda pair: pair[0])[: self.count(len(slots))]
         return frozenset(slot.name for _, slot in drawn)
 
     def takes_from_base(self, round: int) -> bool:
