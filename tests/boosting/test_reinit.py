@@ -206,6 +206,14 @@ class TestWarm:
         assert not finish(booster.adapters, booster, step=4, epoch=1.0)
         assert same(booster.adapters.weights(), plain.adapters.weights())
 
+    def test_a_rollback_is_on_the_tape_with_what_the_base_takes_and_gives(self, train_toy, make_toy):
+        booster = train_toy(steps=14, reinit="warm", rollback=9)
+        finish(booster.adapters, booster, step=14, epoch=1.0)
+        assert [merged.round for merged in booster.ledger.boosters] == [1, 2, 3]
+        again, verified = replay(make_toy(), booster.tape)
+        assert verified
+        assert same(again.adapters.weights(), booster.adapters.weights())
+
     def test_peft_computes_what_the_merged_model_does(self, train_toy, make_toy, probe, tmp_path):
         peft = pytest.importorskip("peft")
         booster = train_toy(steps=14, reinit="warm")
