@@ -81,5 +81,5 @@ def test_bad_flags_are_refused_in_one_line(run_in, tmp_path, capsys, flags, said
 
 
 def test_plain_lora_takes_the_defaults_by_any_spelling(tmp_path):
-    args = XGBLoRAArguments(str(tmp_path), lora=True, xgblora_shrinkage="1", xgblora_colsample=1)
+    args = XGBLoRAArguments(output_dir=str(tmp_path), lora=True, xgblora_shrinkage="1", xgblora_colsample=1)
     assert args.shrinkage == Shrinkage()
