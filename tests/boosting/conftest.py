@@ -74,13 +74,16 @@ def train_toy():
         seed=5,
         rollback=None,
         optimizer="sgd",
+        reinit="kaiming",
+        colsample=1.0,
+        shrinkage=1.0,
         **estimate,
     ) -> xgblora.Booster:
         def objective(model, batch):
             return model(batch["x"]) * (float("nan") if zo.step_index in skipped else 1.0)
 
         adapters = xgblora.attach(Toy(dtype), ["first", "second"], alpha=2.0, rank=rank, seed=seed)
-        booster = xgblora.Booster(adapters, rounding=rounding)
+        booster = xgblora.Booster(adapters, rounding=rounding, reinit=reinit, colsample=colsample)
         zo = xgblora.ZeroOrder(
             adapters,
             objective,
@@ -98,7 +101,7 @@ def train_toy():
             zo.estimate({"x": torch.randn(4, 5, generator=generator)})
             zo.update(lr=0.05 / step)
             if step % 4 == 0:
-                booster.merge(step=step)
+                booster.merge(step=step, shrinkage=shrinkage)
             if step == rollback:
                 booster.rollback(round=1)
         return booster

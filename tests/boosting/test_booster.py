@@ -283,7 +283,9 @@ class TestLayersThatCannotBeWritten:
     ("options", "message"),
     [
         ({"rounding": "up"}, "rounding=up: must be one of nearest, stochastic, remainder"),
-        ({"reinit": "warm"}, "reinit=warm: must be one of kaiming"),
+        ({"reinit": "hot"}, "reinit=hot: must be one of kaiming, keep_a, orthogonal, frozen_a, warm"),
+        ({"colsample": 0.0}, "colsample=0.0: must be above 0 and at most 1"),
+        ({"colsample": float("nan")}, "colsample=nan: must be above 0 and at most 1"),
     ],
 )
 def test_bad_arguments_are_refused(make_opt, options, message):

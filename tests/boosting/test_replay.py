@@ -188,7 +188,9 @@ def other_origin(booster, **changes):
             lr, applied = torch.tensor([record.lr]), torch.tensor(record.applied)
             tape.record_step(record.step, record.seed, lr, applied, torch.tensor(record.projected_grads))
         elif isinstance(record, MergeRecord):
-            tape.record_merge(record.round, record.step, booster.ledger.boosters[record.round - 1].adapters)
+            tape.record_merge(
+                record.round, record.step, record.shrinkage, booster.ledger.boosters[record.round - 1].adapters
+            )
         elif isinstance(record, EndRecord):
             tape.record_end(record.sha256.hex())
     return tape

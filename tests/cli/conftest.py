@@ -115,8 +115,8 @@ def killed_run(run_copy) -> Path:
     for name in ("model", "checkpoint-7"):
         shutil.rmtree(run_copy / name)
     tape = run_copy / "tape.bin"
-    # the record of the end (37 bytes) and that of the last merge (17) were never written, the last step in part
-    tape.write_bytes(tape.read_bytes()[: -37 - 17 - 5])
+    # the record of the end (37 bytes) and that of the last merge (25) were never written, the last step in part
+    tape.write_bytes(tape.read_bytes()[: -37 - 25 - 5])
     return run_copy
 
 

@@ -39,7 +39,7 @@ WATCHED = (
     "xgblora.boosting.ledger.save_file",
     "xgblora.boosting.booster.Booster._write",
     "xgblora.boosting.booster.Booster.replay",
-    "xgblora.adapters.AdapterSet.reinitialise",
+    "xgblora.adapters.AdapterSet.start",
     "xgblora.zo.tape.Tape.record_merge",
     "xgblora.zo.tape.Tape.go_on_from",
 )

@@ -25,10 +25,18 @@ RANDOM_KILLS = 7
 COMMON = ("--max_steps=12", "--logging_steps=3", "--eval_steps=4", "--save_strategy=steps")
 STEPS = ("--xgblora", "--xgblora_steps_per_iteration=3")
 EPOCHS = ("--xgblora", "--xgblora_merge_frequency=1", "--eval_strategy=epoch")
+SOME = ("--xgblora_reinit=frozen_a", "--xgblora_colsample=0.5")
 OFTEN, SELDOM = ("--save_steps=1", "--save_total_limit=1"), ("--save_steps=2", "--save_total_limit=2")
 CASES = {
     "by steps, sequential": (*STEPS, *OFTEN, "--zo_pairing=sequential", "--max_steps=20"),
-    "by steps, paired, bf16": (*STEPS, *SELDOM, "--zo_pairing=paired", "--dtype=bfloat16", "--rounding=stochastic"),
+    "by steps, paired, bf16": (
+        *STEPS,
+        *SELDOM,
+        "--zo_pairing=paired",
+        "--dtype=bfloat16",
+        "--rounding=stochastic",
+        "--xgblora_reinit=warm",
+    ),
     "by epochs, sequential": (
         *(*EPOCHS, *OFTEN, "--zo_pairing=sequential", "--logging_strategy=epoch"),
         "--max_steps=20",
@@ -36,6 +44,7 @@ CASES = {
     "by epochs, paired, accumulating": (
         *(*EPOCHS, *SELDOM, "--zo_pairing=paired", "--gradient_accumulation_steps=2"),
         *("--lr_scheduler_type=cosine", "--warmup_steps=4", "--weight_decay=0.1"),
+        *("--xgblora_reinit=orthogonal", "--xgblora_shrinkage=line_search"),
     ),
     "no merge, LoRA, sequential": ("--lora", "--lora_r=2", *SELDOM, "--zo_pairing=sequential"),
     "no merge, paired": ("--xgblora", "--xgblora_merge_frequency=0", *SELDOM, "--zo_pairing=paired"),
@@ -43,7 +52,7 @@ CASES = {
         *("--xgblora_adaptive_merge", "--eval_steps=1", "--early_stopping_rounds=2", *SELDOM),
         *("--learning_rate=0.3", "--zo_pairing=sequential"),
     ),
-    "by steps, first-order, best round": (*STEPS, *SELDOM, "--trainer=regular", "--load_best_round_at_end"),
+    "by steps, first-order, best round": (*STEPS, *SELDOM, "--trainer=regular", "--load_best_round_at_end", *SOME),
 }
 # what a case is swept for: the phase, and the call in a checkpoint before which the run was killed first
 SWEPT = {
@@ -62,9 +71,9 @@ WINDOWS = {
         "shutil.rmtree",
         "torch.save",
     },
-    ("merge", "torch.save"): {"AdapterSet.reinitialise", "Booster._write", "Tape.record_merge"},
+    ("merge", "torch.save"): {"AdapterSet.start", "Booster._write", "Tape.record_merge"},
     ("resume", "shutil.rmtree"): {
-        "AdapterSet.reinitialise",
+        "AdapterSet.start",
         "Booster._write",
         "Booster.replay",
         "Tape.go_on_from",

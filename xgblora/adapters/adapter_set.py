@@ -1,13 +1,13 @@
 """`AdapterSet`: the adapters of one model, their arena, and how they start."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from xgblora.adapters.arena import Arena
+from xgblora.adapters.arena import Arena, Slot, arena_size
 from xgblora.adapters.base_layer import has_dense_weight, stored_tensors
 from xgblora.adapters.rank1_linear import Rank1Linear, scale_of
 from xgblora.ops.merge_rank1 import WEIGHT_DTYPES
@@ -58,10 +58,6 @@ class AdapterSet:
         known = [parameter.dtype for parameter in theirs if parameter.dtype in WEIGHT_DTYPES]
         return known[0] if known else next((p.dtype for p in theirs if p.is_floating_point()), torch.float32)
 
-    def change_the_function(self) -> bool:
-        """Whether a `b` is not zero, as every one is where a round starts; reads from the device."""
-        return any(bool(torch.any(layer.b != 0)) for layer in self.layers.values())
-
     def num_parameters(self) -> int:
         """Trainable numbers: rank * (in + out features), summed over the layers."""
         return sum(layer.a.numel() + layer.b.numel() for layer in self.layers.values())
@@ -85,18 +81,37 @@ class AdapterSet:
 
     @torch.no_grad()
     def reinitialise(self, round: int) -> None:
-        """Start round `round` with a fresh adapter: `a` Kaiming-uniform, `b` zero, so that the function is the base's.
+        """Start round `round` with the fresh adapter of (seed, round), see `fresh_adapter`, and train all of it."""
+        self.start(fresh_adapter(self.arena.slots, self.seed, round, self.arena.master.device))
 
-        `a` lies in +-1/sqrt(in_features), as `nn.Linear` and LoRA start it (He et al., 2015, with a = sqrt(5)); it is
-        noise of (seed, round), the same on every device. What an optimizer kept of the last adapter is forgotten.
+    @torch.no_grad()
+    def start(self, adapter: Tensor, *, trained: Collection[str] | None = None, trains_a: bool = True) -> None:
+        """Start a round with `adapter`, fp32 [P]; what an optimizer kept of the last one is forgotten.
+
+        Args:
+            adapter: laid out as the arena; zero for layers that are not trained.
+            trained: names of the layers that are, None for all; the others run without their adapters.
+            trains_a: False trains `b` alone.
         """
         self.arena.forget_moments()
-        master = self.arena.master
-        seed = derive_seed(self.seed, round)
-        noise = uniform(seed, master.numel(), device=master.device, stream=Stream.INITIALISATION)
-        master.zero_()
-        for slot in self.arena.slots:
-            a, _ = self.arena.a_and_b(slot)
-            fresh, _ = slot.views(noise.unsqueeze(0))
-            a.copy_(fresh[0] * (1.0 / math.sqrt(max(slot.in_features, 1))))
+        self.arena.master.copy_(adapter)
+        self.arena.train(trained, trains_a=trains_a)
         self.arena.restore()
+
+
+def fresh_adapter(
+    slots: tuple[Slot, ...], seed: int, round: int, device: torch.device, *, b_size: float = 0.0
+) -> Tensor:
+    """A fresh adapter, fp32 [P]: `a` Kaiming-uniform, `b` zero unless `b_size` says otherwise.
+
+    `a` lies in +-1/sqrt(in_features), as `nn.Linear` and LoRA start it (He et al., 2015, with a = sqrt(5)), `b` in
+    +-b_size/sqrt(out_features). It is noise of (seed, round), the same on every device.
+    """
+    noise = uniform(derive_seed(seed, round), arena_size(slots), device=device, stream=Stream.INITIALISATION)
+    adapter = torch.zeros_like(noise)
+    for slot in slots:
+        (a, b), (a_noise, b_noise) = (slot.views(rows.unsqueeze(0)) for rows in (adapter, noise))
+        a.copy_(a_noise * (1.0 / math.sqrt(max(slot.in_features, 1))))
+        if b_size:
+            b.copy_(b_noise * (b_size / math.sqrt(max(slot.out_features, 1))))
+    return adapter

@@ -4,6 +4,8 @@ With all adapters in one tensor, perturbing, updating and saving them is one ope
 zeroth-order step is addressed by position in the arena, whatever order the layers run in.
 """
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +45,7 @@ class Arena:
         live: [G, P] in the compute dtype: what the layers read while `read_live` is in force, None before that.
         slots: one per layer, in model order.
         moments: what an optimizer keeps of the adapters in training, by name; zero when a new adapter starts.
+        untrained: bool [P], True where the round leaves `master` as it is; None while everything is trained.
         frozen: parameters of the model that attaching froze.
     """
 
@@ -55,6 +58,7 @@ class Arena:
         self.master = torch.zeros(arena_size(self.slots), dtype=torch.float32, device=first.a.device)
         self.live: Tensor | None = None
         self.moments: dict[str, Tensor] = {}
+        self.untrained: Tensor | None = None
         self.frozen: list[nn.Parameter] = []
         for slot, layer in zip(self.slots, layers.values(), strict=True):
             layer._arena = self
@@ -77,11 +81,41 @@ class Arena:
     def perturb(self, seeds: Tensor, eps: Tensor, signs: Tensor, distribution: str) -> None:
         """Write the perturbed adapters of a step into the rows of `live`; arguments as of `xgblora.ops.perturb`."""
         ops.perturb(self.master, self.live, seeds, eps, signs, distribution=distribution)
+        if self.untrained is not None:
+            torch.where(self.untrained, self.master.to(self.live.dtype), self.live, out=self.live)
 
     def restore(self) -> None:
         """Write the cast of `master` into every row of `live`, if there is one: exact whatever `live` held."""
         if self.live is not None:
             self.live.copy_(self.master)
+
+    def train(self, names: Collection[str] | None = None, *, trains_a: bool = True) -> None:
+        """Train the adapters of the layers `names` alone (None: of all), without their `a` unless `trains_a`.
+
+        The other layers run without their adapters, which must be zero then. Neither perturbation nor update reaches
+        what is not trained; backpropagation gives it no gradient.
+        """
+        trained = torch.zeros_like(self.master, dtype=torch.bool)
+        for slot, layer in zip(self.slots, self._layers.values(), strict=True):
+            layer.in_use, layer.trains_a = names is None or slot.name in names, trains_a
+            if layer.in_use:
+                a, b = slot.views(trained.unsqueeze(0))
+                a.fill_(trains_a)
+                b.fill_(True)
+        self.untrained = None if names is None and trains_a else ~trained
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """While this lasts, `master` and the moments may be written anywhere; what is not trained comes back after."""
+        if self.untrained is None:
+            yield
+            return
+        before = self.master.clone()
+        yield
+        torch.where(self.untrained, before, self.master, out=self.master)
+        for moment in self.moments.values():
+            if moment.shape == self.untrained.shape:
+                moment.masked_fill_(self.untrained, 0.0)
 
     def forget_moments(self) -> None:
         """Set the moments to zero, in place: they are of an adapter that is no more."""
@@ -113,6 +147,7 @@ class Arena:
         if self.master.device == device:
             return
         self.master, self.live = self.master.to(device), None
+        self.untrained = None if self.untrained is None else self.untrained.to(device)
         self.read_master()
         self._bind_parameters()
 

@@ -12,6 +12,7 @@ other, each with its row written just before it.
 
 import math
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -107,6 +108,10 @@ class ParameterArena:
         self.live.copy_(self.master)
         self._rows = None
 
+    def kept(self) -> nullcontext:
+        """Nothing is to come back: all parameters are trained."""
+        return nullcontext()
+
     def forget_moments(self) -> None:
         """Set the moments to zero, in place."""
         for moment in self.moments.values():
@@ -146,10 +151,6 @@ class FullParameters:
     def num_parameters(self) -> int:
         """Trainable numbers, those of shared parameters once."""
         return sum(parameter.numel() for parameter in self.parameters.values())
-
-    def change_the_function(self) -> bool:
-        """Never: what is trained is the weights themselves, and nothing is left to merge."""
-        return False
 
     def weights(self) -> list[Tensor]:
         """Those that merges write into: none."""

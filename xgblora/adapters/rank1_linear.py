@@ -41,6 +41,8 @@ class Rank1Linear(nn.Module):
         bank: None, or the pair of fp32 tensors ([T, in_features], [T, out_features]) of boosters that are kept beside
             the weight because they cannot be merged into it: `base(x) + sum_t (x . a_t) b_t`, the same for all groups.
             Not parameters and not in the state dict: base + ledger gives them again.
+        in_use: False runs the layer without `a` and `b`: they are zero, and not trained in this round.
+        trains_a: False gives `a` no gradient.
 
     Raises:
         InputError: alpha or rank is out of range, or `base` is no linear layer.
@@ -63,6 +65,7 @@ class Rank1Linear(nn.Module):
         self.b = nn.Parameter(torch.zeros(rank, self.out_features, **options))
         self.live: tuple[Tensor, Tensor] | None = None
         self.bank: tuple[Tensor, Tensor] | None = None
+        self.in_use = self.trains_a = True
         self._arena: Arena | None = None
         self._writes_reach = runs_plain_linear(base) or (has_dense_weight(base) and writes_reach_the_output(base))
 
@@ -90,11 +93,15 @@ class Rank1Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], in the dtype that the base gives (for most, that of `x`)."""
-        a, b = self.live if self.live is not None else (self.a.unsqueeze(0), self.b.unsqueeze(0))
         base = self.base
+        if not self.in_use and self.bank is None:
+            return base(x)
+        a, b = self.live if self.live is not None else (self.a.unsqueeze(0), self.b.unsqueeze(0))
+        if not self.trains_a:
+            a = a.detach()
         if a.shape[1] == 1 and self.bank is None and runs_plain_linear(base) and has_dense_weight(base):
             return torch.ops.xgblora.rank1_linear(x, weight_of(base), base.bias, a[:, 0], b[:, 0], self.scale)
-        update = self.scale * low_rank_term(x, a, b)
+        update = self.scale * low_rank_term(x, a, b) if self.in_use else 0.0
         if self.bank is not None:
             update = update + low_rank_term(x, *(part.unsqueeze(0) for part in self.bank))
         y = base(x)

@@ -5,6 +5,7 @@ chosen once, where the object is made.
 """
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +44,9 @@ class TrainableArena(Protocol):
     def restore(self) -> None:
         """Let every row be the cast of `master` again."""
 
+    def kept(self) -> AbstractContextManager[None]:
+        """While this lasts, `master` and the moments may be written anywhere; what is not trained comes back after."""
+
     def forget_moments(self) -> None:
         """Set the moments to zero, in place."""
 
@@ -69,9 +73,6 @@ class Trainable(Protocol):
 
     def num_parameters(self) -> int:
         """Trainable numbers."""
-
-    def change_the_function(self) -> bool:
-        """Whether something trained stands beside the weights and has still to be merged into them."""
 
     def weights(self) -> list[Tensor]:
         """The frozen weights that merges write into."""

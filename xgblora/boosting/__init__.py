@@ -4,6 +4,7 @@ from xgblora.boosting.adaptive import AdaptiveMerging, AdaptiveRule
 from xgblora.boosting.booster import Booster
 from xgblora.boosting.ledger import Ledger, MergedAdapter
 from xgblora.boosting.policy import MergePolicy
+from xgblora.boosting.reinit import RoundStart
 from xgblora.boosting.replay import start_tape
 from xgblora.boosting.unboosted import Unboosted
 
@@ -14,6 +15,7 @@ __all__ = [
     "Ledger",
     "MergePolicy",
     "MergedAdapter",
+    "RoundStart",
     "Unboosted",
     "start_tape",
 ]

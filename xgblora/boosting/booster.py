@@ -10,7 +10,8 @@ from torch import Tensor
 
 from xgblora import ops
 from xgblora.adapters import AdapterSet, Origin
-from xgblora.boosting.ledger import Ledger, MergedAdapter
+from xgblora.boosting.ledger import Ledger, MergedAdapter, Term
+from xgblora.boosting.reinit import RoundStart, check_share
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
 from xgblora.ops.noise import derive_seed
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("xgblora")
 
-REINITS = ("kaiming",)
-
 
 class Booster:
     """Boosting rounds over the adapters of a model (XGBLoRA, Zhang et al., 2024).
@@ -29,7 +28,8 @@ class Booster:
     Args:
         adapters: from `xgblora.attach`, nothing merged yet. An adapter of rank r is merged as r rank-1 terms.
         rounding: "remainder" (exact; 16-bit weights carry an int16 plane), "stochastic" or "nearest".
-        reinit: how a round's adapter starts: "kaiming", `a` fresh and `b` zero.
+        reinit: how a round's adapter starts, one of `xgblora.boosting.reinit.REINITS`.
+        colsample: share of the layers that a round trains.
 
     Attributes:
         ledger: all boosters merged so far.
@@ -39,17 +39,17 @@ class Booster:
     the adapted base weights on the host, from which `rollback` starts again.
 
     Raises:
-        InputError: rounding or reinit is unknown.
+        InputError: rounding or reinit is unknown, or colsample out of range.
     """
 
-    def __init__(self, adapters: AdapterSet, *, rounding: str = "remainder", reinit: str = "kaiming"):
+    def __init__(
+        self, adapters: AdapterSet, *, rounding: str = "remainder", reinit: str = "kaiming", colsample: float = 1.0
+    ):
         if rounding not in ROUNDINGS:
             raise InputError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
-        if reinit not in REINITS:
-            raise InputError(f"reinit={reinit}: must be one of {', '.join(REINITS)}")
-        self.adapters, self.rounding, self.reinit = adapters, rounding, reinit
+        self.adapters, self.rounding = adapters, rounding
         self.tape: Tape | None = None
-        self.ledger = Ledger(Origin.of(adapters), adapters.arena.slots, rounding)
+        self.ledger = Ledger(Origin.of(adapters), adapters.arena.slots, rounding, RoundStart(reinit, colsample))
         self._base: list[Tensor] | None = None
         self._remainders: list[Tensor] | None = None
         if rounding == "nearest" and adapters.compute_dtype != torch.float32:
@@ -57,6 +57,8 @@ class Booster:
                 "rounding=nearest loses most of a small merge into %s weights; rounding=remainder is exact",
                 str(adapters.compute_dtype).removeprefix("torch."),
             )
+        if self.ledger.start != RoundStart():
+            self._start_round()
 
     @property
     def round(self) -> int:
@@ -64,26 +66,55 @@ class Booster:
         return len(self.ledger) + 1
 
     @torch.no_grad()
-    def merge(self, *, step: int = 0, epoch: float = 0.0, held_out_loss: float | None = None) -> MergedAdapter:
+    def merge(
+        self, *, step: int = 0, epoch: float = 0.0, held_out_loss: float | None = None, shrinkage: float = 1.0
+    ) -> MergedAdapter:
         """End the round: write the adapter into the weights, record it, and start the next adapter.
 
-        The function of the model stays what it was, up to the rounding of the weights' dtype.
+        The function of the model stays what it was, up to the rounding of the weights' dtype, unless it is shrunken.
+
+        Args:
+            step, epoch: how far training is.
+            held_out_loss: of the model with this booster, if it was measured.
+            shrinkage: factor on the adapter's scale, above 0 and at most 1.
+
+        Raises:
+            InputError: `shrinkage` is out of range, or not 1 though the base took back what the round started with.
         """
+        check_share("shrinkage", shrinkage)
+        if shrinkage != 1.0 and self.ledger.start.takes_from_base(len(self.ledger)):
+            raise InputError(f"shrinkage={shrinkage}: must be 1.0 with reinit={self.ledger.start.reinit}")
         booster = MergedAdapter(
             round=self.round,
             step=step,
             epoch=epoch,
-            scale=self.adapters.scale,
+            scale=shrinkage * self.adapters.scale,
             # never a view: on a CPU `.cpu()` would hand back the arena itself
             adapters=self.adapters.arena.master.to("cpu", copy=True),
             held_out_loss=held_out_loss,
         )
         if self.tape is not None:
-            self.tape.record_merge(booster.round, step, booster.adapters)
-        self._write(booster)
+            self.tape.record_merge(booster.round, step, shrinkage, booster.adapters)
+        self._write(Term(booster.round, booster.adapters, booster.scale))
         self.ledger.boosters.append(booster)
-        self.adapters.reinitialise(round=len(self.ledger))
+        self._start_round()
         return booster
+
+    def is_trained(self) -> bool:
+        """Whether the adapter in training does anything that it did not do where the round started."""
+        return self.ledger.is_trained(self.adapters.arena.master)
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """Leave base + ledger in the weights and an adapter that is zero; when training is over.
+
+        What a start that was not zero took from the base, and nothing was trained upon, is in it again.
+        """
+        if self.ledger.start.takes_from_base(len(self.ledger)):
+            self._reset_to_base()
+            for term in self.ledger.terms():
+                self._write(term)
+        self.adapters.reinitialise(round=len(self.ledger))
 
     @torch.no_grad()
     def rollback(self, *, round: int) -> None:
@@ -103,18 +134,34 @@ class Booster:
         """Set the weights to base + `ledger`, whatever was merged before, and start the adapter of the next round.
 
         Raises:
-            InputError: the ledger belongs to another model, other adapters or another rounding.
+            InputError: the ledger belongs to another model, other adapters, another rounding or other starts.
         """
         self.ledger.origin.refuse_other(ledger.origin, "the ledger belongs to another run")
         if ledger.rounding != self.rounding:
             raise InputError(
                 f"the ledger belongs to another run: rounding is {ledger.rounding} there and {self.rounding} here"
             )
+        if ledger.start != self.ledger.start:
+            raise InputError(
+                f"the ledger belongs to another run: rounds start as {ledger.start} there and {self.ledger.start} here"
+            )
         self._reset_to_base()
-        for booster in ledger.boosters:
-            self._write(booster)
+        for term in ledger.terms():
+            self._write(term)
         self.ledger = replace(ledger, boosters=list(ledger.boosters))
-        self.adapters.reinitialise(round=len(self.ledger))
+        self._start_round()
+
+    def _start_round(self) -> None:
+        ledger, round = self.ledger, len(self.ledger)
+        arena = self.adapters.arena
+        self.adapters.start(
+            ledger.start_of(round, arena.master.device),
+            trained=ledger.start.layers(ledger.slots, ledger.origin.seed, round),
+            trains_a=ledger.start.strategy.trains_a,
+        )
+        withdrawal = ledger.withdrawal(round, arena.master.device)
+        if withdrawal is not None:
+            self._write(withdrawal)
 
     def save_ledger(self, path: Path, *, about: dict | None = None) -> None:
         """Write the ledger; `about` as of `Ledger.save`."""
@@ -133,32 +180,32 @@ class Booster:
                 weight.copy_(base)
             self._remainders = self._zero_remainders()
 
-    def _write(self, booster: MergedAdapter) -> None:
+    def _write(self, term: Term) -> None:
         if self._base is None:
             self._base = [weight.detach().to("cpu", copy=True) for weight in self.adapters.weights()]
             self._remainders = self._zero_remainders()
-        rows = booster.adapters.to(self.adapters.arena.master.device).unsqueeze(0)
+        rows = term.adapters.to(self.adapters.arena.master.device).unsqueeze(0)
         merged = []
         for slot, layer in zip(self.ledger.slots, self.adapters.layers.values(), strict=True):
             a, b = (part[0] for part in slot.views(rows))
             if layer.mergeable:
                 merged.append((a, b))
-            else:
-                layer.extend_bank(a, b * booster.scale)
-        for term in range(self.adapters.rank if merged else 0):
+            elif bool(b.any()):
+                layer.extend_bank(a, b * term.scale)
+        for row in range(self.adapters.rank if merged else 0):
             ops.merge_rank1_(
                 self.adapters.weights(),
-                [(a[term], b[term]) for a, b in merged],
-                booster.scale,
+                [(a[row], b[row]) for a, b in merged],
+                term.scale,
                 self.rounding,
                 remainders=self._remainders,
-                seed=_rounding_seed(self.adapters.seed, booster.round, term),
+                seed=_rounding_seed(self.adapters.seed, term.round, row + self.adapters.rank * term.is_start),
             )
 
     def _zero_remainders(self) -> list[Tensor] | None:
         return new_remainders(self.adapters.weights()) if self.rounding == "remainder" else None
 
 
-def _rounding_seed(seed: int, round: int, term: int) -> int:
+def _rounding_seed(seed: int, round: int, row: int) -> int:
     """Seed of stochastic rounding: another for each round, and for each of the rank-1 terms of an adapter."""
-    return derive_seed(seed, round, term) if term else derive_seed(seed, round)
+    return derive_seed(seed, round, row) if row else derive_seed(seed, round)

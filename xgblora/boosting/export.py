@@ -15,15 +15,17 @@ def finish(
 ) -> bool:
     """Make the adapter that is left when training ends the last booster, end the tape, and take the adapters off.
 
+    It is merged at its full scale, whatever the shrinkage: the model stays the one that was evaluated.
     Layers whose weights cannot be written (quantised) keep their boosters beside them; then the adapters, empty now,
     stay on the model.
 
     Returns:
         Whether there was anything left to merge.
     """
-    left = adapters.change_the_function()
+    left = booster.is_trained()
     if left:
         booster.merge(step=step, epoch=epoch, held_out_loss=held_out_loss)
+    booster.end()
     if booster.tape is not None:
         booster.tape.record_end(trained_hash(adapters))
     if takes_its_boosters(adapters):

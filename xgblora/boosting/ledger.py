@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from torch import Tensor
 from xgblora.adapters import Origin, Slot
 from xgblora.adapters.arena import arena_size
 from xgblora.adapters.identity import layout_hash
+from xgblora.adapters.rank1_linear import scale_of
 from xgblora.atomic_file import replacing
+from xgblora.boosting.reinit import RoundStart
 from xgblora.errors import InputError
 
-FORMAT = "xgblora-ledger-2"
+FORMAT = "xgblora-ledger-3"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,26 @@ class MergedAdapter:
     kept_step: int | None = None
 
 
+@dataclass(frozen=True)
+class Term:
+    """What is written into the weights at once: `scale * outer(b, a)`.
+
+    Attributes:
+        round: 1 for the first.
+        adapters: fp32 [P].
+        scale: negative for the start of a round that the base takes back.
+    """
+
+    round: int
+    adapters: Tensor
+    scale: float
+
+    @property
+    def is_start(self) -> bool:
+        """Whether it is the negative start of its round, and not the round's booster."""
+        return self.scale < 0
+
+
 @dataclass
 class Ledger:
     """The boosters of a run, in the order in which they were merged.
@@ -49,16 +72,49 @@ class Ledger:
         origin: the base model and how it was adapted.
         slots: the arena's layout.
         rounding: how they were merged.
+        start: how rounds started. Where that is not with `b` zero, the weights are base + `terms`.
         boosters: the list.
     """
 
     origin: Origin
     slots: tuple[Slot, ...]
     rounding: str
+    start: RoundStart = RoundStart()
     boosters: list[MergedAdapter] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.boosters)
+
+    @property
+    def full_scale(self) -> float:
+        """The scale of an adapter in training, `alpha / rank`; that of a booster may be smaller."""
+        return scale_of(self.origin.alpha, self.origin.rank)
+
+    def start_of(self, round: int, device: torch.device | str = "cpu") -> Tensor:
+        """The adapter that the round after `round` boosters starts with, fp32 [P]."""
+        earlier = [booster.adapters for booster in self.boosters[:round]]
+        return self.start.adapter(self.slots, self.origin.seed, round, earlier, device)
+
+    def withdrawal(self, round: int, device: torch.device | str = "cpu") -> Term | None:
+        """What the base takes when the round after `round` boosters starts: the start's negative; None for nothing."""
+        if not self.start.takes_from_base(round):
+            return None
+        return Term(round + 1, self.start_of(round, device), -self.full_scale)
+
+    def terms(self) -> Iterator[Term]:
+        """All that was written into the weights after the last merge, in order."""
+        for index, booster in enumerate(self.boosters):
+            withdrawal = self.withdrawal(index)
+            if withdrawal is not None:
+                yield withdrawal
+            yield Term(booster.round, booster.adapters, booster.scale)
+
+    def is_trained(self, adapter: Tensor) -> bool:
+        """Whether `adapter`, fp32 [P], in training after the last booster, does anything that its start does not."""
+        if not any(bool(slot.views(adapter.unsqueeze(0))[1].any()) for slot in self.slots):
+            return False
+        started_at_zero = not self.start.takes_from_base(len(self))
+        return started_at_zero or not torch.equal(adapter, self.start_of(len(self), adapter.device))
 
     def rows(self) -> Tensor:
         """The adapters of all boosters, fp32 [T, P]."""
@@ -84,6 +140,7 @@ class Ledger:
             "format": FORMAT,
             "origin": self.origin.to_json(),
             "rounding": self.rounding,
+            "start": asdict(self.start),
             "slots": [asdict(slot) for slot in self.slots],
             "boosters": [{k: v for k, v in vars(booster).items() if k != "adapters"} for booster in self.boosters],
             "about": about or {},
@@ -129,7 +186,8 @@ class Ledger:
                 # not an assignment: one row would be broadcast to all
                 part.copy_(tensors[f"{slot.name}.{name}"].view(part.shape))
         entries = zip(header["boosters"], rows, strict=True)
-        return cls(origin, slots, header["rounding"], [MergedAdapter(**entry, adapters=row) for entry, row in entries])
+        boosters = [MergedAdapter(**entry, adapters=row) for entry, row in entries]
+        return cls(origin, slots, header["rounding"], RoundStart(**header["start"]), boosters)
 
 
 def _digest(header: dict, tensors: dict[str, Tensor]) -> str:

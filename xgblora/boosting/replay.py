@@ -10,6 +10,7 @@ from xgblora.adapters.identity import trained_hash
 from xgblora.boosting.adaptive import take_back
 from xgblora.boosting.booster import Booster
 from xgblora.boosting.ledger import Ledger
+from xgblora.boosting.reinit import RoundStart
 from xgblora.boosting.unboosted import Unboosted
 from xgblora.errors import InputError
 from xgblora.zo import ArenaOptimizer, Tape, ZeroOrder
@@ -41,6 +42,8 @@ def start_tape(zo: ZeroOrder, booster: Booster | Unboosted) -> Tape:
         optimizer.weight_decay,
         booster.rounding,
         optimizer.rule,
+        booster.ledger.start.reinit,
+        booster.ledger.start.colsample,
     )
     zo.tape = booster.tape = Tape(header)
     return zo.tape
@@ -65,8 +68,11 @@ def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
         InputError: the tape belongs to another model, or the replay did not come out as the tape says.
     """
     header, complaint = tape.header, "the tape was recorded on another model"
-    start = _full_parameters_of if header.origin.full_parameters else _booster_of
-    booster = start(model, header.origin, header.rounding, complaint)
+    if header.origin.full_parameters:
+        booster = _full_parameters_of(model, header.origin, complaint)
+    else:
+        start = RoundStart(header.reinit, header.colsample)
+        booster = _booster_of(model, header.origin, header.rounding, start, complaint)
     adapters = booster.adapters
     optimizer = ArenaOptimizer(
         adapters.arena, header.rule, distribution=header.distribution, weight_decay=header.weight_decay
@@ -77,7 +83,7 @@ def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
             _step(optimizer, header.directions, record)
         elif isinstance(record, MergeRecord):
             _refuse_difference(f"the adapter of round {record.round}", checksum(adapters.arena.master), record.checksum)
-            booster.merge(step=record.step)
+            booster.merge(step=record.step, shrinkage=record.shrinkage)
         elif isinstance(record, RollbackRecord):
             booster.rollback(round=record.round)
         elif isinstance(record, KeepRecord):
@@ -87,6 +93,7 @@ def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
                 raise InputError("the tape takes an adapter back that it never kept")
             take_back(booster, kept)
         elif isinstance(record, EndRecord):
+            booster.end()
             adapters.arena.restore()
             _refuse_difference("the trained weights", trained_hash(adapters), record.sha256.hex())
         verified = isinstance(record, EndRecord)
@@ -99,32 +106,33 @@ def rebuild(model: nn.Module, ledger: Ledger) -> Booster:
     """Give `model` the adapters and the boosters of `ledger`: base + ledger = the trained model.
 
     Args:
-        model: the base model, without adapters; it is changed in place and keeps the adapters, which are fresh.
+        model: the base model, without adapters; it is changed in place and keeps the adapters, which are zero.
 
     Returns:
-        The booster, as it was after the last merge.
+        The booster, as it was when training ended; `rollback(round=len(ledger))` starts the round after it.
 
     Raises:
         InputError: the ledger belongs to another model.
     """
-    booster = _booster_of(model, ledger.origin, ledger.rounding, "the ledger belongs to another model")
+    booster = _booster_of(model, ledger.origin, ledger.rounding, ledger.start, "the ledger belongs to another model")
     booster.replay(ledger)
+    booster.end()
     return booster
 
 
-def _booster_of(model: nn.Module, origin: Origin, rounding: str, complaint: str) -> Booster:
+def _booster_of(model: nn.Module, origin: Origin, rounding: str, start: RoundStart, complaint: str) -> Booster:
     """A booster over `model`, adapted as `origin` says; an InputError beginning with `complaint` if it does not fit."""
     names = {name for name, _ in model.named_modules()}
     missing = [name for name in origin.layers if name not in names]
     if missing:
         raise InputError(f"{complaint}: this one has no layer {missing[0]}")
     adapters = attach(model, origin.layers, alpha=origin.alpha, rank=origin.rank, seed=origin.seed)
-    booster = Booster(adapters, rounding=rounding)
+    booster = Booster(adapters, rounding=rounding, reinit=start.reinit, colsample=start.colsample)
     booster.ledger.origin.refuse_other(origin, complaint)
     return booster
 
 
-def _full_parameters_of(model: nn.Module, origin: Origin, rounding: str, complaint: str) -> Unboosted:
+def _full_parameters_of(model: nn.Module, origin: Origin, complaint: str) -> Unboosted:
     """The parameters of `model`, ready to be trained; an InputError beginning with `complaint` if it does not fit."""
     booster = Unboosted(FullParameters(model, seed=origin.seed))
     booster.ledger.origin.refuse_other(origin, complaint)

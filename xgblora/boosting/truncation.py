@@ -41,9 +41,10 @@ class TruncationCost:
 
 
 def stacked_factors(ledger: Ledger) -> dict[str, Factors]:
-    """For each layer the boosters one below the other: R is their number times the rank of each."""
-    rows = ledger.rows()
-    scales = torch.tensor([booster.scale for booster in ledger.boosters], dtype=torch.float32).view(-1, 1, 1)
+    """For each layer the terms of the ledger one below the other: R is their number times the rank of each."""
+    terms = list(ledger.terms())
+    rows = torch.stack([term.adapters for term in terms])
+    scales = torch.tensor([term.scale for term in terms], dtype=torch.float32).view(-1, 1, 1)
     factors = {}
     for slot in ledger.slots:
         a, b = slot.views(rows)

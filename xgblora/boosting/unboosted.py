@@ -27,6 +27,13 @@ class Unboosted:
         self.ledger = Ledger(Origin.of(adapters), (), self.rounding)
         self.tape: Tape | None = None
 
+    def is_trained(self) -> bool:
+        """No: nothing stands beside the weights that has still to be merged into them."""
+        return False
+
+    def end(self) -> None:
+        """Nothing: the weights are what was trained."""
+
     def save_ledger(self, path: Path, *, about: dict | None = None) -> None:
         """Nothing: the trained weights themselves are the result."""
 

@@ -170,7 +170,7 @@ def write_peft(path: Path, ledger: Ledger, folder: Path, args: ResultArguments, 
         ledger = replace(ledger, origin=replace(ledger.origin, model=args.model_name, revision=None))
     with writing(folder):
         cost = export_peft(ledger, folder, base_model=_skeleton(ledger.origin), rank=rank)
-    full = len(ledger) * ledger.origin.rank
+    full = len(list(ledger.terms())) * ledger.origin.rank
     base = f'AutoModelForCausalLM.from_pretrained("{ledger.origin.model or "BASE"}", dtype="{ledger.origin.dtype}")'
     return [
         written(folder, f"{counted(ledger)} as a LoRA adapter of rank {min(rank or full, full)}"),

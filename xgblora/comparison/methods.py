@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from xgblora.errors import InputError
-from xgblora.training.arguments import is_of_adapters
+from xgblora.training.arguments import OF_ROUNDS, is_of_adapters
 
 # what the comparison decides for every run, and which of its own flags does it
 SET_BY_THE_COMPARISON = {
@@ -20,13 +20,6 @@ SET_BY_THE_COMPARISON = {
     "trainer": "use --methods",
     "resume_from_checkpoint": "every run goes on from its newest checkpoint",
     "overwrite": "use --skip_completed false",
-}
-# of boosting alone, and what stands for none of it
-_ROUNDS = {
-    "staged_eval": False,
-    "load_best_round_at_end": False,
-    "early_stopping_rounds": 0,
-    "xgblora_adaptive_merge": False,
 }
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -53,7 +46,7 @@ class Method:
         """Whether `flag` makes a difference to this method."""
         if self.full and (is_of_adapters(flag) or flag == "zo_pairing"):
             return False
-        if flag.startswith("xgblora_") or flag in _ROUNDS:
+        if flag.startswith("xgblora_") or flag in OF_ROUNDS:
             return self.boosts
         if flag.startswith("zo_"):
             return self.trainer == "zo"
@@ -72,7 +65,7 @@ class Method:
         settings = {"trainer": self.trainer, "xgblora": self.boosts, "lora": not self.boosts, **common, **ours}
         if not self.boosts:
             never = {"xgblora_steps_per_iteration": 0, "xgblora_merge_frequency": 0}
-            return {**settings, **never, **_ROUNDS}
+            return {**settings, **never, **OF_ROUNDS}
         settings["lora_r"] = 1
         if str(settings["xgblora_steps_per_iteration"]) != "0" and "xgblora_merge_frequency" not in ours:
             settings["xgblora_merge_frequency"] = 0

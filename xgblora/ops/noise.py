@@ -34,6 +34,7 @@ class Stream(IntEnum):
     DIRECTION = 0
     ROUNDING = 1
     INITIALISATION = 2
+    LAYERS = 3
 
 
 def derive_seed(seed: int, *indices: int) -> int:

@@ -9,6 +9,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.boosting import AdaptiveRule, MergePolicy
+from xgblora.boosting.reinit import REINITS, check_share
+from xgblora.boosting.shrinkage import FACTORS, Shrinkage
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.tasks import TASKS
 from xgblora.zo import UpdateRule
@@ -23,6 +25,16 @@ NUMBERS_OF_OPTIMIZERS = {
     "momentum": {"zo_momentum": "beta1"},
     "adam": {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_epsilon": "epsilon"},
     "sign": {},
+}
+# the flags that make no difference without merges, and what they are then
+OF_ROUNDS = {
+    "staged_eval": False,
+    "load_best_round_at_end": False,
+    "early_stopping_rounds": 0,
+    "xgblora_adaptive_merge": False,
+    "xgblora_reinit": "kaiming",
+    "xgblora_shrinkage": "1.0",
+    "xgblora_colsample": 1.0,
 }
 
 # what only a run with boosting rounds can do, and only with development examples to measure them on
@@ -117,6 +129,15 @@ class AdapterArguments:
         "End training when K rounds brought no lower development loss, and keep the best round (staged_eval and "
         "load_best_round_at_end are on then); 0: never.",
     )
+    xgblora_reinit: Literal[tuple(REINITS)] = _field(
+        "kaiming", "How a round's adapter starts, from the second round on (docs/boosting.md)."
+    )
+    xgblora_shrinkage: str = _field(
+        "1.0",
+        "Factor on the scale of a booster when it is merged, above 0 and at most 1 (XGBoost's eta); line_search: that "
+        f"of {', '.join(map(str, FACTORS))} with the lowest development loss.",
+    )
+    xgblora_colsample: float = _field(1.0, "Share of the layers that a round trains, drawn for every round; 1.0: all.")
     rounding: Literal["remainder", "stochastic", "nearest"] = _field(
         "remainder", "How merges round into 16-bit weights; remainder loses nothing."
     )
@@ -182,6 +203,9 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
     seed: int = _field(0, "Seed of everything: examples, order, adapters, directions.")
 
     def __post_init__(self):
+        if self.shrinkage.factor is not None:
+            # one spelling: a checkpoint compares it
+            self.xgblora_shrinkage = str(self.shrinkage.factor)
         self.check()
         # transformers fills in a folder of its own
         self.names_its_folder = self.output_dir is not None
@@ -231,6 +255,11 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         if not self.boosts:
             return MergePolicy("none", 0)
         return self._policy_of_the_flags()
+
+    @property
+    def shrinkage(self) -> Shrinkage:
+        """How much of an adapter a merge takes."""
+        return Shrinkage.from_flag("xgblora_shrinkage", self.xgblora_shrinkage)
 
     def check(self) -> None:
         """Raise InputError if a flag is out of range or two contradict each other."""
@@ -293,9 +322,22 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
 
     def _check_rounds(self) -> None:
         policy = self._policy_of_the_flags()
-        for name in NEED_ROUNDS:
-            if getattr(self, name) and self.lora:
+        for name, default in OF_ROUNDS.items():
+            if self.lora and getattr(self, name) != default:
                 raise InputError(f"{name}={getattr(self, name)}: plain LoRA has no rounds; use --xgblora")
+        if self.xgblora_reinit not in REINITS:
+            raise InputError(f"xgblora_reinit={self.xgblora_reinit}: must be one of {', '.join(REINITS)}")
+        check_share("xgblora_colsample", self.xgblora_colsample)
+        if self.shrinkage != Shrinkage() and not REINITS[self.xgblora_reinit].starts_at_zero:
+            raise InputError(
+                f"xgblora_reinit={self.xgblora_reinit}: the base takes back all that a round started with; use "
+                "--xgblora_shrinkage 1.0"
+            )
+        if self.shrinkage != Shrinkage() and self.xgblora_adaptive_merge:
+            raise InputError(
+                "xgblora_adaptive_merge=True: goes by the losses of adapters that are merged whole; use "
+                "--xgblora_shrinkage 1.0"
+            )
         if self.xgblora_adaptive_merge and self.eval_strategy != "steps":
             raise InputError(
                 f"xgblora_adaptive_merge=True: needs --eval_strategy steps and --eval_steps, not {self.eval_strategy}"

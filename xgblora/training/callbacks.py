@@ -13,6 +13,7 @@ from transformers.trainer_callback import ProgressCallback
 from xgblora.atomic_file import sync_file, write_text
 from xgblora.boosting import AdaptiveMerging, Booster, MergePolicy, Unboosted
 from xgblora.boosting.early_stopping import best_of, has_stalled
+from xgblora.boosting.shrinkage import Shrinkage
 from xgblora.training.console import logger
 from xgblora.training.run_folder import RunFolder
 
@@ -25,8 +26,16 @@ class MergeCallback(TrainerCallback):
     acts after an evaluation, which comes before the checkpoint of that step too; as does early stopping.
     """
 
-    def __init__(self, booster: Booster | Unboosted, policy: MergePolicy, adaptive: AdaptiveMerging | None):
+    def __init__(
+        self,
+        booster: Booster | Unboosted,
+        policy: MergePolicy,
+        adaptive: AdaptiveMerging | None,
+        shrinkage: Shrinkage,
+        held_out_loss: Callable[[], float],
+    ):
         self._booster, self._policy, self._adaptive = booster, policy, adaptive
+        self._shrinkage, self._held_out_loss = shrinkage, held_out_loss
         self._training = False
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -45,13 +54,14 @@ class MergeCallback(TrainerCallback):
         if not self._policy.due(state.global_step, state.epoch):
             return
         self._log_merge(state)
-        self._booster.merge(step=state.global_step, epoch=state.epoch)
+        factor, loss = self._shrinkage.choose(self._booster.adapters, self._held_out_loss)
+        self._booster.merge(step=state.global_step, epoch=state.epoch, held_out_loss=loss, shrinkage=factor)
         forget_moments(optimizer)
         if args.staged_eval:
             control.should_evaluate = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        # a merge leaves the function as it was, so an evaluation at the same step measures the round; but not where
+        # an evaluation at the same step comes after the merge, so it measures the round, shrunken or not; but not where
         # the adaptive rule went back to an earlier adapter, whose loss it knows
         last = self._booster.ledger.boosters[-1:]
         unmeasured = last and last[0].step == state.global_step and last[0].held_out_loss is None
@@ -194,6 +204,7 @@ class RunFilesCallback(TrainerCallback):
                 "kept_step": booster.step if booster.kept_step is None else booster.kept_step,
                 "epoch": booster.epoch,
                 "rule": str(self._policy),
+                "scale": booster.scale,
                 "held_out_loss": booster.held_out_loss,
             }
             _append(self._folder.merges, json.dumps(entry) + "\n")

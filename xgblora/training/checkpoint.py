@@ -13,12 +13,10 @@ import re
 import shutil
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from xgblora.adapters import Origin, Trainable
-from xgblora.adapters.rank1_linear import scale_of
 from xgblora.atomic_file import remove_leftovers
 from xgblora.boosting import Booster, Ledger, MergedAdapter, Unboosted
 from xgblora.errors import InputError
@@ -104,9 +102,8 @@ def boosters_of(folder: Path) -> Ledger:
         raise InputError(f"{folder}: is of full-parameter training, which has no boosters; xgblora-replay takes it")
     ledger = Ledger.load(folder / LEDGER)
     master = load_file(folder / ADAPTERS)["master"]
-    scale = scale_of(ledger.origin.alpha, ledger.origin.rank)
-    if any(bool(torch.any(slot.views(master.unsqueeze(0))[1])) for slot in ledger.slots):
-        last = MergedAdapter(len(ledger) + 1, manifest["step"], manifest["epoch"], scale, master)
+    if ledger.is_trained(master):
+        last = MergedAdapter(len(ledger) + 1, manifest["step"], manifest["epoch"], ledger.full_scale, master)
         ledger.boosters.append(last)
     return ledger
 

@@ -101,6 +101,8 @@ def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
     dev = sorted((objective.to_measure(sample) for sample in sets.dev), key=len)
     if not dev:
         wanted = [name for name in NEED_ROUNDS if getattr(args, name)]
+        if args.shrinkage.factor is None:
+            wanted.append("xgblora_shrinkage=line_search")
         if wanted:
             raise InputError(f"num_dev={task.num_dev}: {wanted[0]} needs development examples")
         args.eval_strategy = "no"

@@ -40,10 +40,14 @@ def log_configuration(
     if args.trainer != "none":
         rows += _rows_of_full_parameters(adapters) if args.full else _rows_of_adapters(args, adapters)
         if args.boosts:
+            start = trainer.booster.ledger.start
             rows += [
                 ("Steps per iteration", args.xgblora_steps_per_iteration),
                 ("Merge frequency (epochs)", args.xgblora_merge_frequency),
                 ("Merge rule in force", policy),
+                ("Reinitialisation", args.xgblora_reinit),
+                ("Shrinkage", args.shrinkage),
+                ("Layers a round trains (colsample)", f"{start.count(len(adapters.layers))} of {len(adapters.layers)}"),
             ]
             if args.early_stopping_rounds:
                 rows.append(("Early stopping", f"after {args.early_stopping_rounds} round(s) without a better one"))

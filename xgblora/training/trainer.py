@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from xgblora.adapters import FullParameters, Trainable, attach
@@ -59,7 +60,7 @@ class XGBLoRATrainer(Trainer):
     ):
         self.adapters = adapters or _trainable(model, args)
         self.objective = objective or model_loss
-        self.booster = Unboosted(self.adapters) if args.full else Booster(self.adapters, rounding=args.rounding)
+        self.booster = _booster(self.adapters, args)
         self.policy = args.merge_policy
         self._adaptive = AdaptiveMerging(self.booster, self.policy.adaptive) if self.policy.adaptive else None
         self.steps_taken = 0
@@ -160,6 +161,18 @@ class XGBLoRATrainer(Trainer):
         losses, chosen = self.objective.losses_and_choices(model, inputs)
         return losses.mean(), chosen, inputs["label"]
 
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """The mean loss over the development set as the model is now; unlike `evaluate` no log entry, no callback."""
+        training, total, examples = self.model.training, 0.0, 0
+        self.model.eval()
+        for batch in self.get_eval_dataloader():
+            loss, *_ = self.prediction_step(self.model, batch, prediction_loss_only=True)
+            count = find_batch_size(batch)
+            total, examples = total + loss.item() * count, examples + count
+        self.model.train(training)
+        return total / examples
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """The zeroth-order optimizer, or transformers' choice over the adapters' parameters."""
         if self.zo is None:
@@ -258,7 +271,7 @@ class XGBLoRATrainer(Trainer):
         """Go back to the round with the lowest held-out loss; the adapter still in training counts as the last one."""
         boosters = self.booster.ledger.boosters
         losses = {booster.round: booster.held_out_loss for booster in boosters}
-        if self.adapters.change_the_function():
+        if self.booster.is_trained():
             losses[len(boosters) + 1] = self._held_out_loss_now()
         known = {round: loss for round, loss in losses.items() if loss is not None and math.isfinite(loss)}
         if not known:
@@ -285,8 +298,9 @@ class XGBLoRATrainer(Trainer):
         return self.evaluate()["eval_loss"]
 
     def _set_callbacks(self) -> None:
+        merging = MergeCallback(self.booster, self.policy, self._adaptive, self.args.shrinkage, self.held_out_loss)
         # first of all callbacks, so that every other one sees the state after the merge
-        self.callback_handler.callbacks.insert(0, MergeCallback(self.booster, self.policy, self._adaptive))
+        self.callback_handler.callbacks.insert(0, merging)
         if self.args.output_dir:
             folder = RunFolder(Path(self.args.output_dir))
             self._run_files = RunFilesCallback(folder, self._losses_of_steps, self.booster, self.policy)
@@ -301,6 +315,12 @@ def _trainable(model: nn.Module, args: XGBLoRAArguments) -> Trainable:
     if args.full:
         return FullParameters(model.to(args.device), seed=args.seed)
     return attach(model, _targets(args.target_modules), alpha=args.lora_alpha, rank=args.rank, seed=args.seed)
+
+
+def _booster(adapters: Trainable, args: XGBLoRAArguments) -> Booster | Unboosted:
+    if args.full:
+        return Unboosted(adapters)
+    return Booster(adapters, rounding=args.rounding, reinit=args.xgblora_reinit, colsample=args.xgblora_colsample)
 
 
 def _zero_order(adapters: Trainable, objective: Callable, args: XGBLoRAArguments) -> ZeroOrder:
@@ -322,7 +342,8 @@ def _zero_order(adapters: Trainable, objective: Callable, args: XGBLoRAArguments
 
 def _what_must_not_change(args: XGBLoRAArguments) -> dict:
     """What of the flags a checkpoint must share with the run that goes on from it."""
-    same = {"method": args.method, "trainer": args.trainer, "rounding": args.rounding}
+    rounds = ("rounding", "xgblora_reinit", "xgblora_shrinkage", "xgblora_colsample")
+    same = {"method": args.method, "trainer": args.trainer, **{name: getattr(args, name) for name in rounds}}
     # the schedule goes on with the rate that the checkpoint has; another one would have no effect
     same["learning_rate"] = args.learning_rate
     if args.xgblora_adaptive_merge:

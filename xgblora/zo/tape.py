@@ -10,7 +10,7 @@ missing, and two that changed places are all found:
 
     S step: uint32 step, float32 learning rate, int64 seed, float32 projected gradient x q
     X a step whose losses were not finite: the same, and nothing was changed by it
-    M merge: uint32 round, uint32 step, uint32 crc32 of the merged adapter
+    M merge: uint32 round, uint32 step, float64 shrinkage, uint32 crc32 of the merged adapter
     R rollback: uint32 round
     K keep: nothing more; the adapter in training, as it stands, is the one that a take brings back
     T take: nothing more; the adapter that was kept last is the one in training again
@@ -32,10 +32,11 @@ from xgblora.atomic_file import replacing
 from xgblora.errors import InputError
 from xgblora.zo.update_rule import UpdateRule
 
-FORMAT = "xgblora-tape-1"
+FORMAT = "xgblora-tape-2"
 MAGIC = b"XGBLTAPE"
 _LENGTH = struct.Struct("<I")
 _CRC = struct.Struct("<I")
+_MERGE = struct.Struct("<IIdI")
 # steps are read from the device in batches of this many, so that training waits for it seldom
 _PENDING_STEPS = 1024
 
@@ -50,7 +51,8 @@ class TapeHeader:
         distribution: of the directions.
         weight_decay: of the updates.
         rounding: of the merges.
-        rule: the optimizer and its numbers; a tape that says none is of SGD.
+        rule: the optimizer and its numbers.
+        reinit, colsample: how rounds start, see `xgblora.boosting.RoundStart`.
     """
 
     origin: Origin
@@ -59,11 +61,13 @@ class TapeHeader:
     weight_decay: float
     rounding: str
     rule: UpdateRule = UpdateRule()
+    reinit: str = "kaiming"
+    colsample: float = 1.0
 
     @classmethod
     def from_json(cls, entry: dict) -> "TapeHeader":
         """The header that `asdict` made `entry` of."""
-        nested = {"origin": Origin.from_json(entry["origin"]), "rule": UpdateRule(**entry.get("rule", {}))}
+        nested = {"origin": Origin.from_json(entry["origin"]), "rule": UpdateRule(**entry["rule"])}
         return cls(**{**entry, **nested})
 
 
@@ -80,10 +84,11 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class MergeRecord:
-    """A merge after step `step`; `checksum` is the crc32 of the merged adapter."""
+    """A merge after step `step`; `checksum` is the crc32 of the adapter, merged at `shrinkage` times its scale."""
 
     round: int
     step: int
+    shrinkage: float
     checksum: int
 
 
@@ -136,9 +141,9 @@ class Tape:
         if len(self._pending) >= _PENDING_STEPS:
             self._read_pending()
 
-    def record_merge(self, round: int, step: int, adapters: Tensor) -> None:
-        """Record that the adapter `adapters`, fp32 [P] on the host, was merged after `step`."""
-        self._append(b"M" + struct.pack("<III", round, step, checksum(adapters)))
+    def record_merge(self, round: int, step: int, shrinkage: float, adapters: Tensor) -> None:
+        """Record that the adapter `adapters`, fp32 [P] on the host, was merged after `step`, shrunken."""
+        self._append(b"M" + _MERGE.pack(round, step, shrinkage, checksum(adapters)))
 
     def record_rollback(self, round: int) -> None:
         """Record that the weights after `round` came back."""
@@ -239,7 +244,7 @@ class Tape:
 
     def _length(self, letter: bytes) -> int:
         """Bytes of a record that begins with `letter`, its crc not counted."""
-        lengths = {b"S": self._step.size, b"X": self._step.size, b"M": 12, b"R": 4, b"K": 0, b"T": 0, b"E": 32}
+        lengths = {b"S": self._step.size, b"X": self._step.size, b"M": _MERGE.size, b"R": 4, b"K": 0, b"T": 0, b"E": 32}
         if letter not in lengths:
             raise ValueError(f"there is no record {letter!r}")
         return 1 + lengths[letter]
@@ -250,7 +255,7 @@ class Tape:
             step, lr, seed, *projected_grads = self._step.unpack(fields)
             return StepRecord(step, lr, seed, tuple(projected_grads), letter == b"S")
         if letter == b"M":
-            return MergeRecord(*struct.unpack("<III", fields))
+            return MergeRecord(*_MERGE.unpack(fields))
         if letter == b"R":
             return RollbackRecord(*struct.unpack("<I", fields))
         if letter in b"KT":

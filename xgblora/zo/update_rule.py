@@ -76,18 +76,19 @@ class ArenaOptimizer:
             applied: bool scalar; False leaves `master` and the moments as they are.
         """
         moments = self.arena.moments
-        ops.update_(
-            self.arena.master,
-            seeds,
-            projected_grads,
-            lr=lr * applied,
-            weight_decay=self._weight_decay,
-            distribution=self.distribution,
-            optimizer=self.rule.optimizer,
-            first=moments.get("first"),
-            second=moments.get("second"),
-            factors=self._factors_now(applied) if moments else None,
-        )
+        with self.arena.kept():
+            ops.update_(
+                self.arena.master,
+                seeds,
+                projected_grads,
+                lr=lr * applied,
+                weight_decay=self._weight_decay,
+                distribution=self.distribution,
+                optimizer=self.rule.optimizer,
+                first=moments.get("first"),
+                second=moments.get("second"),
+                factors=self._factors_now(applied) if moments else None,
+            )
 
     def _factors_now(self, applied: Tensor) -> Tensor:
         factors = torch.where(applied, self._factors, self._standstill)
