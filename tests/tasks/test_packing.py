@@ -77,6 +77,48 @@ def test_pieces_stand_in_one_row_and_not_on_one_another(examples):
     assert max(owners) < layout.rows * layout.length
 
 
+def few_shapes(*examples) -> dict:
+    return Collator(0, few_shapes=True)(list(examples))
+
+
+def signature(batch: dict) -> tuple:
+    return batch["grid"], *(tuple(value.shape) for value in batch.values() if isinstance(value, torch.Tensor))
+
+
+def test_few_shapes_cost_little_and_are_few():
+    generator = torch.Generator().manual_seed(0)
+    signatures, exact, positions, tokens = set(), set(), 0, 0
+    for _ in range(60):
+        # 4 to 61 tokens, most of them few, as SST-2's
+        lengths = (4 + 57 * torch.rand(16, generator=generator) ** 3).int().tolist()
+        examples = [plain(length, seed) for seed, length in enumerate(lengths)]
+        batch = few_shapes(*examples)
+        signatures.add(signature(batch))
+        exact.add(signature(Collator(0)(examples)))
+        _, rows, length = batch["grid"]
+        assert rows * length <= 1.2 * sum(lengths) + 16
+        positions, tokens = positions + rows * length, tokens + sum(lengths)
+    assert len(exact) > 50
+    assert len(signatures) <= 25
+    assert positions <= 1.08 * tokens
+
+
+def test_few_shapes_of_long_rows_have_few_lengths():
+    lengths = {few_shapes(plain(length, 0))["grid"][2] for length in range(257, 513)}
+    assert lengths == set(range(288, 513, 32))
+
+
+@torch.no_grad()
+def test_few_shapes_give_the_same_scores(make_model):
+    model = make_model()
+    exact, coarse = Collator(0)(MIXED), few_shapes(*MIXED)
+    assert signature(coarse) != signature(exact)
+    scores, padded = both(model, coarse)[::-1]
+    candidates = exact["option_mask"].any(dim=-1)
+    for mine in (scores, padded):
+        torch.testing.assert_close(mine[candidates], both(model, exact)[1][candidates], rtol=1e-5, atol=1e-5)
+
+
 def test_long_examples_are_not_all_compared_with_one_another():
     _, rows, _ = Collator(0)([plain(500, seed) for seed in range(16)])["grid"]
     assert rows == 16

@@ -57,6 +57,8 @@ class Arena:
         first = next(iter(layers.values()))
         self.master = torch.zeros(arena_size(self.slots), dtype=torch.float32, device=first.a.device)
         self.live: Tensor | None = None
+        # by first and last row: making the views of a large model takes as long as a tenth of a step on a GPU
+        self._live_views: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self.moments: dict[str, Tensor] = {}
         self.untrained: Tensor | None = None
         self.frozen: list[nn.Parameter] = []
@@ -76,6 +78,7 @@ class Arena:
         """Make `live` hold `groups` rows of `dtype`, each the cast of `master`, and return it."""
         # not `expand(...).contiguous()`: one fp32 row of that would be `master` itself
         self.live = self.master.to(dtype).repeat(groups, 1)
+        self._live_views.clear()
         return self.live
 
     def perturb(self, seeds: Tensor, eps: Tensor, signs: Tensor, distribution: str) -> None:
@@ -124,9 +127,11 @@ class Arena:
 
     def read_live(self, start: int, stop: int) -> None:
         """Let the layers read rows `start .. stop - 1` of `live`: as many groups of input rows."""
-        rows = self.live[start:stop]
-        for slot, layer in zip(self.slots, self._layers.values(), strict=True):
-            layer.live = slot.views(rows)
+        if (start, stop) not in self._live_views:
+            rows = self.live[start:stop]
+            self._live_views[start, stop] = [slot.views(rows) for slot in self.slots]
+        for layer, views in zip(self._layers.values(), self._live_views[start, stop], strict=True):
+            layer.live = views
 
     def read_one_row(self) -> None:
         """Let the layers read the first row of `live`: one group."""
@@ -148,6 +153,7 @@ class Arena:
             return
         self.master, self.live = self.master.to(device), None
         self.untrained = None if self.untrained is None else self.untrained.to(device)
+        self._live_views.clear()
         self.read_master()
         self._bind_parameters()
 

@@ -53,14 +53,14 @@ class OptionScorer:
 
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean log-probability of the option tokens of each candidate: fp32 [B, C], -inf for padding candidates."""
-        arguments, self._rows = _packed(model, batch) if self.packs and "grid" in batch else self._padded(batch)
+        arguments, self._rows = _packed(model, batch) if self.packs and "grid" in batch else self._padded(model, batch)
         try:
             logits = model(**arguments, use_cache=False).logits.float()
         finally:
             self._rows = None
         return _mean_log_probabilities(logits.view(len(batch["label"]), -1, logits.shape[-1]), batch)
 
-    def _padded(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def _padded(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """What the model takes, and the rows of its B * S * T that predict option tokens."""
         examples, sequences, length = batch["input_ids"].shape
         first = torch.arange(examples, device=batch["rows"].device).unsqueeze(1) * (sequences * length)
@@ -68,6 +68,9 @@ class OptionScorer:
         arguments = {"input_ids": batch["input_ids"].view(-1, length), "attention_mask": mask}
         if self._takes_positions:
             arguments["position_ids"] = _positions(mask)
+        if self.packs and _is_on_gpu(mask):
+            # given this one, transformers looks whether there is padding at all, and the host waits for the answer
+            arguments["attention_mask"] = _for_attention(model, keeps_apart(mask, torch.zeros_like(mask)))
         return arguments, (batch["rows"] + first).view(-1)
 
     @torch.no_grad()
@@ -128,18 +131,26 @@ def _packed(model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tenso
         filled = values.new_zeros(groups, rows * length + 1)
         return filled.scatter_(1, cells.flatten(1), values.reshape(groups, -1))[:, :-1].reshape(-1, length)
 
-    mask = keeps_apart(grid(example_of), grid(branches))
-    if model.config._attn_implementation == "eager":
-        dtype = model.get_input_embeddings().weight.dtype
-        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
     arguments = {
         "input_ids": grid(batch["input_ids"]),
         "position_ids": grid(positions),
-        "attention_mask": mask,
+        "attention_mask": _for_attention(model, keeps_apart(grid(example_of), grid(branches))),
     }
     wanted = batch["cells"].flatten(1).gather(1, batch["rows"]).view(groups, -1)
     first = torch.arange(groups, device=cells.device).unsqueeze(1) * (rows * length)
     return arguments, (wanted + first).view(-1)
+
+
+def _for_attention(model: nn.Module, mask: Tensor) -> Tensor:
+    """A mask [R, 1, L, L], True where there is attention, as the model's attention takes it."""
+    if model.config._attn_implementation != "eager":
+        return mask
+    dtype = model.get_input_embeddings().weight.dtype
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def _is_on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
 
 
 def _positions(mask: Tensor) -> Tensor:

@@ -150,6 +150,9 @@ class AdapterArguments:
     zo_pairing: Literal["auto", "paired", "sequential"] = _field(
         "auto", "paired: both signs and all directions in one forward; sequential: one after the other."
     )
+    zo_capture: Literal["auto", "never"] = _field(
+        "auto", "auto: on a GPU the step is captured as CUDA graphs, one a batch shape; never: it is not."
+    )
     zo_distribution: Literal["gaussian", "rademacher"] = _field("gaussian", "Distribution of the directions.")
     zo_two_sided: bool = _field(
         True, "Losses on both sides of the weights (2 forwards a direction); false: on one side, and one without noise."

@@ -58,6 +58,11 @@ class CandidateObjective:
         self._scorer = OptionScorer(model)
         self.loss = loss
 
+    @property
+    def packs(self) -> bool:
+        """Whether batches run without padding."""
+        return self._scorer.packs
+
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return self.loss(self._scorer.scores(model, batch), batch["label"])
 
@@ -77,6 +82,11 @@ class LanguageModelObjective:
 
     def __init__(self, model: nn.Module):
         self._scorer = OptionScorer(model)
+
+    @property
+    def packs(self) -> bool:
+        """Whether batches run without padding."""
+        return self._scorer.packs
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return -self._scorer.scores(model, batch)[:, 0]

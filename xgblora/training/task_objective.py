@@ -90,19 +90,28 @@ def prepare_objective(
     to_options = partial(encode, tokenizer=tokenizer, max_length=max_length)
     if name == "f1":
         return _of_written_answers(tokenizer, max_length, max_new_tokens)
-    collate = Collator(tokenizer.pad_token_id)
     if name == "language_model":
         whole = partial(to_options, whole_text=True)
         alone = partial(whole, only_right=True)
-        return TaskObjective(LanguageModelObjective(model), alone, whole, collate, partial(_loss_of_texts, alone))
+        texts = LanguageModelObjective(model)
+        return TaskObjective(texts, alone, whole, _collator(tokenizer, model, texts), partial(_loss_of_texts, alone))
     loss = LOSSES_OF_SCORES[name]
+    objective = CandidateObjective(model, loss)
     return TaskObjective(
-        CandidateObjective(model, loss),
+        objective,
         partial(to_options, only_right=name == "option_nll"),
         to_options,
-        collate,
+        _collator(tokenizer, model, objective),
         partial(_loss_of_scores, loss),
     )
+
+
+def _collator(
+    tokenizer: PreTrainedTokenizerBase, model: nn.Module, objective: CandidateObjective | LanguageModelObjective
+) -> Collator:
+    # wherever there are CUDA graphs, and not only where they are wanted: without them a run has the same bits
+    few_shapes = objective.packs and next(model.parameters()).device.type == "cuda"
+    return Collator(tokenizer.pad_token_id, few_shapes=few_shapes)
 
 
 def _of_written_answers(tokenizer: PreTrainedTokenizerBase, max_length: int, max_new_tokens: int) -> TaskObjective:

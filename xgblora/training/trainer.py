@@ -337,6 +337,7 @@ def _zero_order(adapters: Trainable, objective: Callable, args: XGBLoRAArguments
         distribution=args.zo_distribution,
         two_sided=args.zo_two_sided,
         normalise=args.zo_normalise,
+        capture=args.zo_capture,
     )
 
 

@@ -7,7 +7,8 @@ One-sided, the losses at `master + eps z` and one at `master` make q + 1 forward
 divided by the standard deviation of the q losses (FZOO, Dang et al. 2025, arXiv:2506.09034, with Rademacher signs).
 
 The step reads nothing back from the device: losses, projected gradients, the learning rate and the test for
-non-finite losses all stay there.
+non-finite losses all stay there. On a GPU its two halves, the losses of a batch and the update, are captured as CUDA
+graphs (`xgblora.zo.step_graphs`).
 """
 
 import logging
@@ -22,6 +23,8 @@ from xgblora.adapters import Trainable
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.ops.noise import derive_seed
 from xgblora.ops.perturb import check_distribution
+from xgblora.zo.cuda_recorder import CudaRecorder
+from xgblora.zo.step_graphs import StepGraphs
 from xgblora.zo.tape import Tape
 from xgblora.zo.update_rule import ArenaOptimizer, UpdateRule
 
@@ -29,6 +32,7 @@ logger = logging.getLogger("xgblora")
 
 Objective = Callable[[Any, Any], Tensor]
 PAIRINGS = ("auto", "paired", "sequential")
+CAPTURES = ("auto", "never")
 # A stacked forward needs the activations of 2q batches at once. Past this many input elements a batch fills the
 # device by itself and stacking saves nothing.
 AUTO_PAIRING_ELEMENTS = 1 << 14
@@ -71,9 +75,13 @@ class ZeroOrder:
             at `master` itself for all (q + 1).
         normalise: divide the projected gradients by the standard deviation of the losses; one-sided, q > 1. It is
             about eps times the size of the gradient, so learning rates are about eps times smaller.
+        capture: "auto" captures the step as CUDA graphs on a GPU, where that gives the same bits; "never" does not. A
+            captured objective is called a few times for each batch shape, and then no more: what else it does, such
+            as counting its calls, is not repeated.
 
     Attributes:
         forwards: 2q or q + 1, forwards a step.
+        graphs: the step's CUDA graphs; None on a CPU and with `capture="never"`.
         optimizer: the rule at work, with its moments.
         tape: where steps are recorded, None unless `xgblora.start_tape` began one.
         skipped_steps: int64 scalar on the device: steps whose losses were not finite.
@@ -97,8 +105,9 @@ class ZeroOrder:
         distribution: str = "gaussian",
         two_sided: bool = True,
         normalise: bool = False,
+        capture: str = "auto",
     ):
-        _check_arguments(eps, lr, directions, pairing, weight_decay)
+        _check_arguments(eps, lr, directions, pairing, weight_decay, capture)
         check_distribution(distribution)
         check_normalise("normalise", normalise, two_sided, directions)
         rule = optimizer if isinstance(optimizer, UpdateRule) else UpdateRule(optimizer)
@@ -127,6 +136,9 @@ class ZeroOrder:
         self._weight = 0.0
         self._announced: set[str] = set()
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
+        self._base = [*adapters.model.parameters(), *adapters.model.buffers()]
+        captures = capture == "auto" and device.type == "cuda"
+        self.graphs = StepGraphs(CudaRecorder(device), device, self._tensors) if captures else None
         adapters.model.eval()
         adapters.arena.allocate_live(self.forwards, adapters.compute_dtype)
         adapters.arena.read_one_row()
@@ -148,18 +160,17 @@ class ZeroOrder:
         Returns:
             fp32 scalar on the device: the mean loss of this batch over all forwards.
         """
-        model, arena = self.adapters.model, self.adapters.arena
         if self._weight == 0.0:
             self._start_step()
-        if model.training:
-            model.eval()
+        if self.adapters.model.training:
+            self.adapters.model.eval()
         try:
-            losses = self._paired_losses(batch) if self._should_pair(batch) else self._sequential_losses(batch)
+            (losses,) = self._run(("losses", self.pairing, self._layers_in_use()), self._losses_of, batch)
         except BaseException:
             self.abandon_step()
             raise
         finally:
-            arena.read_one_row()
+            self.adapters.arena.read_one_row()
         self._losses.add_(losses, alpha=weight)
         self._weight += weight
         return losses.mean()
@@ -180,30 +191,61 @@ class ZeroOrder:
             raise InputError("ZeroOrder.update: call estimate(batch) first")
         if lr is not None:
             self._lr.fill_(lr)
-        losses = self._losses / self._weight
-        projected = self._projected_grads(losses)
-        # a difference of finite losses may overflow too
-        finite = projected.isfinite().all()
-        projected = torch.where(finite, projected, 0.0)
-        self.optimizer.step(self._seeds[: self.directions], projected, self._lr, finite)
-        self.skipped_steps += ~finite
+        self._losses.div_(self._weight)
+        arena = self.adapters.arena
+        if arena.stacks:
+            state = (arena.master, *arena.moments.values(), self.skipped_steps)
+            loss, projected, finite = self._run("update", self._apply, {}, state)
+        else:
+            # to compare a graph would take two more copies of all parameters, and their update is no small launch
+            loss, projected, finite = self._apply({})
         if self.tape is not None:
             self.tape.record_step(self.step_index, self._first_seed, self._lr, finite, projected)
-        self.adapters.arena.restore()
         self.step_index += 1
         self._weight = 0.0
-        return StepResult(loss=losses.mean(), projected_grad=projected)
+        return StepResult(loss=loss, projected_grad=projected)
 
     def abandon_step(self) -> None:
         """Forget the batches estimated since the last update; the model is the unperturbed one again."""
         self._weight = 0.0
         self.adapters.arena.restore()
 
+    def _run(self, part: Any, work: Callable, inputs: Any, state: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
+        return work(inputs) if self.graphs is None else self.graphs.run(part, work, inputs, state)
+
+    def _tensors(self) -> list[Tensor]:
+        """What the captured work reads or writes by its address and others might replace."""
+        arena = self.adapters.arena
+        banks = [part for layer in self.adapters.layers.values() for part in layer.bank or ()]
+        untrained = getattr(arena, "untrained", None)
+        masks = [] if untrained is None else [untrained]
+        return [*self._base, *banks, *masks, arena.master, arena.live, *arena.moments.values(), self.skipped_steps]
+
+    def _layers_in_use(self) -> tuple[bool, ...]:
+        return tuple(layer.in_use for layer in self.adapters.layers.values())
+
     def _start_step(self) -> None:
         self._first_seed = derive_seed(self.seed, self.step_index, 0)
-        self._seeds.copy_(torch.tensor(direction_seeds(self._first_seed, len(self._seeds))), non_blocking=True)
+        # from pinned memory, so that the host does not wait for the copy
+        seeds = torch.tensor(direction_seeds(self._first_seed, len(self._seeds)), pin_memory=self._seeds.is_cuda)
+        self._seeds.copy_(seeds, non_blocking=True)
         self._losses.zero_()
         self.adapters.arena.perturb(self._seeds, self._eps, self._signs, self.optimizer.distribution)
+
+    def _losses_of(self, batch: Any) -> tuple[Tensor]:
+        """fp32 [forwards]: the mean loss of the batch for each row of `live`."""
+        return (self._paired_losses(batch) if self._should_pair(batch) else self._sequential_losses(batch),)
+
+    def _apply(self, _: dict) -> tuple[Tensor, Tensor, Tensor]:
+        """Move `master` by the losses of the step; their mean, the projected gradients [q], and whether it moved."""
+        projected = self._projected_grads(self._losses)
+        # a difference of finite losses may overflow too
+        finite = projected.isfinite().all()
+        projected = torch.where(finite, projected, 0.0)
+        self.optimizer.step(self._seeds[: self.directions], projected, self._lr, finite)
+        self.skipped_steps.add_(~finite)
+        self.adapters.arena.restore()
+        return self._losses.mean(), projected, finite
 
     def _projected_grads(self, losses: Tensor) -> Tensor:
         if self.two_sided:
@@ -288,7 +330,7 @@ def _examples(batch: Any) -> int:
     return next(len(value) for value in batch.values() if isinstance(value, Tensor))
 
 
-def _check_arguments(eps: float, lr: float, directions: int, pairing: str, weight_decay: float) -> None:
+def _check_arguments(eps: float, lr: float, directions: int, pairing: str, weight_decay: float, capture: str) -> None:
     check_positive("zo_eps", eps)
     check_not_negative("learning_rate", lr)
     check_not_negative("weight_decay", weight_decay)
@@ -296,3 +338,5 @@ def _check_arguments(eps: float, lr: float, directions: int, pairing: str, weigh
         raise InputError(f"directions={directions}: must be a whole number, 1 or more")
     if pairing not in PAIRINGS:
         raise InputError(f"pairing={pairing}: must be one of {', '.join(PAIRINGS)}")
+    if capture not in CAPTURES:
+        raise InputError(f"capture={capture}: must be one of {', '.join(CAPTURES)}")
