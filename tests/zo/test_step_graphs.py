@@ -318,6 +318,29 @@ def counting_its_calls(model, batch, calls=[]):  # noqa: B006
     return squared_errors(model, batch) * len(calls)
 
 
+def test_a_number_of_python_that_changes_later_is_found(toy, cpu_recorder, monkeypatch):
+    monkeypatch.setattr(step_graphs, "COMPARED_REPLAYS", frozenset({2, 6}))
+    factor = 1.0
+
+    def objective(model, batch):
+        return squared_errors(model, batch) * factor
+
+    zo = toy(cpu_recorder(), objective)
+    # 3 steps until it is recorded, then 4 replays
+    take(zo, 7)
+    assert zo.graphs.reason is None
+    factor = 2.0
+    take(zo, 1)
+    assert zo.graphs.reason is None
+    before = zo.adapters.arena.master.clone()
+    loss = take(zo, 1)
+    assert zo.graphs.reason == "a graph of it gave other numbers than the step itself"
+    plain = toy(objective=objective)
+    plain.step_index = 8
+    plain.adapters.arena.master.copy_(before)
+    assert torch.equal(take(plain, 1), loss)
+
+
 class Refusing:
     def record(self, work):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")

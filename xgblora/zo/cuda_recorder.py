@@ -50,7 +50,7 @@ class CudaRecorder:
         held = sum(
             segment["total_size"]
             for segment in torch.cuda.memory_snapshot()
-            if tuple(segment["segment_pool_id"]) == self._pool
+            if tuple(segment["segment_pool_id"]) == tuple(self._pool or ())
         )
         return held / torch.cuda.get_device_properties(self._device).total_memory
 

@@ -8,7 +8,8 @@ repeats what was launched while it was recorded, at the addresses and with the P
 - a part that waits for the device is not recorded: what it reads there may decide what it does next;
 - graphs are dropped as soon as a tensor that they read by its address lies elsewhere;
 - outputs are copied, because the next replay writes over them;
-- the first replay of every graph is compared with the part itself, bit for bit.
+- the first replay of every graph is compared with the part itself, bit for bit, and so are later ones now and then,
+  because a number of Python may have changed that was recorded as it was.
 
 Whatever goes wrong, or comes out different, ends recording for good, with one line that says why; the step then runs
 as it does without graphs.
@@ -29,6 +30,8 @@ logger = logging.getLogger("xgblora")
 # recording costs about five steps: not for a shape that may never come again
 SEEN_BEFORE_RECORDING = 2
 MAX_GRAPHS = 64
+# replays of a part: each 4 times as late as the last, so that a long run has a handful of comparisons
+COMPARED_REPLAYS = frozenset(4**power for power in range(2, 16))
 # of the device's memory. The graphs share it, so that it is what the largest one needs, and little more.
 MAX_MEMORY_SHARE = 0.25
 _REMEMBERED_SHAPES = 4096
@@ -81,6 +84,7 @@ class StepGraphs:
         self._recorder, self._device, self._tensors = recorder, device, tensors
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
         self._seen: Counter[Hashable] = Counter()
+        self._replays: Counter[Hashable] = Counter()
         self._places: tuple[int, ...] = ()
         self._full = False
         self.reason: str | None = None
@@ -106,21 +110,33 @@ class StepGraphs:
             return work(inputs)
         self._drop_if_moved()
         key = (part, *_signature(inputs))
-        if key in self._graphs:
-            self._graphs.move_to_end(key)
-            return self._graphs[key].run(inputs)
-        if self._full or not self._is_due(key):
-            return work(inputs)
-        return self._record(key, work, inputs, state)
+        graph = self._graphs.get(key)
+        if graph is None:
+            return self._record(key, work, inputs, state) if self._is_due(key) else work(inputs)
+        self._graphs.move_to_end(key)
+        self._replays[part] += 1
+        if self._replays[part] in COMPARED_REPLAYS:
+            return self._compared(lambda: graph, work, inputs, state)[0]
+        return graph.run(inputs)
 
     def _is_due(self, key: Hashable) -> bool:
+        if self._full:
+            return False
         if len(self._seen) >= _REMEMBERED_SHAPES:
             self._seen.clear()
         self._seen[key] += 1
         return self._seen[key] > SEEN_BEFORE_RECORDING
 
     def _record(self, key: Hashable, work: Work, inputs: Any, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The outputs of the work itself, which is recorded meanwhile."""
+        outputs, graph = self._compared(lambda: self._recorded(work, inputs), work, inputs, state)
+        if graph is not None:
+            self._keep(key, graph)
+        return outputs
+
+    def _compared(
+        self, graph_of: Callable[[], Graph], work: Work, inputs: Any, state: Sequence[Tensor]
+    ) -> tuple[tuple[Tensor, ...], Graph | None]:
+        """The outputs of the work itself, and the graph if it gives the same; without one, recording is over."""
         before = _copies(state)
         try:
             with self._recorder.refusing_reads():
@@ -130,24 +146,21 @@ class StepGraphs:
             # what is not about waiting is raised again here, as it would be without graphs
             outputs = work(inputs)
             self._give_up(f"it waits for the device ({_one_line(error)})")
-            return outputs
+            return outputs, None
         after = _copies(state)
         try:
             _restore(state, before)
-            graph = self._recorded(work, inputs)
+            graph = graph_of()
             _restore(state, before)
             outputs = graph.run(inputs)
-            same = all(map(_same_bits, (*outputs, *state), (*expected, *after)))
+            if all(map(_same_bits, (*outputs, *state), (*expected, *after))):
+                return expected, graph
+            self._give_up("a graph of it gave other numbers than the step itself")
         except Exception as error:
             self._give_up(f"recording it failed ({_one_line(error)})")
-        else:
-            if same:
-                self._keep(key, graph)
-            else:
-                self._give_up("a graph of it gave other numbers than the step itself")
         finally:
             _restore(state, after)
-        return expected
+        return expected, None
 
     def _recorded(self, work: Work, inputs: Any) -> Graph:
         places = {name: value.clone() for name, value in inputs.items() if isinstance(value, Tensor)}
