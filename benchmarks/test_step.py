@@ -51,6 +51,7 @@ def test_step_against_floor_and_mezo(benchmark, device, shape, name):
     torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
     adapters = xgblora.attach(model, alpha=16.0, seed=0)
     zo = xgblora.ZeroOrder(adapters, objective, eps=1e-3, lr=1e-6)
+    uncaptured = xgblora.ZeroOrder(adapters, objective, eps=1e-3, lr=1e-6, capture="never")
     parameters = [tensor for layer in adapters.layers.values() for tensor in (layer.a, layer.b)]
     mezo_step = MezoStep(parameters, lambda b: full_logits_loss(model, b), eps=1e-3, lr=1e-6)
 
@@ -61,5 +62,9 @@ def test_step_against_floor_and_mezo(benchmark, device, shape, name):
         adapters.arena.read_live(0, 1)
 
     ways = {"step": lambda: zo.step(batch), "floor": bare_forwards(bare, batch, zo.forwards), "mezo": mezo}
+    if device.type == "cuda":
+        ways["uncaptured"] = lambda: uncaptured.step(batch)
     work = Work(flops=zo.forwards * forward_flops(bare, batch["input_ids"].numel()), dtype=dtype)
     compare(benchmark, "step", ways, rounds=5 if shape.startswith("opt") else 9, device=device, work=work)
+    if device.type == "cuda":
+        benchmark.extra_info["graphs"] = len(zo.graphs)

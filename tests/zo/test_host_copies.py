@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import xgblora
 from xgblora.tasks import Collator, EncodedExample, OptionScorer, scoring
-from xgblora.training.objective import CandidateObjective
+from xgblora.training.objective import CandidateObjective, classification, option_nll
 
 GPU = torch.device("meta")
 
@@ -88,7 +88,7 @@ def test_losses_and_update_copy_nothing(make_model, without_numbers, form, atten
     with GPU:
         model = make_model()
     model.set_attn_implementation(attention)
-    objectives = [CandidateObjective(model, classification=classification) for classification in (True, False)]
+    objectives = [CandidateObjective(model, loss) for loss in (classification, option_nll)]
     adapters = xgblora.attach(model, alpha=2.0)
     for number, options in enumerate(
         (

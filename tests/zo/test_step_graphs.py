@@ -10,7 +10,7 @@ from torch import nn
 import xgblora
 from xgblora.errors import InputError
 from xgblora.tasks import Collator, EncodedExample, scoring
-from xgblora.training.objective import CandidateObjective
+from xgblora.training.objective import CandidateObjective, classification
 from xgblora.zo import step_graphs
 from xgblora.zo.step_graphs import StepGraphs
 
@@ -60,7 +60,7 @@ def train(
     model, recorder=None, *, steps=10, padded=False, accumulate=1, merge_every=0, poison=(), **options
 ) -> Outcome:
     """Some steps, with a merge after every `merge_every`th, and losses that are not finite in the steps `poison`."""
-    objective = CandidateObjective(model, classification=True)
+    objective = CandidateObjective(model, classification)
     assert objective.packs
     adapters = xgblora.attach(model, alpha=4.0)
     booster = xgblora.Booster(adapters)
@@ -142,7 +142,7 @@ def test_the_mask_of_padded_batches_on_a_gpu_gives_the_same_scores(make_model, m
     for attention in ("sdpa", "eager"):
         model = make_model()
         model.set_attn_implementation(attention)
-        objective = CandidateObjective(model, classification=True)
+        objective = CandidateObjective(model, classification)
         batch = batch_of(9, 5, 3, 7, seed=0, padded=True)
         with torch.no_grad():
             plain = objective(model, batch)
@@ -412,10 +412,22 @@ def test_plain_values_of_a_batch_belong_to_its_shape(cpu_recorder):
     assert len(graphs) == recorder.recorded == 2
 
 
-@pytest.mark.parametrize("spoil", [None, spoilt])
-def test_state_is_changed_once_while_it_is_recorded(cpu_recorder, spoil):
-    graphs = StepGraphs(cpu_recorder(spoil=spoil), CPU, list)
+class FailingLate:
+    """Fails when the work has run, and changed its state, already."""
+
+    def record(self, work):
+        work()
+        raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("trouble", ["none", "outputs", "state", "late"])
+def test_state_is_changed_once_while_it_is_recorded(cpu_recorder, trouble):
     state = torch.zeros(2)
+    spoils = {"outputs": spoilt, "state": lambda outputs: state.add_(1.0)}
+    recorder = cpu_recorder(spoil=spoils.get(trouble))
+    if trouble == "late":
+        recorder.record = FailingLate().record
+    graphs = StepGraphs(recorder, CPU, list)
 
     def work(inputs):
         return (state.add_(inputs["x"]) * 1.0,)
@@ -424,7 +436,7 @@ def test_state_is_changed_once_while_it_is_recorded(cpu_recorder, spoil):
         (result,) = graphs.run("part", work, {"x": torch.ones(2)}, (state,))
         assert torch.equal(state, torch.full((2,), float(step)))
         assert torch.equal(result, state)
-    assert (graphs.reason is None) == (spoil is None)
+    assert (graphs.reason is None) == (trouble == "none")
 
 
 def test_a_nan_is_no_difference(cpu_recorder):

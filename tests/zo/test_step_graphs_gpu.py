@@ -7,7 +7,7 @@ import torch
 
 import xgblora
 from xgblora.tasks import Collator, EncodedExample
-from xgblora.training.objective import CandidateObjective
+from xgblora.training.objective import CandidateObjective, classification
 from xgblora.zo.step_graphs import SEEN_BEFORE_RECORDING
 
 pytestmark = [
@@ -40,7 +40,7 @@ def batches(form: str) -> list[dict]:
 
 def train(model, form, capture, **options):
     """Losses, weights and tape of 20 steps with two merges, and the estimator."""
-    objective = CandidateObjective(model, classification=True)
+    objective = CandidateObjective(model, classification)
     assert objective.packs
     adapters = xgblora.attach(model, alpha=4.0)
     booster = xgblora.Booster(adapters)
@@ -88,7 +88,7 @@ def refusing_to_wait():
 @pytest.mark.parametrize("form", FORMS)
 def test_a_step_waits_for_nothing(make_opt, form, capture):
     model = make_opt().to(CUDA)
-    objective = CandidateObjective(model, classification=True)
+    objective = CandidateObjective(model, classification)
     zo = xgblora.ZeroOrder(xgblora.attach(model, alpha=4.0), objective, capture=capture)
     batch = batches(form)[0]
     for _ in range(SEEN_BEFORE_RECORDING + 2):
@@ -103,7 +103,7 @@ def test_a_step_waits_for_nothing(make_opt, form, capture):
 
 def test_an_objective_that_waits_is_not_captured(make_opt):
     model = make_opt().to(CUDA)
-    objective = CandidateObjective(model, classification=True)
+    objective = CandidateObjective(model, classification)
 
     def reading(model, batch):
         losses = objective(model, batch)
@@ -119,7 +119,7 @@ def test_an_objective_that_waits_is_not_captured(make_opt):
 
 def test_what_torch_cannot_capture_runs_uncaptured(make_opt):
     model = make_opt().to(CUDA)
-    objective = CandidateObjective(model, classification=True)
+    objective = CandidateObjective(model, classification)
 
     def synchronising(model, batch):
         # no copy, so that only the capture itself finds it
@@ -140,7 +140,7 @@ def test_what_torch_cannot_capture_runs_uncaptured(make_opt):
 
 def test_many_shapes_share_the_memory_of_the_largest(make_opt):
     model = make_opt().to(CUDA)
-    zo = xgblora.ZeroOrder(xgblora.attach(model, alpha=4.0), CandidateObjective(model, classification=True))
+    zo = xgblora.ZeroOrder(xgblora.attach(model, alpha=4.0), CandidateObjective(model, classification))
     held = []
     for examples in (16, 12, 8, 4):
         batch = batch_of((8,) * examples, "packed", 0)

@@ -62,8 +62,9 @@ class Graph:
 
     def run(self, inputs: Any) -> tuple[Tensor, ...]:
         """The outputs for these `inputs`, in tensors of their own."""
-        for name, place in self.inputs.items():
-            place.copy_(inputs[name], non_blocking=True)
+        if self.inputs:
+            # one launch for all of them
+            torch._foreach_copy_(list(self.inputs.values()), [inputs[name] for name in self.inputs])
         self.replay()
         return tuple(output.clone() for output in self.outputs)
 
