@@ -215,7 +215,51 @@ def test_boosters_in_a_bank_and_new_live_rows_drop_the_graphs(toy, cpu_recorder)
     assert torch.equal(*outcomes)
 
 
-def test_a_weight_that_was_moved_drops_the_graphs(toy, cpu_recorder):
+def test_a_round_that_trains_other_layers_has_graphs_of_its_own(toy, cpu_recorder):
+    outcomes = []
+    for recorder in (cpu_recorder(), None):
+        zo = toy(recorder)
+        arena = zo.adapters.arena
+        losses = [take(zo)]
+        for options in ({"names": ["first"]}, {"names": ["second"], "trains_a": False}, {}):
+            # as a merge leaves them
+            arena.forget_moments()
+            for slot in arena.slots:
+                arena.a_and_b(slot)[1].zero_()
+            arena.train(**options)
+            arena.restore()
+            losses.append(take(zo))
+        outcomes.append(torch.cat([*losses, arena.master]))
+        if recorder is not None:
+            assert zo.graphs.reason is None
+            assert recorder.recorded == 8
+    assert torch.equal(*outcomes)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_losses_of_full_parameters_are_recorded(cpu_recorder, optimizer):
+    outcomes = []
+    for recorder in (cpu_recorder(), None):
+        full = xgblora.FullParameters(Toy())
+        zo = xgblora.ZeroOrder(full, squared_errors, eps=1e-2, lr=0.05, directions=2, optimizer=optimizer)
+        if recorder is not None:
+            zo.graphs = StepGraphs(recorder, CPU, zo._tensors)
+        losses = take(zo)
+        zo.estimate(toy_batch())
+        zo.abandon_step()
+        for _ in range(2):
+            zo.estimate(toy_batch(seed=30), weight=0.5)
+        zo.update()
+        outcomes.append(torch.cat([losses, full.arena.master, full.arena.live[0]]))
+        if recorder is not None:
+            assert zo.graphs.reason is None
+            assert recorder.recorded == 1
+            assert recorder.replayed == 7
+    assert torch.equal(*outcomes)
+
+
+def test_a_weight_that_was_moved_drops_the_graphs(toy, cpu_recorder, caplog):
+    caplog.set_level(logging.INFO, logger="xgblora")
     outcomes = []
     for recorder in (cpu_recorder(), None):
         zo = toy(recorder)
@@ -224,6 +268,8 @@ def test_a_weight_that_was_moved_drops_the_graphs(toy, cpu_recorder):
         weight.data = weight.data * 2.0
         outcomes.append(torch.cat([take(zo), zo.adapters.arena.master]))
     assert torch.equal(*outcomes)
+    said = [record.message for record in caplog.records if "CUDA graphs" in record.message]
+    assert said == ["ZO: the step runs as CUDA graphs, one for each batch shape"]
 
 
 def test_an_abandoned_step_is_taken_again(toy, cpu_recorder):

@@ -88,6 +88,7 @@ class StepGraphs:
         self._replays: Counter[Hashable] = Counter()
         self._places: tuple[int, ...] = ()
         self._full = False
+        self._said: set[str] = set()
         self.reason: str | None = None
 
     def __len__(self) -> int:
@@ -174,12 +175,9 @@ class StepGraphs:
         share = self._recorder.memory_share()
         if share > MAX_MEMORY_SHARE:
             self._full = True
-            logger.info(
-                "ZO: CUDA graphs hold %.0f%% of the device's memory; further batch shapes run without", 100 * share
-            )
+            self._say_once(f"ZO: CUDA graphs hold {share:.0%} of the device's memory; further batch shapes run without")
             return
-        if not self._graphs:
-            logger.info("ZO: the step runs as CUDA graphs, one for each batch shape")
+        self._say_once("ZO: the step runs as CUDA graphs, one for each batch shape")
         self._graphs[key] = graph
         if len(self._graphs) > MAX_GRAPHS:
             self._graphs.popitem(last=False)
@@ -199,7 +197,12 @@ class StepGraphs:
     def _give_up(self, reason: str) -> None:
         self.reason = reason
         self._drop()
-        logger.info("ZO: the step is not captured as CUDA graphs: %s", reason)
+        self._say_once(f"ZO: the step is not captured as CUDA graphs: {reason}")
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            logger.info(line)
 
 
 def _obstacle(inputs: Any, device: torch.device) -> str | None:
