@@ -229,10 +229,12 @@ def test_a_round_that_trains_other_layers_has_graphs_of_its_own(toy, cpu_recorde
             arena.train(**options)
             arena.restore()
             losses.append(take(zo))
+        zo.adapters.layers["first"].in_use = False
+        losses.append(take(zo))
         outcomes.append(torch.cat([*losses, arena.master]))
         if recorder is not None:
             assert zo.graphs.reason is None
-            assert recorder.recorded == 8
+            assert recorder.recorded == 9, "the losses five times, the update four times"
     assert torch.equal(*outcomes)
 
 
