@@ -1,10 +1,18 @@
 """Models small enough for every test: randomly initialised OPT, Llama and GPT-2, and the real ones the project has."""
 
 import logging
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # before torch is imported, and for the processes that tests start: torch's threads spin while they wait, and beside
+    # other busy processes the demonstration ran 20 times slower with two threads on two cores than with one
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
 import torch
 
 SHARED_MODELS = Path(__file__).parent.parent.parent / "shared" / "models"
