@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from xgblora.comparison import figures
 from xgblora.comparison.figures import Curve, draw, draw_all, loss_curves
@@ -60,3 +61,18 @@ def test_a_task_whose_metric_is_not_known_on_the_way_has_no_curve_of_it(finished
     run.folder.eval_loss.write_text('{"step": 1, "eval_loss": 0.5}\n{"step": 2, "eval_loss": 0.4}\n')
     drawn = draw_all(make([run], {}, [0]), tmp_path, title="t", loss_figure=tmp_path / "loss.png", pdf=False)
     assert [path.name for path in drawn] == ["loss.png", "loss_by_forwards.png"]
+
+
+@pytest.mark.parametrize("setting", ["", " (3 seeds, learning_rate 0.0003)"])
+def test_the_names_of_all_curves_are_inside_the_figure(monkeypatch, tmp_path, setting):
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (save(figure, *a, **k), drawn.append(figure)))
+    curves = [
+        Curve("lora_zo" + setting, np.arange(3), np.zeros((2, 3))),
+        Curve("xgblora_zo_2000" + setting, np.arange(3), np.zeros((2, 3)), index=1, like="lora_zo"),
+    ]
+    draw(tmp_path / "a.png", curves, title="t", xlabel="x", ylabel="y")
+    (legend,) = drawn[0].legends
+    box, page = legend.get_window_extent(), drawn[0].bbox
+    assert page.x0 <= box.x0 and box.x1 <= page.x1

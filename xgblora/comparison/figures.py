@@ -120,7 +120,9 @@ def draw(path: Path, curves: list[Curve], *, title: str, xlabel: str, ylabel: st
         # beside no curve, however many methods there are
         bands = "bands: one standard deviation over seeds" if any(len(curve.seeds) > 1 for curve in curves) else None
         style = {"frameon": False, "fontsize": "small", "title_fontsize": "small"}
-        figure.legend(loc="outside lower center", ncols=2, title=bands, **style)
+        # two columns of longer names do not fit beside each other
+        longest = max((len(name) for name in axes.get_legend_handles_labels()[1]), default=0)
+        figure.legend(loc="outside lower center", ncols=1 if longest > 44 else 2, title=bands, **style)
 
 
 def _draw_curve(axes, curve: Curve) -> None:
