@@ -3,7 +3,7 @@
 import pytest
 
 from xgblora.errors import InputError
-from xgblora.tasks import encode
+from xgblora.tasks import encode, encode_all
 from xgblora.tasks.encoding import option_start
 
 
@@ -189,6 +189,20 @@ def test_only_right_encodes_the_right_candidate_alone(tiny_tokenizer, make_sampl
     alone = encode(sample, tiny_tokenizer, max_length=64, only_right=True)
     assert option_ids(alone) == [option_ids(encode(sample, tiny_tokenizer, max_length=64))[1]]
     assert alone.label == 0
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("form", [{}, {"only_right": True}, {"whole_text": True}])
+def test_samples_together_are_encoded_as_each_alone(tiny_tokenizer, slow_tokenizer, make_sample, form, slow):
+    tokenizer = slow_tokenizer(tiny_tokenizer) if slow else tiny_tokenizer
+    samples = [
+        make_sample("a gem It was", " terrible", " great", label=1),
+        make_sample("a long and dull film that no one should see It was", " great", " terrible", " a gem"),
+        make_sample("dull", " film"),
+    ]
+    together = encode_all(samples, tokenizer, max_length=12, **form)
+    assert together == [encode(sample, tokenizer, max_length=12, **form) for sample in samples]
+    assert encode_all([], tokenizer, max_length=12, **form) == []
 
 
 class TestTruncation:

@@ -14,7 +14,7 @@ from xgblora.errors import InputError
 from xgblora.evaluation.demonstrations import Calibration, in_context, without_question
 from xgblora.evaluation.generation import MAX_NEW_TOKENS, generate_answers
 from xgblora.evaluation.likelihood import log_probabilities
-from xgblora.tasks import EncodedExample, Sample, Task, encode
+from xgblora.tasks import EncodedExample, Sample, Task, encode_all
 from xgblora.tasks.metrics import CHOICE_METRICS, GENERATION_METRICS
 
 # Samples that are encoded at a time: enough to fill batches of like length, few enough for ReCoRD's many candidates.
@@ -168,7 +168,7 @@ class _Asker:
         return [in_context(sample, before, self.task.separator) for sample, before in zip(samples, shown, strict=True)]
 
     def _encoded(self, samples: Sequence[Sample]) -> list[EncodedExample]:
-        return [encode(sample, self.tokenizer, max_length=self.max_length) for sample in samples]
+        return encode_all(samples, self.tokenizer, max_length=self.max_length)
 
     def _means(self, encoded: list[EncodedExample]) -> list[list[float]]:
         return log_probabilities(self.model, encoded, tokens=self.tokens)

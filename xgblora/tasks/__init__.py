@@ -1,7 +1,7 @@
 """Tasks: data, prompts, candidate answers, and their scores under a language model."""
 
 from xgblora.tasks.batch import Collator
-from xgblora.tasks.encoding import EncodedExample, encode
+from xgblora.tasks.encoding import EncodedExample, encode, encode_all
 from xgblora.tasks.registry import TASKS, choose_task, load_task
 from xgblora.tasks.sample import Sample, Splits
 from xgblora.tasks.sampling import SampledSets, sample_sets
@@ -20,6 +20,7 @@ __all__ = [
     "Task",
     "choose_task",
     "encode",
+    "encode_all",
     "load_task",
     "read_task_file",
     "sample_sets",

@@ -4,6 +4,7 @@ An option's last token is only ever a target, so it is not run; candidates whose
 sequence. SST-2's two one-word candidates thus cost one sequence without their last token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -41,10 +42,22 @@ def encode(
     only_right: bool = False,
     whole_text: bool = False,
 ) -> EncodedExample:
-    """Encode a sample.
+    """Encode a sample; arguments and errors as of `encode_all`."""
+    return encode_all([sample], tokenizer, max_length=max_length, only_right=only_right, whole_text=whole_text)[0]
+
+
+def encode_all(
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    only_right: bool = False,
+    whole_text: bool = False,
+) -> list[EncodedExample]:
+    """Encode samples; a fast tokenizer gets all their texts at once, and so uses all cores.
 
     Args:
-        sample: the sample.
+        samples: the samples.
         tokenizer: any tokenizer; a fast one gives the option's span by character offsets.
         max_length: longer texts lose tokens at their beginning, never the first one if it is a special token.
         only_right: encode the right candidate alone (for the loss of the right option).
@@ -54,10 +67,27 @@ def encode(
     Raises:
         InputError: an option is empty after tokenization, or does not fit into `max_length`.
     """
-    texts = [sample.candidates[sample.label]] if only_right else sample.candidates
+    texts = [[sample.candidates[sample.label]] if only_right else sample.candidates for sample in samples]
+    asked = [(sample.prompt, text) for sample, of_one in zip(samples, texts, strict=True) for text in of_one]
+    starts = iter(option_starts(tokenizer, asked))
+    return [
+        _encoded(sample, of_one, [next(starts) for _ in of_one], tokenizer, max_length, only_right, whole_text)
+        for sample, of_one in zip(samples, texts, strict=True)
+    ]
+
+
+def _encoded(
+    sample: Sample,
+    texts: Sequence[str],
+    starts: list[tuple[list[int], int]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    only_right: bool,
+    whole_text: bool,
+) -> EncodedExample:
+    """The example of `sample`, whose `texts` have these token ids and begin their options at these tokens."""
     encodings = []
-    for text in texts:
-        ids, start = option_start(tokenizer, sample.prompt, text)
+    for text, (ids, start) in zip(texts, starts, strict=True):
         if start == len(ids):
             raise InputError(f"{sample.origin}: the option {text[len(sample.prompt) :]!r} is empty after tokenization")
         encodings.append(_shortened(ids, start, tokenizer, max_length, sample.origin))
@@ -81,12 +111,29 @@ def option_start(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> 
     `text`. Never by subtracting lengths: a tokenizer may merge across the boundary, and the token that does belongs to
     the option.
     """
-    if getattr(tokenizer, "is_fast", False):
-        encoding = tokenizer(text, return_offsets_mapping=True)
-        ends = [end for _, end in encoding["offset_mapping"]]
-        start = next((i for i, end in enumerate(ends) if end > len(prompt)), len(ends))
-        stop = next((i for i in range(len(ends), start, -1) if ends[i - 1] > len(prompt)), start)
-        return list(encoding["input_ids"])[:stop], start
+    return option_starts(tokenizer, [(prompt, text)])[0]
+
+
+def option_starts(tokenizer: PreTrainedTokenizerBase, asked: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+    """`option_start` of each (prompt, text)."""
+    if not getattr(tokenizer, "is_fast", False):
+        return [_start_by_prefix(tokenizer, prompt, text) for prompt, text in asked]
+    if not asked:
+        return []
+    encodings = tokenizer([text for _, text in asked], return_offsets_mapping=True)
+    return [
+        _start_by_offsets(ids, [end for _, end in offsets], len(prompt))
+        for (prompt, _), ids, offsets in zip(asked, encodings["input_ids"], encodings["offset_mapping"], strict=True)
+    ]
+
+
+def _start_by_offsets(ids: Sequence[int], ends: list[int], prompt: int) -> tuple[list[int], int]:
+    start = next((i for i, end in enumerate(ends) if end > prompt), len(ends))
+    stop = next((i for i in range(len(ends), start, -1) if ends[i - 1] > prompt), start)
+    return list(ids)[:stop], start
+
+
+def _start_by_prefix(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> tuple[list[int], int]:
     ids, prompt_ids = tokenizer.encode(text), tokenizer.encode(prompt)
     while ids and prompt_ids and ids[-1] == prompt_ids[-1] and ids[-1] in tokenizer.all_special_ids:
         # a token that the tokenizer appends to every text
