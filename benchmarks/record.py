@@ -92,7 +92,7 @@ def _circumstances(device: torch.device) -> dict[str, str]:
 def _commit() -> str:
     """The commit of this checkout, with a `+` if anything but results was changed since; empty outside git."""
     found = _git("rev-parse", "--short", "HEAD").stdout.strip()
-    changed = _git("diff", "--quiet", "HEAD", "--", ":/", f":!{FOLDER}").returncode
+    changed = _git("diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)benchmarks/results").returncode
     return found and found + ("+" if changed else "")
 
 
