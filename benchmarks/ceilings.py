@@ -1,9 +1,10 @@
 """What this device can do at most, measured once a session: bytes copied a second, and FLOP/s of a large product."""
 
-import time
 from functools import cache
 
 import torch
+
+from benchmarks.clock import seconds_of
 
 
 @cache
@@ -26,13 +27,4 @@ def flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
 
 def _best(call, device: torch.device) -> float:
     """The least seconds of five calls: a ceiling is what the device does when nothing is in its way."""
-    seconds = []
-    for _ in range(6):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    return min([seconds_of(call, device) for _ in range(6)][1:])

@@ -4,7 +4,6 @@
 file of this device (`benchmarks/record.py`), and against the limits of `benchmarks/guards.toml`.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks import ceilings, guards, record
+from benchmarks.clock import seconds_of
 from xgblora.zo.step_graphs import SEEN_BEFORE_RECORDING
 
 
@@ -42,7 +42,7 @@ def timings(ways: dict[str, Callable[[], object]], *, rounds: int, device: torch
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            seconds[name].append(_seconds(way, device))
+            seconds[name].append(seconds_of(way, device))
     return {name: Timing(*np.percentile(values, (20, 50, 80)).tolist()) for name, values in seconds.items()}
 
 
@@ -82,13 +82,3 @@ def compare(
             torch.cuda.synchronize(device)
 
     benchmark.pedantic(run, rounds=min(rounds, 5), warmup_rounds=1)
-
-
-def _seconds(way: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    way()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start

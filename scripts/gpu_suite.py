@@ -30,12 +30,13 @@ def main() -> None:
     parser.add_argument("--skip_benchmarks", action="store_true", help="checks and tests only")
     arguments = parser.parse_args()
     install()
+    # for `benchmarks`, which is not installed
+    sys.path.insert(0, str(ROOT))
     import torch
 
     if not torch.cuda.is_available():
         sys.exit("error: no CUDA device: this suite is for a machine with a GPU")
     results = run_suite(skip_benchmarks=arguments.skip_benchmarks)
-    sys.path.insert(0, str(ROOT))
     from benchmarks.record import slug
     from xgblora.atomic_file import write_text
 
@@ -122,7 +123,6 @@ def ceilings() -> dict:
     """What the device does at most, measured: bytes a second of a copy, FLOP/s of a matrix product."""
     import torch
 
-    sys.path.insert(0, str(ROOT))
     from benchmarks.ceilings import bytes_per_second, flops_per_second
 
     device = torch.device("cuda")

@@ -9,6 +9,8 @@ from types import ModuleType
 
 import torch
 
+# the number that csrc/rounding.h has for each weight dtype (`CODE`)
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 RECORD = Path(__file__).resolve().parent.parent / "_build.json"
 
 

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from xgblora.kernels.weight_storage import is_transposed, share_memory
 from xgblora.ops.backend import eager
-from xgblora.ops.extension import extension
+from xgblora.ops.extension import DTYPE_CODES, extension
 
-# `CODE` of each weight dtype, and the columns of `Layer`, in csrc
-_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# the columns of `Layer` in csrc
 _COLUMNS = 10
 
 
@@ -72,7 +71,7 @@ def _launch(
         plane = planes[index].data_ptr() if planes else 0
         addresses = matrix.data_ptr(), plane, of_a.data_ptr(), of_b.data_ptr()
         # the last two columns are the plan's
-        rows.append((*addresses, *matrix.shape, _DTYPE_CODES[matrix.dtype], int(turn), 0, 0))
+        rows.append((*addresses, *matrix.shape, DTYPE_CODES[matrix.dtype], int(turn), 0, 0))
     table = torch.tensor(rows, dtype=torch.int64).view(-1, _COLUMNS)
     device = dense[0].device
     module = extension().module

@@ -5,10 +5,8 @@ from torch import Tensor
 
 from xgblora.kernels.weight_storage import is_transposed
 from xgblora.ops.backend import eager
+from xgblora.ops.extension import DTYPE_CODES
 from xgblora.ops.host_extension import host_extension
-
-# csrc/rounding.h
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def merge_rank1_(
@@ -42,7 +40,7 @@ def merge_rank1_(
         host_extension().module.merge(
             stored.data_ptr(),
             0 if stored_plane is None else stored_plane.data_ptr(),
-            _CODES[weight.dtype],
+            DTYPE_CODES[weight.dtype],
             *stored.shape,
             of_rows.data_ptr(),
             of_columns.data_ptr(),

@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor
 
+from xgblora.ops.extension import DTYPE_CODES
 from xgblora.ops.host_extension import host_extension
-
-# csrc/rounding.h
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def perturb(master: Tensor, live: Tensor, seeds: Tensor, eps: Tensor, signs: Tensor, distribution: str) -> None:
@@ -15,7 +13,7 @@ def perturb(master: Tensor, live: Tensor, seeds: Tensor, eps: Tensor, signs: Ten
     host_extension().module.perturb(
         master.data_ptr(),
         live.data_ptr(),
-        _CODES[live.dtype],
+        DTYPE_CODES[live.dtype],
         master.numel(),
         signs.numel(),
         seeds.data_ptr(),
