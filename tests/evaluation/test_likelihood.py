@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from xgblora.evaluation import likelihood, log_probabilities
+from xgblora.evaluation import beginnings, likelihood, log_probabilities
+from xgblora.evaluation.beginnings import families
 from xgblora.tasks import EncodedExample, encode, load_task
 
 
@@ -30,49 +31,64 @@ def test_many_long_candidates_with_a_shared_article_score_as_they_do_alone(load_
     model, tokenizer = load_shared("stories260K")
     (sample,) = load_task("ReCoRD", str(shared_data("record"))).valid[:1]
     encoded = encode(sample, tokenizer, max_length=4096)
-    assert likelihood.shared_prefix(encoded) > 100
+    (family,) = families(likelihood._texts(encoded, 0))
+    assert family.shared > 100
     assert_same(log_probabilities(model, [encoded]), plain_scores(model, tokenizer, [sample]), atol=1e-4)
 
 
-@pytest.mark.parametrize("worth", [0.0, 2.0], ids=["cache", "plain"])
-@pytest.mark.parametrize("tokens", [1, 40, 1000])
+@pytest.mark.parametrize("worth", [0.0, 2.0], ids=["shared", "whole"])
+@pytest.mark.parametrize("tokens", [1, 1000])
+@pytest.mark.parametrize("row", [1, 512])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_the_way_and_the_batches_do_not_matter(
-    model, samples, tiny_tokenizer, plain_scores, monkeypatch, worth, tokens
+    model, samples, tiny_tokenizer, plain_scores, monkeypatch, worth, tokens, row, attention
 ):
-    monkeypatch.setattr(likelihood, "WORTH_A_CACHE", worth)
+    model.set_attn_implementation(attention)
+    monkeypatch.setattr(beginnings, "WORTH_SHARING", worth)
+    monkeypatch.setattr(likelihood, "ROW", row)
     encoded = [encode(sample, tiny_tokenizer, max_length=64) for sample in samples]
-    assert any(likelihood.shared_prefix(example) for example in encoded) == (worth == 0)
     scores = log_probabilities(model, encoded, tokens=tokens)
     assert_same(scores, plain_scores(model, tiny_tokenizer, samples), atol=1e-5)
 
 
-def test_the_shared_prefix_is_run_once(opt):
-    prefix = tuple(range(2, 22))
-    example = EncodedExample(
-        sequences=tuple((*prefix, 30 + i) for i in range(4)),
-        rows=tuple((i, 20) for i in range(4)),
-        options=tuple(((i, 40),) for i in range(4)),
-        label=0,
-    )
+@pytest.fixture
+def tokens_run(opt):
+    """The tokens of each forward of `opt`, those of the trials (three texts whole, two beginnings) not among them."""
     seen = []
-    opt.get_input_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel()))
-    log_probabilities(opt, [example])
-    assert seen == [20, 4]
+
+    def note(module, inputs, output):
+        seen.append(inputs[0].numel())
+
+    opt.get_input_embeddings().register_forward_hook(note)
+    return lambda: seen[5:]
 
 
-@pytest.mark.parametrize(
-    "sequences, row, expected",
-    [
-        (((1, 2, 3, 4, 5),), 4, 0),
-        (((1, 2, 3, 4, 5), (1, 2, 3, 4, 6)), 4, 4),
-        (((1, 2, 3, 4, 5), (1, 2, 3, 4, 6)), 3, 3),
-        (((1, 2, 3, 4, 5), (1, 9, 3, 4, 6)), 4, 0),
-    ],
-    ids=["one sequence", "all but the last", "up to the first option token", "too little to pay"],
-)
-def test_what_is_shared(sequences, row, expected):
-    rows = tuple((i, row) for i in range(len(sequences)))
-    assert likelihood.shared_prefix(EncodedExample(sequences, rows, (((0, 7),),), 0)) == expected
+def alike(*counts: int, prefix: int = 20) -> list[EncodedExample]:
+    """Examples of so many sequences, which all begin alike and end in one token."""
+    beginning = tuple(range(2, 2 + prefix))
+    return [
+        EncodedExample(
+            sequences=tuple((*beginning, 30 + 4 * number + i) for i in range(count)),
+            rows=tuple((i, prefix) for i in range(count)),
+            options=tuple(((i, 40),) for i in range(count)),
+            label=0,
+        )
+        for number, count in enumerate(counts)
+    ]
+
+
+@pytest.mark.parametrize("counts", [(4,), (1, 1, 1, 1), (2, 1, 1)])
+def test_what_texts_begin_with_is_run_once_of_whichever_examples_they_are(opt, tokens_run, counts):
+    log_probabilities(opt, alike(*counts))
+    assert tokens_run() == [20, 4]
+
+
+def test_the_last_layer_of_a_beginning_gives_keys_and_values_and_one_row(opt):
+    seen = []
+    layer = opt.model.decoder.layers[-1]
+    layer.fc1.register_forward_hook(lambda _, inputs, output: seen.append(output[..., 0].numel()))
+    log_probabilities(opt, alike(2))
+    assert seen[-2:] == [1, 2]
 
 
 def test_a_model_that_forgets_tokens_runs_the_plain_way(samples, tiny_tokenizer, plain_scores):
@@ -82,7 +98,6 @@ def test_a_model_that_forgets_tokens_runs_the_plain_way(samples, tiny_tokenizer,
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = MistralConfig(vocab_size=len(tiny_tokenizer), num_key_value_heads=2, sliding_window=4, **sizes)
     model = MistralForCausalLM(config).eval()
-    assert not likelihood.takes_a_cache(model)
     encoded = [encode(sample, tiny_tokenizer, max_length=64) for sample in samples]
     assert_same(log_probabilities(model, encoded), plain_scores(model, tiny_tokenizer, samples), atol=1e-5)
 

@@ -1,5 +1,6 @@
 """Batches: padded on the left, with every index pointing where the example says."""
 
+import pytest
 import torch
 
 from xgblora.tasks import Collator, EncodedExample
@@ -57,13 +58,35 @@ def test_all_indices_are_in_range_padding_included():
 
 def test_a_batch_is_int64_and_can_be_repeated_along_the_examples():
     batch = Collator(PAD)([ONE, TWO, ONE])
-    grid = batch.pop("grid")
+    plain = {name: batch.pop(name) for name in ("grid", "queries")}
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
-    assert is_stackable({**batch, "grid": grid})
-    twice = stacked({**batch, "grid": grid}, 2)
-    assert twice["grid"] == grid
+    assert is_stackable({**batch, **plain})
+    twice = stacked({**batch, **plain}, 2)
+    assert {name: twice[name] for name in plain} == plain
     for name, tensor in batch.items():
         assert torch.equal(twice[name][3:], tensor)
+
+
+@pytest.mark.parametrize("few_shapes", [False, True])
+def test_each_row_has_a_slot_of_its_own_in_its_row_of_the_grid(few_shapes):
+    examples = [EncodedExample(((*range(5, 45), n),), ((0, 40),), (((0, 7),),), 0) for n in range(5)]
+    forked = EncodedExample(((*range(30), 3, 4), (*range(30), 5)), ((0, 29), (1, 29), (0, 31)), (((0, 7),),), 0)
+    batch = Collator(PAD, few_shapes=few_shapes)([*examples, forked])
+    _, rows, length = batch["grid"]
+    cells = batch["cells"].flatten(1).gather(1, batch["rows"])
+    slots = dict(zip(batch["slots"].flatten().tolist(), cells.flatten().tolist(), strict=True))
+    # the two sequences of the last one share the first of its rows
+    assert len(slots) == len(set(slots.values())) == 7
+    assert all(slot // batch["queries"] == cell // length for slot, cell in slots.items())
+    assert max(slots) < rows * batch["queries"]
+    assert batch["queries"].bit_count() == 1 or not few_shapes
+
+
+def test_the_last_layer_computes_all_where_many_rows_are_read():
+    whole = EncodedExample(
+        (tuple(range(20)),), tuple((0, i) for i in range(20)), (tuple((i, 3) for i in range(20)),), 0
+    )
+    assert Collator(PAD)([whole])["queries"] == 0
 
 
 def test_every_token_has_a_cell_of_its_own_but_for_shared_beginnings():

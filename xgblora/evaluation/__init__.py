@@ -1,7 +1,7 @@
 """Measures of a model on a task: zero-shot, in context, calibrated or by generated answers."""
 
 from xgblora.evaluation.demonstrations import draw_demonstrations
-from xgblora.evaluation.evaluation import Evaluation, Record, evaluate, in_eval_mode
+from xgblora.evaluation.evaluation import Evaluation, Record, evaluate
 from xgblora.evaluation.generation import generate_answers
 from xgblora.evaluation.likelihood import log_probabilities
 
@@ -11,6 +11,5 @@ __all__ = [
     "draw_demonstrations",
     "evaluate",
     "generate_answers",
-    "in_eval_mode",
     "log_probabilities",
 ]

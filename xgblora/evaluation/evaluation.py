@@ -1,8 +1,7 @@
 """`evaluate`: the metrics of a model on a task, and what it answered to each example, as MeZO measures them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from xgblora.errors import InputError
 from xgblora.evaluation.demonstrations import Calibration, in_context, without_question
 from xgblora.evaluation.generation import MAX_NEW_TOKENS, generate_answers
 from xgblora.evaluation.likelihood import log_probabilities
-from xgblora.tasks import EncodedExample, Sample, Task, encode_all
+from xgblora.tasks import EncodedExample, Sample, Task, encode_all, in_eval_mode
 from xgblora.tasks.metrics import CHOICE_METRICS, GENERATION_METRICS
 
 # Samples that are encoded at a time: enough to fill batches of like length, few enough for ReCoRD's many candidates.
@@ -190,15 +189,3 @@ def _sums(example: EncodedExample, means: list[float]) -> list[float]:
 
 def _demonstrations_of(demonstrations: Sequence[Sample] | Sequence[Sequence[Sample]], index: int) -> Sequence[Sample]:
     return demonstrations if not demonstrations or isinstance(demonstrations[0], Sample) else demonstrations[index]
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Each module in eval mode within the block, and afterwards as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -2,6 +2,7 @@
 
 from xgblora.tasks.batch import Collator
 from xgblora.tasks.encoding import EncodedExample, encode, encode_all
+from xgblora.tasks.eval_mode import in_eval_mode
 from xgblora.tasks.registry import TASKS, choose_task, load_task
 from xgblora.tasks.sample import Sample, Splits
 from xgblora.tasks.sampling import SampledSets, sample_sets
@@ -21,6 +22,7 @@ __all__ = [
     "choose_task",
     "encode",
     "encode_all",
+    "in_eval_mode",
     "load_task",
     "read_task_file",
     "sample_sets",

@@ -54,6 +54,11 @@ class Layout:
         trunk, branch = self.shared_starts[example], self.starts[example][sequence]
         return [*range(trunk, trunk + shared), *range(branch, branch + tokens - shared)]
 
+    def cell(self, example: int, sequence: int, index: int) -> int:
+        """The cell of one token of a sequence."""
+        beyond = index - self.shared[example]
+        return self.starts[example][sequence] + beyond if beyond >= 0 else self.shared_starts[example] + index
+
 
 def lay_out(examples: Sequence[EncodedExample], *, few_shapes: bool = False) -> Layout:
     """The cheapest of the layouts that fill rows longest piece first, each piece into the emptiest row.
@@ -84,8 +89,12 @@ def common_prefix(example: EncodedExample) -> int:
     """How many tokens all sequences of an example begin with alike; 0 where there is one sequence."""
     if len(example.sequences) == 1:
         return 0
-    least, greatest = min(example.sequences), max(example.sequences)
-    return next((i for i, (x, y) in enumerate(zip(least, greatest, strict=False)) if x != y), len(least))
+    return common_length(min(example.sequences), max(example.sequences))
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y), min(len(one), len(other)))
 
 
 def power_of_two(number: int) -> int:
@@ -108,6 +117,14 @@ def keeps_apart(examples: Tensor, branches: Tensor) -> Tensor:
     of_example = examples.unsqueeze(2) == examples.unsqueeze(1)
     of_branch = (branches.unsqueeze(2) == branches.unsqueeze(1)) | (branches.unsqueeze(1) == 0)
     return (before & of_example & of_branch).unsqueeze(1)
+
+
+def for_attention(model: nn.Module, mask: Tensor) -> Tensor:
+    """A mask [R, 1, L, L], True where there is attention, as the model's attention takes it."""
+    if model.config._attn_implementation != "eager":
+        return mask
+    dtype = model.get_input_embeddings().weight.dtype
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def positions_of(batch: dict) -> int:

@@ -1,10 +1,7 @@
-"""Log-probabilities of the candidates of a batch, with only the rows that predict them going through the vocabulary.
+"""Log-probabilities of the candidates of a batch.
 
-The projection to a vocabulary of 50,000 words costs more than a layer of a small model; of its B * T rows an option
-needs one or two. A pre-hook on the output embeddings gathers those rows into one contiguous matrix, which works for
-every architecture (a strided three-dimensional slice sent a bf16 CPU product down a path 28 times slower).
-
-Batches run packed, without padding, on models that give the same scores so: a small batch is tried both ways.
+Batches run packed, without padding, on models that give the same scores so: a small batch is tried both ways. What does
+not predict an option token is spared the end of the model (`xgblora.tasks.option_rows`).
 """
 
 import inspect
@@ -16,23 +13,22 @@ from torch import Tensor, nn
 from xgblora.errors import InputError
 from xgblora.tasks.batch import Collator
 from xgblora.tasks.encoding import EncodedExample
-from xgblora.tasks.packing import keeps_apart, reason_not_to_pack
+from xgblora.tasks.eval_mode import in_eval_mode
+from xgblora.tasks.option_rows import MISFITS, OptionRows, Rows, agree
+from xgblora.tasks.packing import for_attention, keeps_apart, reason_not_to_pack
 
 logger = logging.getLogger("xgblora")
-
-# of the scores, relative to the largest: what rounding does to a small batch. A token that sees its neighbours in the
-# grid, or has a wrong position, moves the scores of a trained model by more.
-TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 
 
 class OptionScorer:
     """Scores the candidates of batches made by `Collator` with a causal language model.
 
     Args:
-        model: a model with `get_output_embeddings()`; it gets a hook, which passes everything through outside `scores`.
+        model: a model with `get_output_embeddings()`; it has hooks within `scores` and none outside.
 
     Attributes:
         packs: whether batches that have a `grid` run packed.
+        spares: whether the last layer of a packed batch computes no more rows than are read.
 
     Raises:
         InputError: the model has no output embeddings.
@@ -42,25 +38,30 @@ class OptionScorer:
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         if head is None:
             raise InputError(f"{type(model).__name__} has no output embeddings: it is no language model")
-        self._rows: Tensor | None = None
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
-        head.register_forward_pre_hook(self._gather)
+        self._rows = OptionRows(model)
         reason = reason_not_to_pack(model, list(parameters)) or self._reason_by_trial(model)
         self.packs = reason is None
         if reason:
             logger.info("Batches are padded, not packed: %s", reason)
+            return
+        reason = self._rows.spare(model, lambda ids: _apart(model, ids))
+        if reason:
+            logger.info("The last layer computes all positions: %s", reason)
+
+    @property
+    def spares(self) -> bool:
+        return self._rows.layer is not None
 
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean log-probability of the option tokens of each candidate: fp32 [B, C], -inf for padding candidates."""
-        arguments, self._rows = _packed(model, batch) if self.packs and "grid" in batch else self._padded(model, batch)
-        try:
+        arguments, rows = _packed(model, batch) if self.packs and "grid" in batch else self._padded(model, batch)
+        with self._rows.only(rows):
             logits = model(**arguments, use_cache=False).logits.float()
-        finally:
-            self._rows = None
         return _mean_log_probabilities(logits.view(len(batch["label"]), -1, logits.shape[-1]), batch)
 
-    def _padded(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def _padded(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Rows]:
         """What the model takes, and the rows of its B * S * T that predict option tokens."""
         examples, sequences, length = batch["input_ids"].shape
         first = torch.arange(examples, device=batch["rows"].device).unsqueeze(1) * (sequences * length)
@@ -70,8 +71,8 @@ class OptionScorer:
             arguments["position_ids"] = _positions(mask)
         if self.packs and _is_on_gpu(mask):
             # given this one, transformers looks whether there is padding at all, and the host waits for the answer
-            arguments["attention_mask"] = _for_attention(model, keeps_apart(mask, torch.zeros_like(mask)))
-        return arguments, (batch["rows"] + first).view(-1)
+            arguments["attention_mask"] = for_attention(model, keeps_apart(mask, torch.zeros_like(mask)))
+        return arguments, Rows((batch["rows"] + first).view(-1))
 
     @torch.no_grad()
     def _reason_by_trial(self, model: nn.Module) -> str | None:
@@ -86,35 +87,23 @@ class OptionScorer:
             name: value.to(device) if isinstance(value, Tensor) else value
             for name, value in Collator(0)(_trial_examples(last)).items()
         }
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
         try:
-            self.packs = False
-            padded = self.scores(model, batch)
-            self.packs = True
-            packed = self.scores(model, batch)
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            with in_eval_mode(model):
+                self.packs = False
+                padded = self.scores(model, batch)
+                self.packs = True
+                packed = self.scores(model, batch)
+        except MISFITS as error:
             if not self.packs:
                 raise
             return f"the model takes no such mask ({' '.join(str(error).split())[:100]})"
-        finally:
-            for module, training in modes.items():
-                module.training = training
         there = batch["option_mask"].any(dim=-1)
-        padded, packed = padded[there], packed[there]
-        tolerance = TOLERANCES.get(next(model.parameters()).dtype, 2e-2) * padded.abs().max()
-        if (padded - packed).abs().max() <= tolerance:
+        if agree(packed[there], padded[there], next(model.parameters()).dtype):
             return None
         return "the model's scores are others when it is given positions and a mask"
 
-    def _gather(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._rows is None:
-            return None
-        hidden = inputs[0]
-        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._rows).unsqueeze(0), *inputs[1:])
 
-
-def _packed(model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+def _packed(model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Rows]:
     """What the model takes, and the rows of its R * L that predict option tokens; G groups of a batch stay together."""
     examples, rows, length = batch["grid"]
     cells = batch["cells"].view(-1, examples, *batch["cells"].shape[1:])
@@ -134,19 +123,28 @@ def _packed(model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tenso
     arguments = {
         "input_ids": grid(batch["input_ids"]),
         "position_ids": grid(positions),
-        "attention_mask": _for_attention(model, keeps_apart(grid(example_of), grid(branches))),
+        "attention_mask": for_attention(model, keeps_apart(grid(example_of), grid(branches))),
     }
     wanted = batch["cells"].flatten(1).gather(1, batch["rows"]).view(groups, -1)
     first = torch.arange(groups, device=cells.device).unsqueeze(1) * (rows * length)
-    return arguments, (wanted + first).view(-1)
+    wanted = wanted + first
+    return arguments, Rows(wanted.view(-1), _places(wanted, batch, rows))
 
 
-def _for_attention(model: nn.Module, mask: Tensor) -> Tensor:
-    """A mask [R, 1, L, L], True where there is attention, as the model's attention takes it."""
-    if model.config._attn_implementation != "eager":
-        return mask
-    dtype = model.get_input_embeddings().weight.dtype
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+def _places(wanted: Tensor, batch: dict[str, Tensor], rows: int) -> Tensor | None:
+    """The cells `wanted` [G, B * R] of G grids by row: [G * rows, Q], as `Rows.places` has them."""
+    if not batch["queries"]:
+        return None
+    groups, (_, _, length) = len(wanted), batch["grid"]
+    places = wanted.new_full((groups, rows * batch["queries"]), groups * rows * length)
+    return places.scatter_(1, batch["slots"].view(groups, -1), wanted).view(groups * rows, -1)
+
+
+def _apart(model: nn.Module, ids: Tensor) -> Tensor:
+    """The logits of texts `ids` [N, T], run as a grid in which each has a row."""
+    there = torch.ones_like(ids)
+    mask = for_attention(model, keeps_apart(there, torch.zeros_like(ids)))
+    return model(input_ids=ids, position_ids=_positions(there), attention_mask=mask, use_cache=False).logits
 
 
 def _is_on_gpu(tensor: Tensor) -> bool:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from xgblora.errors import InputError
-from xgblora.evaluation import Record, in_eval_mode, log_probabilities
+from xgblora.evaluation import Record, log_probabilities
 from xgblora.evaluation.generation import check_room, pad_token, prompt_ids
-from xgblora.tasks import Collator, Sample, Task, encode
+from xgblora.tasks import Collator, Sample, Task, encode, in_eval_mode
 from xgblora.training.answer_f1 import AnswerF1, Question, QuestionCollator, answer_loss
 from xgblora.training.objective import (
     CandidateObjective,
