@@ -1,4 +1,6 @@
-"""The operations against what they replace: a bare linear layer, PEFT's LoRA, per-tensor noise, `addmm_`."""
+"""The operations against what they replace: a linear layer, PEFT, the compiler, noise a tensor, `addmm_`."""
+
+import functools
 
 import pytest
 import torch
@@ -31,6 +33,26 @@ def test_rank1_linear_against_linear_and_unfused(benchmark, device, dtype, rows)
     torch.testing.assert_close(fused(), unfused(), rtol=5e-2, atol=5e-1 if dtype == torch.bfloat16 else 1e-3)
     ways = {"rank1_linear": fused, "linear": lambda: F.linear(x, weight), "unfused": unfused}
     compare(benchmark, "rank1_linear", ways, rounds=ROUNDS, device=device)
+
+
+@pytest.mark.published
+@pytest.mark.parametrize("rows", [16, 768])
+def test_rank1_linear_against_the_compiler(benchmark, device, dtype, rows):
+    """`torch.compile` may fuse what it likes and try every kernel it has; that takes it the better part of a minute."""
+    x, weight, a, b = linear_case(device, dtype, rows)
+
+    @functools.partial(torch.compile, mode="max-autotune", fullgraph=True, dynamic=False)
+    def compiled(x, weight, a, b):
+        return F.linear(x, weight) + (x @ a.T) @ b * 16.0
+
+    def ours():
+        return ops.rank1_linear(x, weight, None, a, b, 16.0)
+
+    with torch.no_grad():
+        expected = compiled(x, weight, a, b).clone()
+        torch.testing.assert_close(ours(), expected, rtol=5e-2, atol=5e-1 if dtype == torch.bfloat16 else 1e-3)
+        ways = {"rank1_linear": ours, "max_autotune": lambda: compiled(x, weight, a, b)}
+        compare(benchmark, "rank1_linear", ways, rounds=ROUNDS, device=device)
 
 
 @pytest.mark.parametrize("rows", [16, 768])
@@ -145,7 +167,7 @@ def test_noise_and_update_of_a_step_against_mezo(benchmark, device, dtype, optim
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "remainder", "stochastic"])
-def test_merge_against_addmm(benchmark, device, dtype, rounding):
+def test_merge_against_addmm_and_a_product(benchmark, device, dtype, rounding):
     size, layers = (4096, 8) if device.type == "cuda" else (512, 8)
     weights = [torch.randn(size, size, device=device).to(dtype) for _ in range(layers)]
     pairs = [(torch.randn(size, device=device) * 1e-3, torch.randn(size, device=device)) for _ in weights]
@@ -159,9 +181,14 @@ def test_merge_against_addmm(benchmark, device, dtype, rounding):
         for weight, (a, b) in zip(weights, pairs, strict=True):
             weight.addmm_(b.to(dtype).unsqueeze(1), a.to(dtype).unsqueeze(0), alpha=0.1)
 
+    def product():
+        for weight, (a, b) in zip(weights, pairs, strict=True):
+            weight += 0.1 * b.to(dtype).unsqueeze(1) @ a.to(dtype).unsqueeze(0)
+
     fused()
     torch.testing.assert_close(weights[0].float(), expected, rtol=2e-2, atol=2e-2)
-    compare(benchmark, "merge", {"merge": fused, "addmm": addmm}, rounds=5, device=device)
+    ways = {"merge": fused, "addmm": addmm, "product": product}
+    compare(benchmark, "merge", ways, rounds=5, device=device)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "remainder", "stochastic"])
