@@ -74,7 +74,7 @@ class TestNames:
         assert name in xgblora.__all__
         assert name in dir(xgblora)
 
-    @pytest.mark.parametrize("name", ["rank1_linear", "perturb", "update_", "merge_rank1_"])
+    @pytest.mark.parametrize("name", ["rank1_linear", "row_dots", "perturb", "update_", "merge_rank1_"])
     def test_operations_are_there(self, name):
         assert callable(getattr(xgblora.ops, name))
 
