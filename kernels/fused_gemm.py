@@ -4,7 +4,7 @@
 
 The vendor GEMM and a pass over y move 2 M N elements more than the GEMM itself; the epilogue here moves none, but a
 Triton GEMM is slower than the vendor's. It pays only while it trails by less than 2 F / (K BW), where F / BW is the
-chip's FLOP per byte. `tuning.TABLE` says where; nothing uses it unmeasured.
+chip's FLOP per byte. `tuning_table.json` says where; nothing uses it unmeasured.
 
 W is read by its strides, so that the transposed view of a weight that is stored as [K, N] is never copied.
 

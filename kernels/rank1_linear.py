@@ -46,7 +46,7 @@ def rank1_linear(
     if x.numel() == 0:
         return x.new_empty(shape)
     rows = as_rows(x)
-    plan = tuning.plan_for("rank1_linear", tuning.architecture_of(x.device), rows.shape[0], *weight.shape)
+    plan = tuning.plan_for("rank1_linear", x.device, x.dtype, rows.shape[0], *weight.shape)
     return linear_by(plan, rows, weight, bias, adjacent(a), adjacent(b), scale, t).view(shape)
 
 

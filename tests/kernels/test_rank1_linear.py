@@ -176,8 +176,8 @@ def test_no_rows(rank1_case, shape):
 
 def test_a_measured_plan_is_used(rank1_case, assert_as_accurate, monkeypatch, device):
     case = rank1_case(40, 2, 30, 20, torch.float32)
-    key = ("rank1_linear", tuning.architecture_of(device), 64, 20, 30)
-    monkeypatch.setitem(tuning.TABLE, key, PLANS[2])
+    key = tuning.Key("rank1_linear", tuning.architecture_of(device), "float32", 64, 20, 30)
+    monkeypatch.setattr(tuning, "table", lambda: {key: PLANS[2]})
     monkeypatch.delattr("xgblora.kernels.rank1_linear.add_rank1_")
     y = rank1_linear(*case.forward_arguments)
     assert_as_accurate(y, _forward(*case.forward_arguments), case.expected())

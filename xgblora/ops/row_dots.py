@@ -50,7 +50,7 @@ def reads_dots(x: Tensor, weight: Tensor) -> bool:
     """
     if choose("rank1_linear", x.device.type).backend != "triton":
         return False
-    plan = tuning.plan_for("rank1_linear", tuning.architecture_of(x.device), x.shape[:-1].numel(), *weight.shape)
+    plan = tuning.plan_for("rank1_linear", x.device, x.dtype, x.shape[:-1].numel(), *weight.shape)
     return plan.path != tuning.FEW_ROWS
 
 
