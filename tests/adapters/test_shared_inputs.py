@@ -200,6 +200,15 @@ def test_what_changed_since_is_computed_anew(adapters, block, change):
     assert torch.equal(*outputs)
 
 
+def test_what_was_made_on_another_stream_is_not_taken(adapters, block, monkeypatch):
+    streams = []
+    monkeypatch.setattr(shared_inputs, "_state_of", lambda x: (x._version, len(streams)))
+    block.between = lambda x: streams.append("another") or x
+    shared, alone, calls = both(adapters, lambda: block(rows(seed=1)))
+    assert torch.equal(shared, alone)
+    assert calls.given == [True, False, False, False]
+
+
 def test_a_layer_called_alone_makes_its_own(adapters, block):
     for name in ("q", "k", "v", "o"):
         shared, alone, _ = both(adapters, lambda name=name: block.get_submodule(name)(rows(seed=2)))
