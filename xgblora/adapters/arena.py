@@ -137,7 +137,7 @@ class Arena:
             layer.live = views
 
     def while_unchanged(self) -> AbstractContextManager[None]:
-        """While this lasts, nothing but torch's own operations writes `live`: layers may compute for one another."""
+        """While this lasts, nothing that torch does not count writes `live`: layers may compute for one another."""
         return self.shared_inputs.while_unchanged()
 
     def read_one_row(self) -> None:

@@ -4,11 +4,13 @@ Query, key and value projections of an attention block are called one after the 
 layers do so is observed, not guessed from names: those that followed the first reader of an input the last time are
 expected to follow it again, and the first makes their dots with its own. A layer takes what was made for it only if
 
-- it is called with the same tensor object, unchanged by torch's own count of writes (the rule by which autograd judges
-  what it saved), and on the same stream;
+- it is called with the same tensor object, in the same place and unchanged by torch's own count of writes, and on the
+  same stream;
 - its adapter is the one that was read, unchanged by the same count;
 
-and makes its own otherwise. Nothing is kept past `while_unchanged`, and x is never kept.
+and makes its own otherwise. The count is the one by which autograd judges what it saved, with the same blind spot:
+writes through `.data`, or by a kernel that torch knows nothing of, between two projections of one x. Nothing is kept
+past `while_unchanged`, and x is never kept.
 """
 
 import weakref
@@ -47,7 +49,7 @@ class _Read:
     """
 
     x: weakref.ref[Tensor]
-    state: tuple[int, int]
+    state: tuple[int, int, int]
     readers: "list[Rank1Linear]"
     made: "dict[Rank1Linear, _Dots]"
 
@@ -67,7 +69,7 @@ class SharedInputs:
 
     @contextmanager
     def while_unchanged(self) -> Iterator[None]:
-        """Share while this lasts, in which nothing but torch's own operations may write adapters or inputs."""
+        """Share while this lasts; only what torch counts may write adapters or inputs meanwhile."""
         self._shares, self._last = True, None
         try:
             yield
@@ -101,15 +103,16 @@ def _may_be_shared(x: Tensor, weight: Tensor) -> bool:
     return (
         type(x) is Tensor
         and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled(x.device.type)
         and not x.is_inference()
         and reads_dots(x, weight)
+        # after `reads_dots`: on tensors without storage the question is an error
+        and not torch.is_autocast_enabled(x.device.type)
     )
 
 
-def _state_of(x: Tensor) -> tuple[int, int]:
-    """How often `x` was written, and the stream that reads it: dots made on another stream may not be there yet."""
-    return x._version, torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+def _state_of(x: Tensor) -> tuple[int, int, int]:
+    """How often `x` was written, where it lies, and the stream: dots made on another one may not be there yet."""
+    return x._version, x.data_ptr(), torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
 
 
 def _made_for(layers: "list[Rank1Linear]", x: Tensor) -> "dict[Rank1Linear, _Dots]":
