@@ -1,10 +1,10 @@
 """A GEMM with the rank-1 term in its epilogue: y leaves the chip once, with everything added.
 
-    y = x W^T + bias + scale * t b        t = x . a comes from `row_dot`
+    y = x W^T + bias + scale * t b        t = x . a comes from `row_dots`
 
 The vendor GEMM and a pass over y move 2 M N elements more than the GEMM itself; the epilogue here moves none, but a
 Triton GEMM is slower than the vendor's. It pays only while it trails by less than 2 F / (K BW), where F / BW is the
-chip's FLOP per byte. `tuning.TABLE` says where; nothing uses it unmeasured.
+chip's FLOP per byte. `tuning_table.json` says where; nothing uses it unmeasured.
 
 W is read by its strides, so that the transposed view of a weight that is stored as [K, N] is never copied.
 
@@ -18,7 +18,6 @@ import triton.language as tl
 from torch import Tensor
 
 from xgblora.kernels.rounding import round_to
-from xgblora.kernels.row_dot import row_dot
 from xgblora.kernels.tuning import Plan
 
 
@@ -87,13 +86,12 @@ def rank1_gemm_fwd_kernel(
 
 
 def fused_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, plan: Plan
+    x: Tensor, weight: Tensor, bias: Tensor | None, t: Tensor, b: Tensor, scale: float, plan: Plan
 ) -> Tensor:
-    """`rank1_linear` [M, N] of a contiguous `x` [M, K]: one launch for t, one for everything else."""
+    """`rank1_linear` [M, N] of a contiguous `x` [M, K] and its dots `t` [M] in one launch."""
     rows, inputs = x.shape
     outputs = weight.shape[0]
     bias = bias if bias is None else bias.contiguous()
-    t = row_dot(x, a)
     y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     grid = (triton.cdiv(rows, plan.block_m) * triton.cdiv(outputs, plan.block_n),)
     with torch.cuda.device_of(x):
@@ -106,13 +104,13 @@ def fused_linear(
             y,
             scale,
             rows,
-            rows // a.shape[0],
+            rows // b.shape[0],
             outputs,
             inputs,
             *weight.stride(),
             b.stride(0),
             HAS_BIAS=bias is not None,
-            ONE_GROUP=a.shape[0] == 1,
+            ONE_GROUP=b.shape[0] == 1,
             BLOCK_M=plan.block_m,
             BLOCK_N=plan.block_n,
             BLOCK_K=plan.block_k,

@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="results file (default: benchmarks/results/<gpu>.json)")
     parser.add_argument("--skip_benchmarks", action="store_true", help="checks and tests only")
+    parser.add_argument("--tune", action="store_true", help="run scripts/tune_kernels.py first; takes long")
     arguments = parser.parse_args()
     install()
     # for `benchmarks`, which is not installed
@@ -36,6 +37,8 @@ def main() -> None:
 
     if not torch.cuda.is_available():
         sys.exit("error: no CUDA device: this suite is for a machine with a GPU")
+    if arguments.tune:
+        subprocess.run([sys.executable, str(ROOT / "scripts" / "tune_kernels.py")], check=True)
     results = run_suite(skip_benchmarks=arguments.skip_benchmarks)
     from benchmarks.record import slug
     from xgblora.atomic_file import write_text

@@ -74,7 +74,7 @@ class TestNames:
         assert name in xgblora.__all__
         assert name in dir(xgblora)
 
-    @pytest.mark.parametrize("name", ["rank1_linear", "perturb", "update_", "merge_rank1_"])
+    @pytest.mark.parametrize("name", ["rank1_linear", "row_dots", "perturb", "update_", "merge_rank1_"])
     def test_operations_are_there(self, name):
         assert callable(getattr(xgblora.ops, name))
 
@@ -205,9 +205,9 @@ class TestRooms:
                 modules |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
                 assert not any(module.startswith("transformers") for module in modules), path
 
-    def test_kernels_know_nothing_of_the_package_but_themselves(self):
+    def test_kernels_know_nothing_of_the_package_but_themselves_and_its_error(self):
         for path in (ROOT / "kernels").glob("*.py"):
-            assert imports_of(path) <= {"kernels"}, path
+            assert imports_of(path) <= {"kernels", "errors"}, path
 
     def test_no_room_is_called_utils_common_or_helpers(self):
         names = {part for path in SOURCES for part in path.relative_to(PACKAGE).with_suffix("").parts}
@@ -293,6 +293,14 @@ class TestDistribution:
 
     def test_every_file_of_csrc_is_in_the_source_distribution(self):
         assert "graft csrc" in (ROOT / "MANIFEST.in").read_text().splitlines()
+
+    def test_the_table_of_measured_plans_is_built_in(self, tmp_path):
+        pytest.importorskip("setuptools", minversion="77", reason="needs the setuptools of the build")
+        command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", tmp_path]
+        environment = {**os.environ, "XGBLORA_BUILD_CUDA": "0", "XGBLORA_BUILD_HOST": "0"}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+        built = tmp_path / "xgblora" / "kernels" / "tuning_table.json"
+        assert built.read_bytes() == (ROOT / "kernels" / "tuning_table.json").read_bytes()
 
     def test_the_build_needs_no_torch(self):
         pytest.importorskip("setuptools", reason="needs setuptools")

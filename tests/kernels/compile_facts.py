@@ -50,7 +50,10 @@ NO_FUSION = {"enable_fp_fusion": False}
 
 
 def variants():
-    """(name, kernel, dtype of the pointers, dtypes of some of them, compile-time constants, options)."""
+    """(name, kernel, dtype of the pointers, dtypes of some of them, compile-time constants, options).
+
+    Of a tuple of pointers it is their number.
+    """
     for distribution in ("gaussian", "rademacher"):
         constants = {**NOISE, "DISTRIBUTION": distribution}
         yield f"noise {distribution}", philox.noise_fwd_kernel, "fp32", {}, constants, NO_FUSION
@@ -63,8 +66,11 @@ def variants():
     projections = {"t_ptr": "fp32", "u_ptr": "fp32"}
     for dtype in ("fp32", "bf16", "fp16"):
         partials = {**projections, "da_partial_ptr": "fp32", "db_partial_ptr": "fp32"}
-        yield f"row_dot {dtype}", row_dot.row_dot_fwd_kernel, dtype, projections, ROW_DOT, FUSION
-        yield f"row_dots {dtype}", row_dot.row_dots_bwd_kernel, dtype, projections, ROW_DOT, FUSION
+        for adapters in (1, 3, row_dot.MAX_ADAPTERS):
+            name = f"row_dots {dtype} of {adapters}"
+            pointers = {**projections, "a_ptrs": adapters}
+            yield name, row_dot.row_dots_fwd_kernel, dtype, pointers, ROW_DOT, FUSION
+        yield f"row_dots of both {dtype}", row_dot.row_dots_bwd_kernel, dtype, projections, ROW_DOT, FUSION
         yield f"rank1_pass {dtype}", rank1_pass.rank1_pass_fwd_kernel, dtype, projections, PASS, FUSION
         yield f"column_sums {dtype}", column_sum.column_sums_bwd_kernel, dtype, partials, SUMS, FUSION
         yield f"sum_chunks {dtype}", column_sum.sum_chunks_bwd_kernel, dtype, partials, {"BLOCK": 512}, FUSION
@@ -99,6 +105,10 @@ def compile_kernel(kernel, dtype, pointers, constants, options, architecture):
     for name in names:
         if name in constants:
             signature[name] = "constexpr"
+        elif name == "a_ptrs":
+            signature[name] = ("*" + dtype,) * pointers[name]
+        elif name == "a_strides":
+            signature[name] = ("i32",) * pointers["a_ptrs"]
         elif name.endswith("_ptr"):
             signature[name] = "*" + pointers.get(name, dtype)
         else:
@@ -106,10 +116,23 @@ def compile_kernel(kernel, dtype, pointers, constants, options, architecture):
     unspecialised = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
     unaligned = {parameter.name for parameter in kernel.params if parameter.do_not_specialize_on_alignment}
     aligned = [n for n in names if signature[n] not in ("constexpr", "fp32") and n not in unspecialised | unaligned]
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    places = [(names.index(name), *place) for name in aligned for place in _places_in(signature[name])]
+    attributes = {place: [["tt.divisibility", 16]] for place in places}
     indexed = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature, indexed, attributes)
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
+def _places_in(kind):
+    """Where the values of an argument lie in it: one of a plain argument, each of a tuple."""
+    return [(place,) for place in range(len(kind))] if isinstance(kind, tuple) else [()]
+
+
+def _reduced_layouts(intermediate):
+    """The layouts of all tensors that are reduced, written out: they decide the order of the additions."""
+    layouts = dict(re.findall(r"^(#\w+) = (.*)$", intermediate, re.MULTILINE))
+    reduced = re.findall(r"\"tt\.reduce\".*?\}\) : \(tensor<(\w+), (#\w+)>\)", intermediate, re.DOTALL)
+    return [f"{shape} {layouts[name]}" for shape, name in reduced]
 
 
 def facts_of(compiled):
@@ -126,10 +149,12 @@ def facts_of(compiled):
         "registers": [int(size) for size in re.findall(r"REG:(\d+)", usage)],
         "shared": compiled.metadata.shared,
         "matrix": sorted(set(re.findall(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", ptx))),
-        "fma": len(re.findall(r"\bfma\.\w+(?:\.ftz)?\.f(?:32|64)", ptx)),
+        # sm_100 has one instruction for two of them, `fma.rn.f32x2`
+        "fma": sum(2 if packed else 1 for packed in re.findall(r"\bfma\.\w+(?:\.ftz)?\.f(?:32|64)(x2)?", ptx)),
         "wide_loads": len(re.findall(r"ld\.global\.v4\.b32", ptx)),
         "wide_stores": len(re.findall(r"st\.global\.v4\.b32", ptx)),
         "narrow_stores": len(re.findall(r"st\.global\.(?!v4\.b32)", ptx)),
+        "reduced": _reduced_layouts(compiled.asm["ttgir"]),
         "flushes": len(re.findall(r"\.ftz\b", ptx)),
     }
 

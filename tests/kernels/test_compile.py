@@ -41,7 +41,7 @@ def _variants(facts, *prefixes):
 
 def test_every_kernel_compiles_for_every_architecture(facts):
     assert set(facts) == set(MATRIX_INSTRUCTION)
-    assert all(len(variants) == 69 for variants in facts.values())
+    assert all(len(variants) == 75 for variants in facts.values())
 
 
 def test_nothing_is_spilled_or_kept_in_local_memory(facts):
@@ -80,6 +80,17 @@ def test_aligned_merges_exchange_no_more_than_a_row_between_threads(facts):
     for architecture, name, found in _variants(facts, "merge"):
         # the fp32 factors of the columns; a tile of anything would be 8 KiB and many barriers
         assert name.endswith("misaligned") or found["shared"] <= 1024, (architecture, name)
+
+
+def test_the_dots_of_an_adapter_are_added_in_one_order_whatever_stands_beside_it(facts):
+    for architecture, variants in facts.items():
+        for dtype in ("fp32", "bf16", "fp16"):
+            alone = variants[f"row_dots {dtype} of 1"]
+            assert len(alone["reduced"]) == 1, (architecture, dtype)
+            for adapters in (3, 4):
+                together = variants[f"row_dots {dtype} of {adapters}"]
+                assert together["reduced"] == alone["reduced"] * adapters, (architecture, dtype)
+                assert together["fma"] == alone["fma"] * adapters, (architecture, dtype)
 
 
 def test_gemms_use_matrix_instructions(facts):

@@ -13,7 +13,8 @@ import triton
 
 from xgblora import ops
 from xgblora.kernels import merge_rank1, philox
-from xgblora.kernels.rank1_linear import PATHS
+from xgblora.kernels.rank1_linear import linear_by
+from xgblora.kernels.row_dot import MAX_ADAPTERS
 from xgblora.kernels.tuning import FEW_ROWS, FUSED_GEMM, VENDOR_GEMM, Plan
 from xgblora.ops import noise
 from xgblora.ops.merge_rank1 import ROUNDINGS, _merge, new_remainders
@@ -44,7 +45,7 @@ def _exact_fp32():
     torch.set_float32_matmul_precision(precision)
 
 
-@pytest.mark.parametrize("operation", ["rank1_linear", "rank1_linear_backward", "perturb", "update_"])
+@pytest.mark.parametrize("operation", ["row_dots", "rank1_linear", "rank1_linear_backward", "perturb", "update_"])
 def test_cuda_tensors_run_triton(operation):
     assert ops.choose(operation, "cuda").backend == "triton"
 
@@ -155,12 +156,24 @@ def test_rank1_linear(rank1_case, assert_as_accurate, shape, dtype):
     assert_as_accurate(y, _forward(*case.forward_arguments), case.expected())
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_dots_of_an_adapter_have_the_same_bits_whatever_stands_beside_it(rank1_case, shape, dtype):
+    case = rank1_case(*shape, dtype)
+    adapters = [case.a, *(torch.randn_like(case.a) for _ in range(MAX_ADAPTERS))]
+    together = ops.row_dots(case.x, adapters)
+    for t, a in zip(together, adapters, strict=True):
+        assert torch.equal(t, ops.row_dots(case.x, [a])[0])
+    arguments = case.forward_arguments
+    assert torch.equal(ops.rank1_linear(*arguments, together[0]), ops.rank1_linear(*arguments))
+
+
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.path)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_forward_paths(rank1_case, assert_as_accurate, shape, dtype, plan):
     case = rank1_case(*shape, dtype)
-    y = PATHS[plan.path](*case.forward_arguments, plan)
+    y = linear_by(plan, *case.forward_arguments)
     assert_as_accurate(y, _forward(*case.forward_arguments), case.expected())
 
 

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("triton", reason="needs Triton")
 
 from xgblora.kernels import tuning
-from xgblora.kernels.rank1_linear import PATHS, rank1_linear, rank1_linear_backward
+from xgblora.kernels.rank1_linear import linear_by, rank1_linear, rank1_linear_backward
 from xgblora.kernels.tuning import FEW_ROWS, FUSED_GEMM, VENDOR_GEMM, Plan
 from xgblora.ops.rank1_linear import _backward, _forward
 
@@ -39,7 +39,7 @@ def _poisoned_memory(monkeypatch):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_forward_paths(rank1_case, assert_as_accurate, shape, dtype, plan):
     case = rank1_case(*shape, dtype)
-    y = PATHS[plan.path](*case.forward_arguments, plan)
+    y = linear_by(plan, *case.forward_arguments)
     assert_as_accurate(y, _forward(*case.forward_arguments), case.expected())
 
 
@@ -54,7 +54,7 @@ def test_forward_of_one_row(rank1_case, assert_as_accurate, bias, dtype):
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.path)
 def test_forward_without_bias_and_with_fp32_adapters(rank1_case, assert_as_accurate, plan):
     case = rank1_case(24, 2, 70, 50, torch.float16, adapter_dtype=torch.float32, bias=False)
-    y = PATHS[plan.path](*case.forward_arguments, plan)
+    y = linear_by(plan, *case.forward_arguments)
     assert_as_accurate(y, _forward(*case.forward_arguments), case.expected())
 
 
@@ -76,7 +76,7 @@ def test_strided_weight_and_bias(rank1_case, assert_as_accurate, plan):
     case = rank1_case(12, 2, 66, 30, torch.float32)
     case.weight = case.weight.T.contiguous().T
     case.bias = case.bias.repeat_interleave(2)[::2]
-    y = PATHS[plan.path](*case.forward_arguments, plan)
+    y = linear_by(plan, *case.forward_arguments)
     assert_as_accurate(y, _forward(*case.forward_arguments), case.expected())
 
 
@@ -96,7 +96,7 @@ def test_a_transposed_view_is_read_in_place(rank1_case, assert_as_accurate, monk
     eager, expected = _forward(*case.forward_arguments), case.expected()
     gradients, expected_gradients = _backward(*case.backward_arguments, True), case.expected_gradients()
     monkeypatch.setattr(torch.Tensor, "contiguous", watched)
-    y = PATHS[plan.path](*case.forward_arguments, plan) if plan else rank1_linear(*case.forward_arguments)
+    y = linear_by(plan, *case.forward_arguments) if plan else rank1_linear(*case.forward_arguments)
     ours = rank1_linear_backward(*case.backward_arguments, True)
     monkeypatch.undo()
     assert_as_accurate(y, eager, expected)
@@ -176,8 +176,8 @@ def test_no_rows(rank1_case, shape):
 
 def test_a_measured_plan_is_used(rank1_case, assert_as_accurate, monkeypatch, device):
     case = rank1_case(40, 2, 30, 20, torch.float32)
-    key = ("rank1_linear", tuning.architecture_of(device), 64, 20, 30)
-    monkeypatch.setitem(tuning.TABLE, key, PLANS[2])
-    monkeypatch.delitem(PATHS, VENDOR_GEMM)
+    key = tuning.Key("rank1_linear", tuning.architecture_of(device), "float32", 64, 20, 30)
+    monkeypatch.setattr(tuning, "table", lambda: {key: PLANS[2]})
+    monkeypatch.delattr("xgblora.kernels.rank1_linear.add_rank1_")
     y = rank1_linear(*case.forward_arguments)
     assert_as_accurate(y, _forward(*case.forward_arguments), case.expected())

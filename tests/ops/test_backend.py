@@ -9,7 +9,7 @@ from xgblora import ops
 from xgblora.errors import InputError
 from xgblora.ops import backend
 
-OPERATIONS = {"rank1_linear", "rank1_linear_backward", "perturb", "update_", "merge_rank1_"}
+OPERATIONS = {"row_dots", "rank1_linear", "rank1_linear_backward", "perturb", "update_", "merge_rank1_"}
 
 
 @pytest.fixture(autouse=True)

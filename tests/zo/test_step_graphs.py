@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import xgblora
+from xgblora.adapters import shared_inputs
 from xgblora.errors import InputError
 from xgblora.tasks import Collator, EncodedExample, scoring
 from xgblora.training.objective import CandidateObjective, classification
@@ -113,6 +114,22 @@ def test_recorded_steps_have_the_bits_of_unrecorded_ones(make_opt, cpu_recorder,
     assert len(recorded.zo.graphs) == recorder.recorded == 3
     steps = options.get("steps", 10)
     assert recorder.replayed >= steps * (1 + options.get("accumulate", 1)) - 3 * step_graphs.SEEN_BEFORE_RECORDING - 2
+
+
+@pytest.mark.parametrize("pairing", ["paired", "sequential"])
+def test_recorded_steps_that_share_dots_have_the_bits_of_steps_that_do_not(
+    make_opt, cpu_recorder, monkeypatch, pairing
+):
+    monkeypatch.setattr(scoring, "_is_on_gpu", lambda tensor: True)
+    plain = train(make_opt(), pairing=pairing)
+    shared, row_dots = [], shared_inputs.row_dots
+    monkeypatch.setattr(shared_inputs, "reads_dots", lambda x, weight: True)
+    monkeypatch.setattr(shared_inputs, "row_dots", lambda x, a: shared.append(len(a)) or row_dots(x, a))
+    recorder = cpu_recorder()
+    recorded = train(make_opt(), recorder, pairing=pairing)
+    recorded.assert_same_bits(plain)
+    assert recorder.replayed > 10
+    assert set(shared) == {2}
 
 
 def test_steps_with_losses_that_are_not_finite_are_skipped_by_a_graph_too(make_opt, cpu_recorder):

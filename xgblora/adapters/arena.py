@@ -5,7 +5,7 @@ zeroth-order step is addressed by position in the arena, whatever order the laye
 """
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from xgblora import ops
 from xgblora.adapters.rank1_linear import Rank1Linear
+from xgblora.adapters.shared_inputs import SharedInputs
 
 # 8 elements are 16 bytes in bf16 and 32 in fp32: every vector starts where a 16-byte load may
 ALIGNMENT = 8
@@ -47,6 +48,7 @@ class Arena:
         moments: what an optimizer keeps of the adapters in training, by name; zero when a new adapter starts.
         untrained: bool [P], True where the round leaves `master` as it is; None while everything is trained.
         frozen: parameters of the model that attaching froze.
+        shared_inputs: what layers that read the same input compute for one another.
     """
 
     stacks = True
@@ -62,6 +64,7 @@ class Arena:
         self.moments: dict[str, Tensor] = {}
         self.untrained: Tensor | None = None
         self.frozen: list[nn.Parameter] = []
+        self.shared_inputs = SharedInputs()
         for slot, layer in zip(self.slots, layers.values(), strict=True):
             layer._arena = self
             a, b = slot.views(self.master.unsqueeze(0))
@@ -132,6 +135,10 @@ class Arena:
             self._live_views[start, stop] = [slot.views(rows) for slot in self.slots]
         for layer, views in zip(self._layers.values(), self._live_views[start, stop], strict=True):
             layer.live = views
+
+    def while_unchanged(self) -> AbstractContextManager[None]:
+        """While this lasts, nothing that torch does not count writes `live`: layers may compute for one another."""
+        return self.shared_inputs.while_unchanged()
 
     def read_one_row(self) -> None:
         """Let the layers read the first row of `live`: one group."""

@@ -100,6 +100,10 @@ class ParameterArena:
             distribution=distribution,
         )
 
+    def while_unchanged(self) -> nullcontext:
+        """Nothing is kept between layers."""
+        return nullcontext()
+
     def read_one_row(self) -> None:
         """There is but one."""
 

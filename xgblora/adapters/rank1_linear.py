@@ -100,7 +100,11 @@ class Rank1Linear(nn.Module):
         if not self.trains_a:
             a = a.detach()
         if a.shape[1] == 1 and self.bank is None and runs_plain_linear(base) and has_dense_weight(base):
-            return torch.ops.xgblora.rank1_linear(x, weight_of(base), base.bias, a[:, 0], b[:, 0], self.scale)
+            weight = weight_of(base)
+            # compiled code must not depend on what other layers did before
+            alone = torch.compiler.is_compiling() or self._arena is None
+            t = None if alone else self._arena.shared_inputs.dots_for(self, x, weight)
+            return torch.ops.xgblora.rank1_linear(x, weight, base.bias, a[:, 0], b[:, 0], self.scale, t)
         update = self.scale * low_rank_term(x, a, b) if self.in_use else 0.0
         if self.bank is not None:
             update = update + low_rank_term(x, *(part.unsqueeze(0) for part in self.bank))

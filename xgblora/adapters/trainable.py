@@ -38,6 +38,9 @@ class TrainableArena(Protocol):
     def read_live(self, start: int, stop: int) -> None:
         """Let the model compute with rows `start .. stop - 1`, one group of its input rows each."""
 
+    def while_unchanged(self) -> AbstractContextManager[None]:
+        """While this lasts, what the model computes with stays as it is: layers may compute for one another."""
+
     def read_one_row(self) -> None:
         """Let the model take its input as one group; which row it computes with matters only after `restore`."""
 

@@ -10,6 +10,7 @@ from xgblora.ops.merge_rank1 import merge_rank1_, new_remainders
 from xgblora.ops.noise import derive_seed
 from xgblora.ops.perturb import perturb
 from xgblora.ops.rank1_linear import rank1_linear
+from xgblora.ops.row_dots import row_dots
 from xgblora.ops.update import update_
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "operations",
     "perturb",
     "rank1_linear",
+    "row_dots",
     "update_",
 ]

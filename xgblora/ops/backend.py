@@ -31,6 +31,7 @@ _DEVICE_TYPES = {"triton": "cuda", "cuda": "cuda", "host": "cpu"}
 
 # for each operation the backends that it is written for, best first, and the module of each
 _CHAINS = {
+    "row_dots": {"triton": "xgblora.kernels.row_dot"},
     "rank1_linear": {"triton": "xgblora.kernels.rank1_linear"},
     "rank1_linear_backward": {"triton": "xgblora.kernels.rank1_linear"},
     "perturb": {"triton": "xgblora.kernels.perturb", "host": "xgblora.ops.perturb_host"},

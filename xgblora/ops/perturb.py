@@ -57,6 +57,8 @@ def perturb(
     if seeds.numel() == 0 or signs.numel() % seeds.numel():
         raise InputError(f"{seeds.numel()} seeds do not divide {signs.numel()} signs")
     torch.ops.xgblora.perturb(master, live, seeds, eps, signs, distribution)
+    # an operation of a library does not count its writes by itself
+    torch.autograd.graph.increment_version(live)
 
 
 def as_device_vector(value: int | float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from xgblora.errors import InputError
 from xgblora.ops.library import LIBRARY, register
+from xgblora.ops.row_dots import project
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def rank1_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+def rank1_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, t: Tensor | None = None
+) -> Tensor:
     """Linear layer with a rank-1 adapter a group of rows; differentiable in `x`, `a` and `b`, the weight is frozen.
 
     Args:
@@ -28,6 +31,9 @@ def rank1_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: T
         a: [G, K] or [K] (one group), the dtype of `x` or fp32; rows may be strided.
         b: [G, N] or [N], likewise.
         scale: alpha / rank.
+        t: None, or fp32 [M], the row of `row_dots(x, [a, ...])` that is of `a`: the result has the same bits, sooner.
+            It is a value and no variable: gradients are those of `x . a` all the same. Autocast, which casts `x`, does
+            without it.
 
     Returns:
         [..., N] in the dtype of `x`.
@@ -37,7 +43,9 @@ def rank1_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: T
     """
     a, b = torch.atleast_2d(a), torch.atleast_2d(b)
     check_shapes(x, weight, bias, a, b)
-    return torch.ops.xgblora.rank1_linear(x, weight, bias, a, b, scale)
+    if t is not None and (t.dtype != torch.float32 or t.shape != (x.shape[:-1].numel(),)):
+        raise InputError(f"t is {t.dtype} {tuple(t.shape)}: must be fp32 [{x.shape[:-1].numel()}], one number a row")
+    return torch.ops.xgblora.rank1_linear(x, weight, bias, a, b, scale, t)
 
 
 def check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> None:
@@ -60,11 +68,13 @@ def check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: T
         raise InputError("weight and bias must be frozen (requires_grad=False): rank1_linear has no gradient for them")
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, t: Tensor | None = None
+) -> Tensor:
     y = F.linear(x, weight, bias)
     groups = a.shape[0]
     y_groups = y.view(groups, -1, y.shape[-1])
-    projected = _project(x, a)
+    projected = project(x, a) if t is None else t.view(groups, -1, 1)
     if y.dtype == torch.float32:
         # one pass over y, no [M, N] temporary
         y_groups.addcmul_(projected, b.float().unsqueeze(1), value=scale)
@@ -72,12 +82,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tenso
     return torch.addcmul(y_groups.float(), projected, b.float().unsqueeze(1), value=scale).to(y.dtype).view(y.shape)
 
 
-def _project(x: Tensor, a: Tensor) -> Tensor:
-    """x . a for each row, fp32 [G, M/G, 1]."""
-    return torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]).float(), a.float().unsqueeze(2))
-
-
-def _fake_forward(x, weight, bias, a, b, scale):
+def _fake_forward(x, weight, bias, a, b, scale, t=None):
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
@@ -85,8 +90,8 @@ def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float, need_dx: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     groups = a.shape[0]
-    projected = _project(x, a)
-    projected_grad = _project(grad, b)
+    projected = project(x, a)
+    projected_grad = project(grad, b)
     da = torch.bmm(projected_grad.transpose(1, 2), x.reshape(groups, -1, x.shape[-1]).float()).squeeze(1).mul_(scale)
     db = torch.bmm(projected.transpose(1, 2), grad.reshape(groups, -1, grad.shape[-1]).float()).squeeze(1).mul_(scale)
     if not need_dx:
@@ -103,7 +108,7 @@ def _fake_backward(grad, x, weight, a, b, scale, need_dx):
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
-    x, weight, bias, a, b, scale = inputs
+    x, weight, bias, a, b, scale, _ = inputs
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise InputError("weight and bias must be frozen (requires_grad=False): rank1_linear has no gradient for them")
     ctx.save_for_backward(x, weight, a, b)
@@ -114,7 +119,7 @@ def _autograd_backward(ctx, grad):
     x, weight, a, b = ctx.saved_tensors
     need_dx = ctx.needs_input_grad[0]
     dx, da, db = torch.ops.xgblora.rank1_linear_backward(grad.contiguous(), x, weight, a, b, ctx.scale, need_dx)
-    return dx if need_dx else None, None, None, da, db, None
+    return dx if need_dx else None, None, None, da, db, None, None
 
 
 def _autocast(device_type: str) -> Callable:
@@ -123,7 +128,8 @@ def _autocast(device_type: str) -> Callable:
     def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
 
-    def run(x, weight, bias, a, b, scale):
+    def run(x, weight, bias, a, b, scale, t=None):
+        # `t` is of the `x` that was not cast
         dtype = torch.get_autocast_dtype(device_type)
         x, weight, bias = (cast(tensor, dtype) for tensor in (x, weight, bias))
         with torch.autocast(device_type, enabled=False):
@@ -133,7 +139,7 @@ def _autocast(device_type: str) -> Callable:
 
 
 register(
-    "rank1_linear(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scale) -> Tensor",
+    "rank1_linear(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scale, Tensor? t=None) -> Tensor",
     _forward,
     _fake_forward,
 )

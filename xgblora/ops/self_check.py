@@ -8,6 +8,7 @@ quack, Dao-AILab). Eager code itself is compared with its formulas in fp64, and 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,6 +127,7 @@ def _check_eager_layers() -> Iterator[Check]:
     x, weight, bias, a, b, scale = _linear_arguments(CPU, torch.float32, 16, 65, 77, 2)
     grad = _values(16, 77, seed=9)
     for operation, arguments in (
+        ("row_dots", (x, [a, -a])),
         ("rank1_linear", (x, weight, bias, a, b, scale)),
         ("rank1_linear_backward", (grad, x, weight, a, b, scale, True)),
     ):
@@ -207,6 +209,16 @@ def _merged(side: Tested, dtype: torch.dtype, rounding: str) -> tuple[Tensor, Te
     return tuple(torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (weights, remainders))
 
 
+def _check_row_dots(tested: Tested) -> Iterator[Check]:
+    for dtype in tested.linear_dtypes:
+        for rows, inputs, outputs, groups in tested.linear_shapes:
+            x, _, _, a, _, _ = _linear_arguments(tested.device, dtype, rows, inputs, outputs, groups)
+            case = f"{_name(dtype)} {rows}x{inputs} G={groups}"
+            yield _within_bound("row_dots", tested, case, _three_ways("row_dots", tested, (x, [a, 2 * a, -a])))
+            alone, together = (tested.on("row_dots")(x, adapters) for adapters in ([a], [2 * a, -a, a]))
+            yield _same_bits("row_dots", tested, f"{case}, alone and beside others", together[2], alone[0])
+
+
 def _check_linear(tested: Tested) -> Iterator[Check]:
     for dtype in tested.linear_dtypes:
         for rows, inputs, outputs, groups in tested.linear_shapes:
@@ -232,11 +244,16 @@ def _three_ways(operation: str, tested: Tested, arguments: tuple) -> tuple:
     return tested.on(operation)(*arguments), eager(operation)(*arguments), exact
 
 
-def _doubled(arguments: tuple) -> tuple:
-    return tuple(value.double() if isinstance(value, Tensor) else value for value in arguments)
+def _doubled(arguments: Any) -> Any:
+    if isinstance(arguments, (tuple, list)):
+        return type(arguments)(map(_doubled, arguments))
+    return arguments.double() if isinstance(arguments, Tensor) else arguments
 
 
 def _in_double(operation: str, arguments: tuple):
+    if operation == "row_dots":
+        x, adapters = arguments
+        return torch.stack([(x.view(len(a), -1, x.shape[-1]) * a.unsqueeze(1)).sum(2).flatten() for a in adapters])
     if operation == "rank1_linear":
         x, weight, bias, a, b, scale = arguments
         projected = (x.view(a.shape[0], -1, x.shape[-1]) * a.unsqueeze(1)).sum(2, keepdim=True)
@@ -279,6 +296,7 @@ _COMPARISONS = {
     "perturb": _check_perturb,
     "update_": _check_update,
     "merge_rank1_": _check_merge,
+    "row_dots": _check_row_dots,
     "rank1_linear": _check_linear,
     "rank1_linear_backward": _check_linear_backward,
 }

@@ -274,8 +274,7 @@ class ZeroOrder:
 
     def _paired_losses(self, batch: Any) -> Tensor:
         groups = self.forwards
-        self.adapters.arena.read_live(0, groups)
-        losses = self.objective(self.adapters.model, stacked(batch, groups))
+        losses = self._losses_with(0, groups, stacked(batch, groups))
         if losses.shape[:1] != (groups * _examples(batch),):
             if self.pairing == "paired":
                 raise InputError(
@@ -287,11 +286,14 @@ class ZeroOrder:
         return losses.float().view(groups, -1).mean(dim=1)
 
     def _sequential_losses(self, batch: Any) -> Tensor:
-        losses = []
-        for row in range(self.forwards):
-            self.adapters.arena.read_live(row, row + 1)
-            losses.append(self.objective(self.adapters.model, batch).float().mean())
+        losses = [self._losses_with(row, row + 1, batch).float().mean() for row in range(self.forwards)]
         return torch.stack(losses)
+
+    def _losses_with(self, start: int, stop: int, batch: Any) -> Tensor:
+        """What the objective gives for `batch` while the model reads these rows of `live`."""
+        self.adapters.arena.read_live(start, stop)
+        with self.adapters.arena.while_unchanged():
+            return self.objective(self.adapters.model, batch)
 
     def _announce(self, message: str) -> None:
         if message not in self._announced:

@@ -1,0 +1,70 @@
+"""`row_dots`: the dot products of rows with the adapters of several layers, in one read of the rows.
+
+    t[i, m] = x[m] . a_i[g]          row m of group g
+
+Layers that read the same `x` (query, key and value projections) need one of these between them; `rank1_linear` takes
+each layer's row of the result and gives the bits that it would give without.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from xgblora.errors import InputError
+from xgblora.kernels import tuning
+from xgblora.ops.backend import choose
+from xgblora.ops.library import register
+
+
+def row_dots(x: Tensor, a: Sequence[Tensor]) -> Tensor:
+    """Dot products of the rows of `x` with A adapters; not differentiable.
+
+    Args:
+        x: [..., K], fp32, bf16 or fp16; its M rows, flattened, fall into G equal contiguous groups.
+        a: A tensors [G, K], the dtype of `x` or fp32; their rows may be strided.
+
+    Returns:
+        fp32 [A, M], accumulated in fp32.
+
+    Raises:
+        InputError: there is no adapter, or shapes do not fit together.
+    """
+    if not a:
+        raise InputError("row_dots: no adapter; at least one is needed")
+    rows, inputs = x.shape[:-1].numel(), x.shape[-1]
+    for vectors in a:
+        groups = vectors.shape[0]
+        if vectors.shape != (a[0].shape[0], inputs):
+            raise InputError(f"row_dots: an adapter is {tuple(vectors.shape)}, must be [{a[0].shape[0]}, {inputs}]")
+        if groups == 0 or rows % groups:
+            raise InputError(f"{rows} rows do not fall into {groups} equal groups")
+    return torch.ops.xgblora.row_dots(x, list(a))
+
+
+def reads_dots(x: Tensor, weight: Tensor) -> bool:
+    """Whether `rank1_linear` of these shapes reads dots that were made before; where it does not, they are wasted.
+
+    False for few rows, where one kernel makes them in its own K loop, and for eager code, which sharing made no faster
+    (benchmarks/NOTES.md).
+    """
+    if choose("rank1_linear", x.device.type).backend != "triton":
+        return False
+    plan = tuning.plan_for("rank1_linear", x.device, x.dtype, x.shape[:-1].numel(), *weight.shape)
+    return plan.path != tuning.FEW_ROWS
+
+
+def project(x: Tensor, a: Tensor) -> Tensor:
+    """x . a for each row, fp32 [G, M/G, 1]."""
+    return torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]).float(), a.float().unsqueeze(2))
+
+
+def _row_dots(x: Tensor, a: list[Tensor]) -> Tensor:
+    return torch.stack([project(x, vectors).view(-1) for vectors in a])
+
+
+def _fake_row_dots(x, a):
+    return x.new_empty((len(a), x.shape[:-1].numel()), dtype=torch.float32)
+
+
+register("row_dots(Tensor x, Tensor[] a) -> Tensor", _row_dots, _fake_row_dots)
