@@ -19,6 +19,7 @@ from xgblora.training.console import logger, logging_to, remembering_log
 from xgblora.training.language_model import load_model, longest_text, refuse_missing_folder
 from xgblora.training.measurement import Measurement, calibration_for, check_measurement, demonstrations_for
 from xgblora.training.run_folder import RunFolder, entries_of, refuse_unwritable, unused_folder
+from xgblora.training.run_identity import identity_of_examples
 from xgblora.training.task_objective import check_objective, prepare_objective
 from xgblora.training.trainer import XGBLoRATrainer
 
@@ -126,6 +127,10 @@ def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
         data_collator=objective.collate,
         # of a generated answer the loss alone is known
         compute_metrics=None if chosen.generation else _compute_metrics,
+        identity={
+            **_identity_of_task(task, seed=seed, max_length=length),
+            **identity_of_examples(train, dev),
+        },
     )
     return PreparedRun(task, args, folder, trainer, measurement)
 
@@ -207,6 +212,15 @@ def _go_on_from_last(folder: RunFolder, task: TaskArguments, args: XGBLoRAArgume
         folder.refuse_if_finished()
     logger.info("resuming from %s", whole) if whole else logger.info("no whole checkpoint: starting from the beginning")
     args.resume_from_checkpoint = str(whole) if whole else None
+
+
+def _identity_of_task(task: TaskArguments, *, seed: int, max_length: int) -> dict[str, object]:
+    """What decides a run beside the flags of the trainer. The examples say it all; these say which flag it was."""
+    names = ["task_name", "objective", "num_train", "num_dev"]
+    if task.objective == "f1":
+        names.append("max_new_tokens")
+    flags = {name: getattr(task, name) for name in names}
+    return {**flags, "train_set_seed": seed, "max_length": max_length}
 
 
 def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
