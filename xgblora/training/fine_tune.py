@@ -11,7 +11,7 @@ from transformers.trainer_utils import EvalPrediction
 from xgblora.boosting.export import export_merged, finish, takes_its_boosters
 from xgblora.boosting.peft_adapter import export_peft
 from xgblora.environment import peak_memory, versions
-from xgblora.errors import InputError
+from xgblora.errors import InputError, in_one_line
 from xgblora.tasks import choose_task, sample_sets
 from xgblora.training import checkpoint, report, run_figures
 from xgblora.training.arguments import NEED_ROUNDS, TaskArguments, XGBLoRAArguments
@@ -93,6 +93,10 @@ def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
     )
     demonstrations = demonstrations_for(task, splits, sets, seed)
     model, tokenizer = load_model(task.model_name, dtype=task.dtype, device=args.device)
+    if args.trainer == "regular":
+        # now, and not when training begins: nothing is written yet, and many optimizers are packages of their own
+        with in_one_line(ValueError, ImportError, about=f"optim={args.optim.value}: "):
+            XGBLoRATrainer.get_optimizer_cls_and_kwargs(args, model)
     length = longest_text(model, tokenizer, task.max_length)
     objective = prepare_objective(
         task.objective, chosen, model, tokenizer, max_length=length, max_new_tokens=task.max_new_tokens
@@ -118,20 +122,21 @@ def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
         max_new_tokens=task.max_new_tokens,
     )
     measurement.check()
-    trainer = XGBLoRATrainer(
-        model,
-        args,
-        objective=objective.objective,
-        train_dataset=train,
-        eval_dataset=dev or None,
-        data_collator=objective.collate,
-        # of a generated answer the loss alone is known
-        compute_metrics=None if chosen.generation else _compute_metrics,
-        identity={
-            **_identity_of_task(task, seed=seed, max_length=length),
-            **identity_of_examples(train, dev),
-        },
-    )
+    with in_one_line(ValueError, ImportError):
+        trainer = XGBLoRATrainer(
+            model,
+            args,
+            objective=objective.objective,
+            train_dataset=train,
+            eval_dataset=dev or None,
+            data_collator=objective.collate,
+            # of a generated answer the loss alone is known
+            compute_metrics=None if chosen.generation else _compute_metrics,
+            identity={
+                **_identity_of_task(task, seed=seed, max_length=length),
+                **identity_of_examples(train, dev),
+            },
+        )
     return PreparedRun(task, args, folder, trainer, measurement)
 
 
@@ -149,7 +154,8 @@ def _carry_out(run: PreparedRun, started: float) -> dict:
     saved = None
     if args.trainer != "none":
         begun = time.perf_counter()
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        with in_one_line(ImportError):
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         seconds = time.perf_counter() - begun
         metrics["training"] = {
             "steps": trainer.state.global_step,
