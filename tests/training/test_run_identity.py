@@ -1,6 +1,7 @@
 """What must be the same in a run that is resumed, and what may change."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -116,12 +117,15 @@ def test_a_run_may_be_made_longer_where_no_schedule_ends_with_it(run, run_in, tm
             assert torch.equal(weight, expected[name])
 
 
-def test_how_often_is_that_of_the_flags_and_not_of_the_checkpoint(run, run_in, tmp_path):
+def test_how_often_is_that_of_the_flags_and_not_of_the_checkpoint(run, run_in, tmp_path, monkeypatch):
     start = run(*FLAGS).folder / "checkpoint-2"
     often = ("--logging_steps=1", "--eval_steps=2", "--save_steps=3")
+    warnings = []
+    monkeypatch.setattr(logging.getLogger("transformers.trainer_utils"), "handle", warnings.append)
     resumed = run_in(tmp_path / "r", *FLAGS, *often, f"--resume_from_checkpoint={start}")
     assert [entry["step"] for entry in resumed.entries("training_loss.jsonl")] == [3, 4, 5, 6]
     assert [entry["step"] for entry in resumed.entries("eval_loss.jsonl")] == [4, 6]
+    assert warnings == []
     assert [path.name for path in checkpoint.checkpoints_in(tmp_path / "r")] == ["checkpoint-6", "checkpoint-3"]
 
 

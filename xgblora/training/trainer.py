@@ -24,7 +24,7 @@ from xgblora.tasks.packing import positions_of
 from xgblora.training import checkpoint
 from xgblora.training.arguments import NEED_ROUNDS, XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress, RunFilesCallback
-from xgblora.training.console import logger
+from xgblora.training.console import logger, silenced
 from xgblora.training.objective import ChoosingObjective, model_loss
 from xgblora.training.run_folder import RunFolder
 from xgblora.training.run_identity import identity_of_flags
@@ -139,8 +139,9 @@ class XGBLoRATrainer(Trainer):
         return super()._get_grad_norm(model, grad_norm) if self.zo is None else 0.0
 
     def _init_training_state(self, *args, **kwargs):
-        begun = super()._init_training_state(*args, **kwargs)
-        # the state of a checkpoint says how often its run logged, evaluated and saved
+        # transformers warns where a checkpoint's run logged, evaluated or saved at other steps, and goes on at those
+        with silenced("transformers.trainer_utils"):
+            begun = super()._init_training_state(*args, **kwargs)
         self.state.compute_steps(self.args, self.state.max_steps)
         # the state names the best checkpoint by the place where it was written; the run may have been moved
         best = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
