@@ -1,6 +1,8 @@
 """The one error a person is shown, bad input in one line; and the checks of numbers that several rooms make."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -8,6 +10,22 @@ class InputError(ValueError):
 
     Commands print the message alone and exit with status 2; from Python it is a `ValueError`.
     """
+
+
+@contextmanager
+def in_one_line(*kinds: type[Exception], about: str = "") -> Iterator[None]:
+    """Turn an error of these kinds, by which another library refuses a setting, into an InputError.
+
+    Args:
+        kinds: ImportError for a package that is not installed, ValueError for values that the library checks itself.
+        about: what the line begins with, "flag=value: ", where the library does not name them.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(about + (" ".join(str(error).split()) or type(error).__name__)) from error
 
 
 def check_positive(name: str, value: float) -> None:

@@ -77,6 +77,20 @@ def test_reporting_to_what_is_not_installed(train_command, monkeypatch):
 
 
 @pytest.mark.parametrize("dry", [(), ("--dry_run",)])
+def test_an_optimizer_of_a_package_that_is_not_installed(train_command, monkeypatch, dry):
+    monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
+    ending = train_command("--trainer=regular", "--optim=adamw_8bit", *dry)
+    assert_refused(ending, "optim=adamw_8bit: ", "install `bitsandbytes`")
+
+
+def test_a_kernel_of_a_package_that_is_not_installed(train_command, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.liger.is_liger_kernel_available", lambda: False)
+    ending = train_command("--trainer=regular", "--use_liger_kernel")
+    assert ending.status == 2
+    assert ending.errors[-1].startswith("error: You have set `use_liger_kernel` to `True`")
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry_run",)])
 def test_an_output_folder_that_cannot_be_made(train_command, tmp_path, dry):
     (tmp_path / "file").write_text("")
     place = tmp_path / "file" / "run"

@@ -97,7 +97,7 @@ def test_a_checkpoint_of_another_rule_is_refused(run, run_in, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_in(tmp_path / "r", *ADAPTIVE, f"--resume_from_checkpoint={whole.folder / 'checkpoint-2'}")
     (line,) = capsys.readouterr().err.splitlines()
-    assert "xgblora_adaptive_merge is None there and True here" in line
+    assert "xgblora_adaptive_merge is False there and True here" in line
 
 
 @pytest.mark.parametrize(

@@ -173,8 +173,9 @@ def test_a_checkpoint_holds_adapters_and_ledger_but_no_base_weights(whole, tiny_
 )
 def test_resuming_another_run_is_refused_in_one_line(whole, run_in, tmp_path, capsys, changed, said):
     checkpoint = whole("zo, merged by steps").folder / "checkpoint-10"
+    flags = (*CASES["zo, merged by steps"], "--max_steps=16")
     with pytest.raises(SystemExit) as exit:
-        run_in(tmp_path / "r", "--max_steps=16", f"--resume_from_checkpoint={checkpoint}", *changed)
+        run_in(tmp_path / "r", *flags, f"--resume_from_checkpoint={checkpoint}", *changed)
     assert exit.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"resume_from_checkpoint={checkpoint}" in line

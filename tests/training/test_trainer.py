@@ -117,6 +117,27 @@ def test_the_model_s_own_loss_falls_under_zeroth_order_training(make_trainer):
     assert int(trainer.zo.skipped_steps) == 0
 
 
+@pytest.mark.filterwarnings("error:.*lr_scheduler.step")
+def test_a_zeroth_order_step_goes_through_no_parameters_to_look_for_gradients(make_trainer, monkeypatch):
+    trainer, walks = make_trainer(trainer="zo"), []
+
+    class Count(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            monkeypatch.setattr(trainer.model, "named_parameters", lambda *_, **__: walks.append(state) or iter(()))
+
+        def on_step_end(self, args, state, control, **kwargs):
+            monkeypatch.undo()
+
+    trainer.add_callback(Count())
+    trainer.train()
+    assert walks == []
+    assert {entry["grad_norm"] for entry in trainer.state.log_history if "loss" in entry} == {0.0}
+    parameter = next(trainer.model.parameters())
+    parameter.grad = torch.ones_like(parameter)
+    trainer.model.zero_grad()
+    assert parameter.grad is None
+
+
 def test_evaluation_of_the_default_objective_is_the_model_s_loss(make_trainer, make_opt, language_data):
     batch = {name: torch.stack([example[name] for example in language_data[:4]]) for name in language_data[0]}
     with torch.no_grad():

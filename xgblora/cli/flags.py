@@ -5,7 +5,7 @@ import difflib
 
 from transformers import HfArgumentParser
 
-from xgblora.errors import InputError
+from xgblora.errors import InputError, in_one_line
 
 
 class FlagParser(HfArgumentParser):
@@ -45,14 +45,11 @@ class FlagParser(HfArgumentParser):
         Raises:
             InputError: a flag is unknown or its value is wrong.
         """
-        try:
+        # transformers' own checks of its flags
+        with in_one_line(ValueError, ImportError):
             *parsed, unknown = self.parse_args_into_dataclasses(
                 arguments, return_remaining_strings=True, look_for_args_file=False
             )
-        except InputError:
-            raise
-        except ValueError as error:  # transformers' own checks of its flags
-            raise InputError(" ".join(str(error).split())) from None
         if unknown:
             raise InputError(self._about_unknown(unknown[0]))
         return tuple(parsed)

@@ -1,7 +1,9 @@
 """From encoded examples to a batch of tensors, padded on the left, with the places of its tokens in a packed grid."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,17 +74,17 @@ class Collator:
                 there += [1] * len(option) + more
         texts, options = (count, sequences, length), (count, candidates, tokens)
         return {
-            "input_ids": torch.tensor(ids).view(texts),
-            "attention_mask": torch.tensor(mask).view(texts),
-            "rows": torch.tensor(wanted).view(count, rows),
-            "option_rows": torch.tensor(option_rows).view(options),
-            "option_targets": torch.tensor(targets).view(options),
-            "option_mask": torch.tensor(there).view(options),
-            "label": torch.tensor([example.label for example in examples]),
-            "cells": torch.tensor(cells).view(texts),
-            "slots": torch.tensor(slots).view(count, rows),
+            "input_ids": _int64(ids).view(texts),
+            "attention_mask": _int64(mask).view(texts),
+            "rows": _int64(wanted).view(count, rows),
+            "option_rows": _int64(option_rows).view(options),
+            "option_targets": _int64(targets).view(options),
+            "option_mask": _int64(there).view(options),
+            "label": _int64([example.label for example in examples]),
+            "cells": _int64(cells).view(texts),
+            "slots": _int64(slots).view(count, rows),
             "queries": queries,
-            "shared": torch.tensor(layout.shared),
+            "shared": _int64(layout.shared),
             "grid": (count, layout.rows, layout.length),
         }
 
@@ -102,6 +104,11 @@ def _slots(examples: list[EncodedExample], layout: Layout, rows: int, few_shapes
     if queries > MOST_SPARED * layout.length:
         return 0, [0] * len(found)
     return queries, [row * queries + slot for row, slot in found]
+
+
+def _int64(numbers: Sequence[int]) -> Tensor:
+    # by way of numpy, which reads 800 numbers in 27 us; `torch.tensor` takes 165
+    return torch.from_numpy(np.array(numbers, dtype=np.int64))
 
 
 def _coarser(number: int) -> int:

@@ -11,6 +11,8 @@ import hashlib
 import json
 import re
 import shutil
+import time
+from functools import lru_cache
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -22,13 +24,17 @@ from xgblora.boosting import Booster, Ledger, MergedAdapter, Unboosted
 from xgblora.errors import InputError
 from xgblora.zo import Tape
 
-FORMAT = "xgblora-checkpoint-1"
+FORMAT = "xgblora-checkpoint-2"
+# its files are the same; it says less of what decides the rest of the run
+_FORMAT_TO_READ_ONLY = "xgblora-checkpoint-1"
 MANIFEST = "manifest.json"
 ADAPTERS = "adapters.safetensors"
 LEDGER = "boosters.safetensors"
 TAPE = "tape.bin"
 ROUND = "round.safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)")
+# nanoseconds; clocks of file systems tick every few milliseconds, of FAT every two seconds
+_SETTLED_AFTER = 2_000_000_000
 _NEEDED_TO_GO_ON = (OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth", TRAINER_STATE_NAME)
 
 
@@ -46,7 +52,7 @@ def seal(folder: Path, origin: Origin, *, step: int, epoch: float, run: dict, un
     Args:
         origin: the base model and how it was adapted.
         step, epoch: how far training was.
-        run: what else must be the same in a run that goes on from here; JSON values.
+        run: what else decides the run, and must be the same in one that goes on from here; JSON values.
         unlogged: the losses since the last log entry, as the trainer takes them up again; JSON values.
     """
     manifest = {
@@ -126,7 +132,7 @@ def verified_manifest(folder: Path) -> dict:
         raise InputError(f"{MANIFEST} is damaged") from None
     if digest != _digest(manifest):
         raise InputError(f"{MANIFEST} is damaged or was changed")
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") not in (FORMAT, _FORMAT_TO_READ_ONLY):
         raise InputError(f"its format is {manifest.get('format')}, not {FORMAT}")
     present = {path.name for path in folder.iterdir() if path.name != MANIFEST and not path.name.startswith(".")}
     for name in sorted(manifest["files"].keys() | present):
@@ -200,9 +206,15 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
 
 def _manifest_of_run(folder: Path, origin: Origin, run: dict) -> dict:
     manifest = verified_manifest(folder)
-    for name, ours in run.items():
-        if manifest["run"].get(name) != ours:
-            raise InputError(f"it is of another run: {name} is {manifest['run'].get(name)} there and {ours} here")
+    if manifest["format"] == _FORMAT_TO_READ_ONLY:
+        raise InputError(
+            "is of an older version, which did not say all that decides the rest of a run; export it, or train anew"
+        )
+    # as the file has it, without tuples
+    ours, theirs = json.loads(json.dumps(run)), manifest["run"]
+    for name in [*ours, *(theirs.keys() - ours.keys())]:
+        if ours.get(name) != theirs.get(name):
+            raise InputError(f"it is of another run: {name} is {theirs.get(name)} there and {ours.get(name)} here")
     origin.refuse_other(Origin.from_json(manifest["origin"]), "it is of another run")
     for name in _NEEDED_TO_GO_ON:
         if name not in manifest["files"]:
@@ -222,8 +234,22 @@ def _offer(folder: Path, origin: Origin, run: dict) -> str:
 
 
 def _facts(path: Path) -> dict:
+    """Size and sha256; a file that has not changed since it was hashed is not hashed again: 1.3 GB/s on one core."""
     if not path.is_file():
         return {}
+    state = path.stat()
+    # one that changed a moment ago may change again within the same tick of the file system's clock
+    if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) < _SETTLED_AFTER:
+        return _hashed(path)
+    return _hashed_before(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _hashed_before(path: Path, *state: int) -> dict:
+    return _hashed(path)
+
+
+def _hashed(path: Path) -> dict:
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:

@@ -60,6 +60,18 @@ def _handling(handler: logging.Handler) -> Iterator[None]:
         handler.close()
 
 
+@contextmanager
+def silenced(name: str) -> Iterator[None]:
+    """Keep the warnings of the logger `name` to itself while the block runs."""
+    other = logging.getLogger(name)
+    level = other.level
+    other.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        other.setLevel(level)
+
+
 def log_block(title: str, rows: list[tuple[str, object]]) -> None:
     """Log a titled block of `name: value` lines."""
     logger.info("")

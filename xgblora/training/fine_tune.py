@@ -11,7 +11,7 @@ from transformers.trainer_utils import EvalPrediction
 from xgblora.boosting.export import export_merged, finish, takes_its_boosters
 from xgblora.boosting.peft_adapter import export_peft
 from xgblora.environment import peak_memory, versions
-from xgblora.errors import InputError
+from xgblora.errors import InputError, in_one_line
 from xgblora.tasks import choose_task, sample_sets
 from xgblora.training import checkpoint, report, run_figures
 from xgblora.training.arguments import NEED_ROUNDS, TaskArguments, XGBLoRAArguments
@@ -19,6 +19,7 @@ from xgblora.training.console import logger, logging_to, remembering_log
 from xgblora.training.language_model import load_model, longest_text, refuse_missing_folder
 from xgblora.training.measurement import Measurement, calibration_for, check_measurement, demonstrations_for
 from xgblora.training.run_folder import RunFolder, entries_of, refuse_unwritable, unused_folder
+from xgblora.training.run_identity import identity_of_examples
 from xgblora.training.task_objective import check_objective, prepare_objective
 from xgblora.training.trainer import XGBLoRATrainer
 
@@ -92,6 +93,10 @@ def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
     )
     demonstrations = demonstrations_for(task, splits, sets, seed)
     model, tokenizer = load_model(task.model_name, dtype=task.dtype, device=args.device)
+    if args.trainer == "regular":
+        # now, and not when training begins: nothing is written yet, and many optimizers are packages of their own
+        with in_one_line(ValueError, ImportError, about=f"optim={args.optim.value}: "):
+            XGBLoRATrainer.get_optimizer_cls_and_kwargs(args, model)
     length = longest_text(model, tokenizer, task.max_length)
     objective = prepare_objective(
         task.objective, chosen, model, tokenizer, max_length=length, max_new_tokens=task.max_new_tokens
@@ -117,16 +122,21 @@ def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
         max_new_tokens=task.max_new_tokens,
     )
     measurement.check()
-    trainer = XGBLoRATrainer(
-        model,
-        args,
-        objective=objective.objective,
-        train_dataset=train,
-        eval_dataset=dev or None,
-        data_collator=objective.collate,
-        # of a generated answer the loss alone is known
-        compute_metrics=None if chosen.generation else _compute_metrics,
-    )
+    with in_one_line(ValueError, ImportError):
+        trainer = XGBLoRATrainer(
+            model,
+            args,
+            objective=objective.objective,
+            train_dataset=train,
+            eval_dataset=dev or None,
+            data_collator=objective.collate,
+            # of a generated answer the loss alone is known
+            compute_metrics=None if chosen.generation else _compute_metrics,
+            identity={
+                **_identity_of_task(task, seed=seed, max_length=length),
+                **identity_of_examples(train, dev),
+            },
+        )
     return PreparedRun(task, args, folder, trainer, measurement)
 
 
@@ -144,7 +154,8 @@ def _carry_out(run: PreparedRun, started: float) -> dict:
     saved = None
     if args.trainer != "none":
         begun = time.perf_counter()
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        with in_one_line(ImportError):
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         seconds = time.perf_counter() - begun
         metrics["training"] = {
             "steps": trainer.state.global_step,
@@ -207,6 +218,15 @@ def _go_on_from_last(folder: RunFolder, task: TaskArguments, args: XGBLoRAArgume
         folder.refuse_if_finished()
     logger.info("resuming from %s", whole) if whole else logger.info("no whole checkpoint: starting from the beginning")
     args.resume_from_checkpoint = str(whole) if whole else None
+
+
+def _identity_of_task(task: TaskArguments, *, seed: int, max_length: int) -> dict[str, object]:
+    """What decides a run beside the flags of the trainer. The examples say it all; these say which flag it was."""
+    names = ["task_name", "objective", "num_train", "num_dev"]
+    if task.objective == "f1":
+        names.append("max_new_tokens")
+    flags = {name: getattr(task, name) for name in names}
+    return {**flags, "train_set_seed": seed, "max_length": max_length}
 
 
 def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -1,6 +1,10 @@
 """The zeroth-order step as a `torch.optim.Optimizer`, so that transformers' schedulers and checkpoints drive it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch import nn
 
 from xgblora.zo import ZeroOrder
 
@@ -28,3 +32,20 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "moments"})
         for name, moment in self._zo.adapters.arena.moments.items():
             moment.copy_(state_dict["moments"][name])
+
+
+@contextmanager
+def without_gradients(model: nn.Module) -> Iterator[None]:
+    """Let `model.zero_grad()` do nothing while the block runs: there are no gradients.
+
+    A training loop calls it in every step, and it goes through all modules: 0.4 ms of the demonstration's 35.
+    """
+    model.zero_grad = _nothing_to_zero
+    try:
+        yield
+    finally:
+        del model.zero_grad
+
+
+def _nothing_to_zero(set_to_none: bool = True) -> None:
+    pass
