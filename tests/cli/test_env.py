@@ -88,6 +88,8 @@ class TestCheck:
     def test_a_wrong_implementation_fails_with_its_case(self, capsys, monkeypatch):
         wrong = {**backend._eager, "perturb": lambda master, live, *others: live.copy_(master)}
         monkeypatch.setattr(backend, "_eager", wrong)
+        # the kernels would be compared as well, in many seconds of their interpreter
+        monkeypatch.setattr(env, "check", lambda tested: [])
         with pytest.raises(SystemExit) as exit:
             env.main(["--check"])
         assert exit.value.code == 1

@@ -12,7 +12,7 @@ from xgblora.zo.tape import RollbackRecord
 # two rounds and a half, no evaluation but those of the rounds
 ROUNDS = ("--xgblora_steps_per_iteration=4", "--max_steps=10", "--eval_strategy=no")
 # steps so large that the loss rises: the best round is an early one
-DIVERGING = (*ROUNDS, "--learning_rate=1", "--load_best_round_at_end")
+DIVERGING = (*ROUNDS, "--learning_rate=0.1", "--load_best_round_at_end")
 # Adam's first steps lower the loss: the best round is the adapter that is still in training
 FALLING = (*ROUNDS, "--trainer=regular", "--load_best_round_at_end")
 SAVING = ("--save_strategy=steps", "--save_steps=3")
