@@ -31,10 +31,10 @@ LONG = tuple(range(100, 120))
         ([], []),
         ([text(1, 2, 3)], [(0, 1)]),
         ([text(*LONG, 1), text(*LONG, 2), text(5, 6)], [(0, 1), (20, 2)]),
-        # the same text twice is run but for its last token
-        ([text(1, 2, 3), text(1, 2, 3)], [(2, 2)]),
+        # of the same text three times the last token is run three times
+        ([text(1, 2, 3), text(1, 2, 3), text(1, 2, 3)], [(2, 3)]),
         # what predicts an option token belongs to the ends
-        ([text(*LONG, 1, target=15), text(*LONG, 2)], [(15, 2)]),
+        ([text(*LONG, 1, target=18), text(*LONG, 2)], [(18, 2)]),
         # one token of six saves too little
         ([text(1, 2, 3), text(1, 5, 6)], [(0, 1), (0, 1)]),
         # a beginning of all, and longer ones of some

@@ -53,7 +53,7 @@ def test_the_way_and_the_batches_do_not_matter(
 
 @pytest.fixture
 def tokens_run(opt):
-    """The tokens of each forward of `opt`, those of the trials (three texts whole, two beginnings) not among them."""
+    """The tokens of each forward of `opt`, those of the trials (short texts whole and in parts) not among them."""
     seen = []
 
     def note(module, inputs, output):
