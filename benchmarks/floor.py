@@ -1,4 +1,7 @@
-"""The floor of a zeroth-order step: bare forwards of the same model and dtype that stop at the option rows."""
+"""The floor of a zeroth-order step: bare forwards of the same model and dtype that stop at the option rows.
+
+They are spared what the step is spared: the vocabulary, and in the last layer all but keys and values, for other rows.
+"""
 
 from collections.abc import Callable
 
