@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalPrediction
 
@@ -93,10 +94,7 @@ def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
     )
     demonstrations = demonstrations_for(task, splits, sets, seed)
     model, tokenizer = load_model(task.model_name, dtype=task.dtype, device=args.device)
-    if args.trainer == "regular":
-        # now, and not when training begins: nothing is written yet, and many optimizers are packages of their own
-        with in_one_line(ValueError, ImportError, about=f"optim={args.optim.value}: "):
-            XGBLoRATrainer.get_optimizer_cls_and_kwargs(args, model)
+    _refuse_missing_optimizer(args, model)
     length = longest_text(model, tokenizer, task.max_length)
     objective = prepare_objective(
         task.objective, chosen, model, tokenizer, max_length=length, max_new_tokens=task.max_new_tokens
@@ -105,11 +103,7 @@ def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
     # sorted by length, so that a batch of the evaluation has little padding
     dev = sorted((objective.to_measure(sample) for sample in sets.dev), key=len)
     if not dev:
-        wanted = [name for name in NEED_ROUNDS if getattr(args, name)]
-        if args.shrinkage.factor is None:
-            wanted.append("xgblora_shrinkage=line_search")
-        if wanted:
-            raise InputError(f"num_dev={task.num_dev}: {wanted[0]} needs development examples")
+        _refuse_what_needs_development_examples(task, args)
         args.eval_strategy = "no"
     measurement = Measurement(
         chosen,
@@ -138,6 +132,21 @@ def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
             },
         )
     return PreparedRun(task, args, folder, trainer, measurement)
+
+
+def _refuse_missing_optimizer(args: XGBLoRAArguments, model: nn.Module) -> None:
+    """Now, and not when training begins: nothing is written yet, and many optimizers are packages of their own."""
+    if args.trainer == "regular":
+        with in_one_line(ValueError, ImportError, about=f"optim={args.optim.value}: "):
+            XGBLoRATrainer.get_optimizer_cls_and_kwargs(args, model)
+
+
+def _refuse_what_needs_development_examples(task: TaskArguments, args: XGBLoRAArguments) -> None:
+    wanted = [name for name in NEED_ROUNDS if getattr(args, name)]
+    if args.shrinkage.factor is None:
+        wanted.append("xgblora_shrinkage=line_search")
+    if wanted:
+        raise InputError(f"num_dev={task.num_dev}: {wanted[0]} needs development examples")
 
 
 def _carry_out(run: PreparedRun, started: float) -> dict:
