@@ -37,8 +37,7 @@ def test_many_long_candidates_with_a_shared_article_score_as_they_do_alone(load_
 
 
 @pytest.mark.parametrize("worth", [0.0, 2.0], ids=["shared", "whole"])
-@pytest.mark.parametrize("tokens", [1, 1000])
-@pytest.mark.parametrize("row", [1, 512])
+@pytest.mark.parametrize(("tokens", "row"), [(1, 1), (1, 512), (1000, 512)])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_the_way_and_the_batches_do_not_matter(
     model, samples, tiny_tokenizer, plain_scores, monkeypatch, worth, tokens, row, attention
