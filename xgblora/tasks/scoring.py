@@ -28,7 +28,6 @@ class OptionScorer:
 
     Attributes:
         packs: whether batches that have a `grid` run packed.
-        spares: whether the last layer of a packed batch computes no more rows than are read.
 
     Raises:
         InputError: the model has no output embeddings.
@@ -49,10 +48,6 @@ class OptionScorer:
         reason = self._rows.spare(model, lambda ids: _apart(model, ids))
         if reason:
             logger.info("The last layer computes all positions: %s", reason)
-
-    @property
-    def spares(self) -> bool:
-        return self._rows.layer is not None
 
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean log-probability of the option tokens of each candidate: fp32 [B, C], -inf for padding candidates."""
