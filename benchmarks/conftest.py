@@ -5,6 +5,7 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from benchmarks import record
+from xgblora.freed_memory import keep_freed_memory
 from xgblora.tasks import Collator, EncodedExample
 
 # the shapes of facebook/opt-125m and facebook/opt-350m, and one that a CPU steps through in a fifth of a second
@@ -20,6 +21,11 @@ SHAPES = {
     },
 }
 EXAMPLES = 16
+
+
+def pytest_sessionstart():
+    # as xgblora-train does: for the peers too
+    keep_freed_memory()
 
 
 def pytest_sessionfinish(session):

@@ -20,6 +20,7 @@ RANKS = {
     "atomic_file": 0,
     "figure_file": 0,
     "environment": 0,
+    "freed_memory": 0,
     "demo": 0,
     "kernels": 1,
     "_C": 1,

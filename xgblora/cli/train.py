@@ -11,6 +11,7 @@ from xgblora import demo
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.cli.flags import FlagParser
 from xgblora.errors import InputError
+from xgblora.freed_memory import keep_freed_memory
 from xgblora.training.arguments import AdapterArguments, TaskArguments, XGBLoRAArguments, is_of_adapters
 from xgblora.training.console import show_on_terminal
 from xgblora.training.dry_run import dry_run
@@ -54,6 +55,7 @@ SHOWN_FLAGS = {
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; `arguments` defaults to those of the command line."""
     show_on_terminal()
+    keep_freed_memory()
     task, args = parse(sys.argv[1:] if arguments is None else arguments)
     dry_run(task, args) if task.dry_run else fine_tune(task, args)
 
