@@ -13,6 +13,7 @@ from xgblora.boosting.reinit import REINITS, check_share
 from xgblora.boosting.shrinkage import FACTORS, Shrinkage
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.tasks import TASKS
+from xgblora.training.idle_flags import idle_flags
 from xgblora.zo import UpdateRule
 from xgblora.zo.update_rule import check_beta
 from xgblora.zo.zero_order import check_normalise
@@ -217,6 +218,8 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         if self.full:
             # a weight has one value at a time
             self.zo_pairing = "sequential"
+        # before transformers and the lines below fill in values of their own
+        self.idle_flags = idle_flags(self) if self.trainer == "zo" else ()
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
         if self.trainer == "zo":

@@ -26,6 +26,8 @@ def log_configuration(
     """Log the block that says what will run; its lines are part of the interface."""
     if args.boosts and args.lora_r != 1:
         logger.warning("--lora_r %d: XGBLoRA always uses rank 1; using 1", args.lora_r)
+    for line in args.idle_flags:
+        logger.warning(line)
     adapters, policy = trainer.adapters, args.merge_policy
     weights = adapters.compute_dtype
     rows = [
