@@ -37,7 +37,7 @@ def assert_refused(ending, *said: object) -> None:
         (["--learning_rate=-0.1"], ["learning_rate=-0.1", "0 or more"]),
         (["--learning_rate=nan"], ["learning_rate=nan"]),
         (["--weight_decay=-1"], ["weight_decay=-1", "0 or more"]),
-        (["--warmup_steps=-1"], ["warmup_steps", "-1"]),
+        (["--warmup_steps=-1"], ["warmup_steps=-1", "0 or more"]),
         (["--seed=-1"], ["seed=-1"]),
         (["--seed=5000000000"], ["seed=5000000000", "4294967295"]),
         (["--train_set_seed=5000000000"], ["train_set_seed=5000000000"]),

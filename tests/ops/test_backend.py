@@ -90,6 +90,17 @@ def test_triton_that_cannot_run_falls_back_and_says_why(monkeypatch):
     assert "TRITON_INTERPRET" in choice.reason
 
 
+@pytest.mark.parametrize(
+    ("triton", "numpy", "works"), [("3.6.0", "2.4.0", False), ("3.6.0", "2.3.5", True), ("3.7.0", "2.5.2", True)]
+)
+def test_an_interpreter_that_numpy_broke_is_an_obstacle(monkeypatch, triton, numpy, works):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(backend, "version", {"triton": triton, "numpy": numpy}.__getitem__)
+    obstacle = backend._obstacle_to_triton("cpu")
+    assert (obstacle == "") == works
+    assert backend._obstacle_to_triton("cuda") == ""
+
+
 def test_strict_makes_the_fallback_an_error(monkeypatch):
     monkeypatch.setenv("XGBLORA_BACKEND", "triton")
     monkeypatch.setenv("XGBLORA_STRICT", "1")

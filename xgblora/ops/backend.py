@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 from xgblora.errors import InputError
 from xgblora.ops import extension, host_extension
@@ -140,7 +141,18 @@ def _implementation(operation: str, device_type: str, backend: str, module: str)
 def _obstacle_to_triton(device_type: str) -> str:
     if device_type == "cpu" and os.environ.get("TRITON_INTERPRET", "0") != "1":
         return "CPU tensors need TRITON_INTERPRET=1"
+    if device_type == "cpu" and (0, 0) < _release_of("triton") < (3, 7) and _release_of("numpy") >= (2, 4):
+        return "the interpreter of Triton before 3.7 does not run with NumPy 2.4; install another of the two"
     return ""
+
+
+def _release_of(package: str) -> tuple[int, int]:
+    """(3, 6) of version 3.6.1; (0, 0) of what is not installed, which says so itself when it is imported."""
+    try:
+        major, minor = version(package).split(".")[:2]
+    except PackageNotFoundError:
+        return 0, 0
+    return int(major), int(minor)
 
 
 def _obstacle_to_cuda(device_type: str) -> str:

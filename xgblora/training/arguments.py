@@ -279,7 +279,7 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         scale_of(self.lora_alpha, self.lora_r)
         self._check_rounds()
         check_positive("zo_eps", self.zo_eps)
-        for name in ("learning_rate", "weight_decay"):
+        for name in ("learning_rate", "weight_decay", "warmup_steps"):
             check_not_negative(name, getattr(self, name))
         if self.trainer == "zo" and (self.bf16 or self.fp16):
             name, dtype = ("bf16", "bfloat16") if self.bf16 else ("fp16", "float16")
