@@ -12,7 +12,7 @@ from xgblora.evaluation.demonstrations import in_context
 from xgblora.tasks import TASKS, load_task
 
 SHARED = Path(__file__).parents[2] / "shared"
-ROUNDS = 2
+ROUNDS = 3
 # the most tokens of a text, for opt-mini
 MAX_LENGTH = 512
 CASES = [
