@@ -13,7 +13,7 @@ PACKAGES = ("torch", "triton", "transformers", "datasets", "accelerate", "safete
 def versions() -> dict[str, str | None]:
     """Version of xgblora, Python, the platform and each package; None where one is not installed."""
     found = {"xgblora": xgblora.__version__, "python": platform.python_version(), "platform": platform.platform()}
-    return {**found, **{package: _installed(package) for package in PACKAGES}}
+    return {**found, **{package: installed(package) for package in PACKAGES}}
 
 
 def peak_memory(device: torch.device) -> int | None:
@@ -28,7 +28,8 @@ def peak_memory(device: torch.device) -> int | None:
     return kibibytes if platform.system() == "Darwin" else 1024 * kibibytes
 
 
-def _installed(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """Version of a package; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -95,7 +95,7 @@ def test_triton_that_cannot_run_falls_back_and_says_why(monkeypatch):
 )
 def test_an_interpreter_that_numpy_broke_is_an_obstacle(monkeypatch, triton, numpy, works):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(backend, "version", {"triton": triton, "numpy": numpy}.__getitem__)
+    monkeypatch.setattr(backend, "installed", {"triton": triton, "numpy": numpy}.__getitem__)
     obstacle = backend._obstacle_to_triton("cpu")
     assert (obstacle == "") == works
     assert backend._obstacle_to_triton("cuda") == ""

@@ -18,8 +18,8 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 
+from xgblora.environment import installed
 from xgblora.errors import InputError
 from xgblora.ops import extension, host_extension
 
@@ -148,10 +148,7 @@ def _obstacle_to_triton(device_type: str) -> str:
 
 def _release_of(package: str) -> tuple[int, int]:
     """(3, 6) of version 3.6.1; (0, 0) of what is not installed, which says so itself when it is imported."""
-    try:
-        major, minor = version(package).split(".")[:2]
-    except PackageNotFoundError:
-        return 0, 0
+    major, minor = (installed(package) or "0.0").split(".")[:2]
     return int(major), int(minor)
 
 
