@@ -8,12 +8,16 @@ accurate as eager code in the same dtype, is left out, and a line says so. The o
 graphs, each call on another copy of the weight so that none is in the cache; the best few are timed again, and that
 second time alone decides. An entry is written where the best one takes at least `--margin` less than the default. What
 the table has of other architectures, and of shapes that were not measured, stays. It is written after every shape.
+
+`--minutes` stops in time: the plans that are most likely to be fastest are tried first, `--candidates` of them, and a
+shape that would not be finished is left out, so that what was measured is worth writing.
 """
 
 import argparse
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,6 +26,9 @@ from pathlib import Path
 
 import torch
 
+# for `benchmarks`, which is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.clock import timer_of
 from xgblora.atomic_file import write_text
 from xgblora.environment import versions
 from xgblora.errors import InputError, check_not_negative
@@ -100,17 +107,26 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=ROWS, help="row counts, powers of two")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bfloat16"])
     parser.add_argument("--margin", type=float, default=MARGIN, help="by how much a plan must beat the default")
+    parser.add_argument("--candidates", type=int, default=0, help="how many plans a shape, the likeliest (0: all)")
+    parser.add_argument("--minutes", type=float, default=0.0, help="stop in time (0: when all is measured)")
     parser.add_argument("--output", type=Path, default=TABLE_FILE, help="the table (default: the one that is read)")
     arguments = parser.parse_args(given)
     if not torch.cuda.is_available():
         sys.exit("error: no CUDA device: tuning is for a machine with a GPU")
     try:
-        check_not_negative("--margin", arguments.margin)
+        for name in ("margin", "candidates", "minutes"):
+            check_not_negative(f"--{name}", getattr(arguments, name))
         shapes = shapes_of(arguments.models, arguments.layers, arguments.rows, arguments.dtypes)
         old = read_entries(arguments.output) if arguments.output.exists() else []
         about, measured = circumstances(), {}
-        for shape in shapes:
-            measured[shape] = tune(shape)
+        began, longest = time.monotonic(), 0.0
+        for count, shape in enumerate(shapes):
+            shape_began = time.monotonic()
+            if arguments.minutes and shape_began + longest > began + 60 * arguments.minutes:
+                print(f"the time is up: {len(shapes) - count} of {len(shapes)} shapes were not measured")
+                break
+            measured[shape] = tune(shape, arguments.candidates)
+            longest = max(longest, time.monotonic() - shape_began)
             write_text(arguments.output, table_text(old, measured, arguments.margin, about))
         print(f"{len(read_entries(arguments.output))} entries: {arguments.output}")
     except InputError as error:
@@ -136,23 +152,26 @@ def shapes_of(models: Sequence[str], layers: Sequence[str], rows: Sequence[int],
 
 
 def candidates(shape: Shape, shared_memory: int) -> list[Plan]:
-    """The default, the vendor GEMM, and every other plan whose tiles fit into `shared_memory` bytes."""
+    """The default, the vendor GEMM, and every other plan whose tiles fit into `shared_memory` bytes.
+
+    The likeliest come first: tiles of 128 x 128 to 256, which reuse most of what they read, deep pipelines.
+    """
     plans = [default_plan(shape.rows), VENDOR]
     if shape.rows == 1:
         plans += [
             Plan(FEW_ROWS, 1, block_n, block_k, num_warps)
-            for block_n, block_k, num_warps in product((4, 8, 16), (256, 512, 1024), (4, 8))
+            for block_k, block_n, num_warps in product((512, 1024, 256), (8, 4, 16), (4, 8))
         ]
     elif shape.rows <= MOST_FEW_ROWS:
         plans += [
             Plan(FEW_ROWS, 16, block_n, block_k, num_warps, num_stages)
-            for block_n, block_k, num_warps, num_stages in product((16, 32, 64), (64, 128, 256), (2, 4), (3, 4))
+            for num_stages, block_k, block_n, num_warps in product((4, 3), (128, 256, 64), (16, 32, 64), (4, 2))
         ]
     if shape.rows > MOST_FEW_ROWS // 2:
         plans += [
             Plan(FUSED_GEMM, block_m, block_n, block_k, num_warps, num_stages)
-            for block_m, block_n, block_k, num_warps, num_stages in product(
-                (64, 128), (64, 128, 256), (32, 64), (4, 8), (3, 4)
+            for block_k, block_m, num_stages, block_n, num_warps in product(
+                (64, 32), (128, 64), (3, 4), (256, 128, 64), (8, 4)
             )
         ]
     size = shape.dtype.itemsize
@@ -227,11 +246,13 @@ def circumstances() -> dict[str, object]:
     }
 
 
-def tune(shape: Shape) -> Found:
-    """Check and time the candidates for `shape` on the current GPU, and print a line."""
+def tune(shape: Shape, most: int = 0) -> Found:
+    """Check and time the candidates for `shape`, the first `most` of them, on the current GPU, and print a line."""
     facts = torch.cuda.get_device_properties(torch.cuda.current_device())
     default = default_plan(shape.rows)
-    ways = dict(runnable(shape, candidates(shape, facts.shared_memory_per_block_optin), facts.L2_cache_size))
+    # beside the default and the vendor's
+    plans = candidates(shape, facts.shared_memory_per_block_optin)[: most + 2 if most else None]
+    ways = dict(runnable(shape, plans, facts.L2_cache_size))
     for plan in (default, VENDOR):
         if plan not in ways:
             raise InputError(f"{shape}: {plan.path}, which must always run, does not; see the lines above")
@@ -274,31 +295,11 @@ def runnable(shape: Shape, plans: Sequence[Plan], cache_bytes: int) -> Iterator[
             if not is_accurate(run(plan, weights[0]), reference, exact):
                 print(f"{shape}: {plan} is not accurate and is left out")
                 continue
-            timer = timer_of([partial(run, plan, weight) for weight in weights], pool)
+            timer = timer_of([partial(run, plan, weight) for weight in weights], device, pool).seconds
         except Exception as error:  # a compiler's, a driver's: what a plan that does not fit raises differs by version
             print(f"{shape}: {plan} does not run and is left out ({type(error).__name__}: {str(error)[:100]!r})")
             continue
         yield plan, timer
-
-
-def timer_of(calls: Sequence[Callable[[], object]], pool: tuple[int, int]) -> Callable[[], float]:
-    """Capture `calls` as a graph and give a function that replays it: the device's seconds for one of them."""
-    torch.cuda.synchronize()
-    graph, start, end = torch.cuda.CUDAGraph(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
-    with torch.cuda.graph(graph, pool=pool):
-        for call in calls:
-            # nobody keeps the result: the next call, and the next graph, may use its memory
-            call()
-    graph.replay()
-
-    def seconds() -> float:
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3 / len(calls)
-
-    return seconds
 
 
 if __name__ == "__main__":

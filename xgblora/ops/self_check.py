@@ -45,6 +45,8 @@ class Check:
         case: dtype and shape.
         passed: whether the rule holds.
         detail: the figures behind it.
+        largest_error: the largest absolute difference from what the rule compares with.
+        where: of a check that failed, where that difference is, and both values.
     """
 
     operation: str
@@ -52,6 +54,8 @@ class Check:
     case: str
     passed: bool
     detail: str
+    largest_error: float | None = None
+    where: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,15 @@ def self_check(device: torch.device) -> list[Check]:
 
 def check(tested: Tested) -> list[Check]:
     """Compare implementations with the reference."""
-    with torch.no_grad():
-        return [
-            result
-            for operation, compare in _COMPARISONS.items()
-            if operation in tested.functions
-            for result in compare(tested)
-        ]
+    return list(comparisons(tested))
+
+
+def comparisons(tested: Tested) -> Iterator[Check]:
+    """Compare implementations with the reference, one result after the other."""
+    for operation, compare in _COMPARISONS.items():
+        if operation in tested.functions:
+            with torch.no_grad():
+                yield from compare(tested)
 
 
 def check_eager() -> list[Check]:
@@ -145,7 +151,18 @@ def _near(operation: str, ours: Tensor, exact: Tensor) -> Check:
 def _same_bits(operation: str, tested: Tested, case: str, ours: Tensor, reference: Tensor) -> Check:
     different = int((ours.cpu() != reference.cpu()).sum())
     detail = f"{different} of {reference.numel()} values differ"
-    return Check(operation, tested.functions[operation][0], case, different == 0, detail)
+    largest = _largest_difference(ours, reference) if different else (0.0, None)
+    return Check(operation, tested.functions[operation][0], case, different == 0, detail, *largest)
+
+
+def _largest_difference(ours: Tensor, reference: Tensor) -> tuple[float, str]:
+    """The largest absolute difference, and where it is, with both values; a value that is not finite counts most."""
+    one, other = ours.detach().cpu().double(), reference.detach().cpu().double()
+    # what is equal differs by nothing, two infinities too
+    differences = torch.where(one == other, 0.0, (one - other).abs()).nan_to_num(nan=math.inf)
+    index = torch.unravel_index(differences.argmax(), differences.shape)
+    place = [int(one) for one in index]
+    return float(differences[index]), f"at {place}: {float(one[index]):.9g}, not {float(other[index]):.9g}"
 
 
 def _check_perturb(tested: Tested) -> Iterator[Check]:
@@ -271,8 +288,10 @@ def _within_bound(operation: str, tested: Tested, case: str, results: tuple[Tens
     error = (ours - exact).abs().max().item()
     # the last term is for shapes with so few sums that eager code may be exact by chance
     bound = 2 * (reference - exact).abs().max().item() + 1e-6 * max(1.0, exact.abs().max().item())
-    detail = f"error {error:.2e}, bound {bound:.2e}"
-    return Check(operation, tested.functions[operation][0], case, error <= bound, detail)
+    detail, backend = f"error {error:.2e}, bound {bound:.2e}", tested.functions[operation][0]
+    if error <= bound:
+        return Check(operation, backend, case, True, detail, error)
+    return Check(operation, backend, case, False, detail, *_largest_difference(ours, exact))
 
 
 def _linear_arguments(device: torch.device, dtype: torch.dtype, rows: int, inputs: int, outputs: int, groups: int):

@@ -1,0 +1,142 @@
+"""Stage: the tests marked `gpu`, a process a file, as many at once as there are cores, the most telling files first."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmarks.gpu.results import ends_of
+from benchmarks.gpu.stages import NotHere, Part, Setting
+
+ROOT = Path(__file__).resolve().parents[2]
+# the rest follows in the order of its names
+FIRST = ("tests/kernels/test_gpu.py", "tests/zo/test_step_graphs_gpu.py", "tests/csrc/test_merge_gpu.py")
+FILE_BOUND = 75.0
+# pytest's exit status where no test was selected
+NO_TESTS = 5
+SANITIZED = ("tests/csrc/test_merge_gpu.py", "all_shapes or misaligned_storage")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the tests of a file."""
+
+    file: str
+    status: int | None
+    seconds: float
+    passed: int
+    skipped: int
+    failures: list[dict]
+    output: str
+
+    def record(self) -> dict:
+        """For the results file."""
+        stopped = "" if self.status is not None else f"stopped after {self.seconds:.0f} s; "
+        record = {
+            "check": self.file,
+            "case": f"{stopped}{self.passed} passed, {len(self.failures)} failed, {self.skipped} skipped",
+            "passed": self.status in (0, NO_TESTS),
+            "seconds": round(self.seconds, 1),
+        }
+        if not record["passed"]:
+            record |= {"failures": self.failures, "output": ends_of(self.output)}
+        return record
+
+
+def parts(setting: Setting) -> Iterable[Part]:
+    """The tests, then the merge under compute-sanitizer."""
+    return [
+        Part("files", lambda: files(setting), 10, 600),
+        Part("sanitizer", lambda: sanitizer(setting), 15, 60),
+    ]
+
+
+def files(setting: Setting) -> Iterator[dict]:
+    """A record for each file, in the order in which they end."""
+    if find_spec("pytest") is None:
+        raise NotHere("pytest is not here")
+    chosen = test_files(ROOT)[: 1 if setting.tiny else None]
+    workers = max(1, min(len(chosen), os.cpu_count() or 1))
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = [pool.submit(run_file, file, setting.deadline) for file in chosen]
+        for done in as_completed(waiting):
+            yield done.result().record()
+
+
+def test_files(root: Path) -> list[str]:
+    """The test files that have a test marked `gpu`, the most telling first."""
+    marked = re.compile(r"\bmark\.gpu\b")
+    found = sorted(
+        path.relative_to(root).as_posix()
+        for path in (root / "tests").rglob("test_*.py")
+        if marked.search(path.read_text(encoding="utf-8"))
+    )
+    return [*(file for file in FIRST if file in found), *(file for file in found if file not in FIRST)]
+
+
+def run_file(file: str, deadline: float, *, under: tuple[str, ...] = (), select: str = "", **variables) -> Outcome:
+    """Run the GPU tests of a file, for `FILE_BOUND` seconds at most, and read what pytest says of each."""
+    began = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [*under, sys.executable, "-m", "pytest", file, "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+        command += [f"--junitxml={report}", *(["-k", select] if select else [])]
+        bound = max(1.0, min(FILE_BOUND, deadline - time.time() - 1.0))
+        # not a pipe: what a stopped process started would keep its end of it
+        log = Path(folder) / "output.txt"
+        with open(log, "wb") as printed:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env={**os.environ, **variables}, stdout=printed, stderr=subprocess.STDOUT
+            )
+            try:
+                status = process.wait(bound)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                status = None
+        output = log.read_text(encoding="utf-8", errors="replace")
+        passed, skipped, failures = read_report(report)
+    return Outcome(file, status, time.time() - began, passed, skipped, failures, output)
+
+
+def read_report(path: Path) -> tuple[int, int, list[dict]]:
+    """How many tests passed and were skipped, and the name, message and ends of each that failed."""
+    if not path.exists():
+        return 0, 0, []
+    passed, skipped, failures = 0, 0, []
+    for case in ElementTree.parse(path).iter("testcase"):
+        wrong = [child for child in case if child.tag in ("failure", "error")]
+        if wrong:
+            message = " ".join((wrong[0].get("message") or "").split())[:400]
+            failures.append({"test": case.get("name"), "message": message, "output": ends_of(wrong[0].text or "")})
+        elif case.find("skipped") is not None:
+            skipped += 1
+        else:
+            passed += 1
+    return passed, skipped, failures
+
+
+def sanitizer(setting: Setting) -> Iterator[dict]:
+    """The merge under compute-sanitizer: no access out of bounds, none misaligned."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        raise NotHere("compute-sanitizer is not here")
+    if setting.device_type == "cpu":
+        raise NotHere("no GPU in a rehearsal")
+    file, select = SANITIZED
+    # torch's cache would hand out pieces of large blocks, whose ends are not those of the tensors
+    under = (program, "--tool", "memcheck", "--error-exitcode", "9")
+    outcome = run_file(file, setting.deadline, under=under, select=select, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    # what it says in a sandbox that hides the driver from it; then no kernel can run under it
+    if "Device not supported" in outcome.output:
+        raise NotHere("compute-sanitizer does not support this device here")
+    yield outcome.record()

@@ -1,0 +1,60 @@
+"""The results file read again: the lines at the end of a run, and the figures that a page is made of."""
+
+from collections.abc import Iterator
+
+
+def records(results: dict, stage: str) -> Iterator[dict]:
+    """Everything that the parts of a stage recorded."""
+    for one in results["stages"]:
+        if one["name"] == stage:
+            for part in one["parts"]:
+                yield from part["records"]
+
+
+def facts(results: dict) -> dict:
+    """What stage `device` found, by name."""
+    return {record["fact"]: record["value"] for record in records(results, "device") if "fact" in record}
+
+
+def failures(results: dict) -> list[str]:
+    """A line for each thing that did not hold, hung or died."""
+    lines = []
+    for stage in results["stages"]:
+        for part in stage["parts"]:
+            wrong = [record for record in part["records"] if record.get("passed") is False]
+            if part["state"] in ("failed", "hung", "died") and not wrong:
+                lines.append(f"{stage['name']} / {part['name']}: {part['state']}: {part['reason']}")
+            for record in wrong:
+                name = record.get("check") or f"{record['operation']}, {record['backend']}"
+                figures = [record.get("case"), record.get("detail"), record.get("where")]
+                lines.append(f"{stage['name']} / {name}: {'; '.join(filter(None, figures))}")
+    return lines
+
+
+def counts(results: dict) -> tuple[int, int]:
+    """How many checks held and how many did not, over all stages."""
+    verdicts = [
+        record["passed"]
+        for stage in results["stages"]
+        for part in stage["parts"]
+        for record in part["records"]
+        if "passed" in record
+    ]
+    return verdicts.count(True), verdicts.count(False)
+
+
+def summary(results: dict) -> list[str]:
+    """A short table: ratios, then what failed and what was left out."""
+    lines = []
+    for stage in ("step", "kernels"):
+        for record in records(results, stage):
+            if "timing" in record:
+                ratios = ", ".join(f"{value:.3f} of {name}" for name, value in record["ours_over"].items())
+                lines.append(
+                    f"{record['microseconds']['ours']:12.1f} us  {record['timing']}, {record['case']}: {ratios}"
+                )
+    held, failed = counts(results)
+    lines.append(f"checks: {held} held, {failed} failed")
+    lines += [f"FAILED  {line}" for line in failures(results)]
+    lines += [f"left out  {one['name']}: {one['reason']}" for one in results["stages"] if one["state"] == "skipped"]
+    return lines

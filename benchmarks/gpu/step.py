@@ -1,0 +1,46 @@
+"""Stage: the zeroth-order step at published shapes, against its floor, two bare forwards, and against its peers."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+
+from benchmarks.clock import seconds_of
+from benchmarks.gpu.stages import Part, Setting
+from benchmarks.step_ways import step_ways
+from xgblora.zo.step_graphs import SEEN_BEFORE_RECORDING
+
+LENGTH, ROUNDS = 64, 15
+
+
+def parts(setting: Setting) -> Iterable[Part]:
+    """The shape that the README's ratio is of first."""
+    shapes, dtype = (("small",), torch.float32) if setting.tiny else (("opt-350m", "opt-1.3b"), torch.bfloat16)
+    device = torch.device(setting.device_type)
+    for shape in shapes:
+        yield Part(shape, lambda shape=shape: step(shape, device, dtype, setting.tiny), 10, 75)
+
+
+def step(shape: str, device: torch.device, dtype: torch.dtype, tiny: bool) -> Iterator[dict]:
+    """Every way by turns, a call of each a round; a record after each way that is ready, and the ratios last."""
+    length, rounds = (8, 2) if tiny else (LENGTH, ROUNDS)
+    ways = step_ways(shape, device, dtype, length)
+    for way in ways.values():
+        # on a GPU a step is captured meanwhile
+        for _ in range(SEEN_BEFORE_RECORDING + 2 if device.type == "cuda" else 1):
+            way()
+    seconds = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            seconds[name].append(seconds_of(way, device))
+    ours = seconds.pop("step")
+    over = {name: float(np.median(np.divide(ours, values))) for name, values in seconds.items()}
+    medians = {"ours": float(np.median(ours)), **{name: float(np.median(values)) for name, values in seconds.items()}}
+    yield {
+        "timing": "step",
+        "case": f"{shape}, {str(dtype).removeprefix('torch.')}, 16 x {length} tokens",
+        "shape": shape,
+        "floor": "two bare forwards",
+        "microseconds": {name: round(value * 1e6, 1) for name, value in medians.items()},
+        "ours_over": {name: round(value, 4) for name, value in over.items()},
+    }
