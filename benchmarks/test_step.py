@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import xgblora
-from benchmarks.conftest import random_batch, random_model
 from benchmarks.floor import bare_forwards
 from benchmarks.measure import Work, compare
-from benchmarks.peers import MezoStep, full_logits_loss
+from benchmarks.models import random_batch, random_model
+from benchmarks.peers.mezo import MezoStep, full_logits_loss
 from xgblora.training.objective import CandidateObjective, classification
 
 published = pytest.mark.published

@@ -1,13 +1,9 @@
-"""The peers, written here in their published form."""
+"""MeZO's step and its forward."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
-
-from xgblora.tasks import Sample
-from xgblora.tasks.encoding import option_start
 
 
 class MezoStep:
@@ -55,22 +51,3 @@ def full_logits_loss(model: nn.Module, batch: dict) -> Tensor:
     chosen = log_probabilities.gather(2, batch["input_ids"][:, 1:].unsqueeze(2)).squeeze(2)
     scores = chosen[:, -1].view(len(batch["label"]), -1)
     return nn.functional.cross_entropy(scores, batch["label"])
-
-
-@torch.no_grad()
-def one_candidate_at_a_time(model: nn.Module, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]) -> list[int]:
-    """The chosen candidate of each sample, by a forward a candidate with every position through the vocabulary.
-
-    MeZO's evaluation (`one_step_pred` of its large_models/run.py).
-    """
-    device, chosen = next(model.parameters()).device, []
-    for sample in samples:
-        scores = []
-        for text in sample.candidates:
-            ids, start = option_start(tokenizer, sample.prompt, text)
-            ids = torch.tensor([ids], device=device)
-            log_probabilities = torch.log_softmax(model(input_ids=ids).logits[0, :-1].float(), dim=-1)
-            of_tokens = log_probabilities.gather(1, ids[0, 1:].unsqueeze(1)).squeeze(1)
-            scores.append(of_tokens[start - 1 :].mean().item())
-        chosen.append(scores.index(max(scores)))
-    return chosen
