@@ -5,7 +5,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from xgblora.tasks import Collator, EncodedExample
 
-# the shapes of facebook/opt-125m and facebook/opt-350m, and one that a CPU steps through in a fifth of a second
+# the shapes of facebook/opt-125m, opt-350m and opt-1.3b, and one that a CPU steps through in a fifth of a second
 SHAPES = {
     "small": {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6, "vocab_size": 10_000},
     "opt-125m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -16,6 +16,7 @@ SHAPES = {
         "word_embed_proj_dim": 512,
         "do_layer_norm_before": False,
     },
+    "opt-1.3b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32},
 }
 EXAMPLES = 16
 

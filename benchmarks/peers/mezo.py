@@ -40,7 +40,7 @@ class MezoStep:
 
 
 def full_logits_loss(model: nn.Module, batch: dict) -> Tensor:
-    """The classification loss with every position through the vocabulary, one sequence a candidate (MeZO's forward).
+    """The classification loss with every position through the vocabulary, one text a candidate: MeZO's own form.
 
     Args:
         batch: `input_ids`, `attention_mask` [B * C, T] padded on the left, the candidate's one token last;
@@ -51,3 +51,17 @@ def full_logits_loss(model: nn.Module, batch: dict) -> Tensor:
     chosen = log_probabilities.gather(2, batch["input_ids"][:, 1:].unsqueeze(2)).squeeze(2)
     scores = chosen[:, -1].view(len(batch["label"]), -1)
     return nn.functional.cross_entropy(scores, batch["label"])
+
+
+def same_rows_losses(model: nn.Module, batch: dict) -> Tensor:
+    """The same losses from one text an example, still with every position through the vocabulary: [B].
+
+    What is left of MeZO's forward when candidates of one token are read off the same row, as ours are.
+
+    Args:
+        batch: `input_ids`, `attention_mask` [B, T] padded on the left; `options` [B, C], the candidates' tokens;
+            `label` [B].
+    """
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    scores = torch.log_softmax(logits.float(), dim=-1)[:, -1].gather(1, batch["options"])
+    return nn.functional.cross_entropy(scores, batch["label"], reduction="none")
