@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.measure import compare
-from benchmarks.peers import one_candidate_at_a_time
+from benchmarks.peers.evaluation import one_candidate_at_a_time
 from xgblora.evaluation import evaluate
 from xgblora.evaluation.demonstrations import in_context
 from xgblora.tasks import TASKS, load_task

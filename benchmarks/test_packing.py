@@ -11,9 +11,9 @@ from torch.nn.functional import pad
 from transformers import AutoTokenizer
 
 import xgblora
-from benchmarks.conftest import on_device, random_model
 from benchmarks.measure import compare
-from benchmarks.peers import MezoStep, full_logits_loss
+from benchmarks.models import on_device, random_model
+from benchmarks.peers.mezo import MezoStep, full_logits_loss
 from xgblora.tasks import Collator, EncodedExample, encode, load_task, sample_sets
 from xgblora.training.objective import CandidateObjective, classification
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import xgblora
-from benchmarks.conftest import on_device
 from benchmarks.measure import compare
+from benchmarks.models import on_device
 from xgblora import demo
 from xgblora.tasks import choose_task, sample_sets
 from xgblora.training import XGBLoRAArguments, XGBLoRATrainer

@@ -1,13 +1,9 @@
-"""The peers, written here in their published form."""
+"""MeZO's step and its forward."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
-
-from xgblora.tasks import Sample
-from xgblora.tasks.encoding import option_start
 
 
 class MezoStep:
@@ -44,7 +40,7 @@ class MezoStep:
 
 
 def full_logits_loss(model: nn.Module, batch: dict) -> Tensor:
-    """The classification loss with every position through the vocabulary, one sequence a candidate (MeZO's forward).
+    """The classification loss with every position through the vocabulary, one text a candidate: MeZO's own form.
 
     Args:
         batch: `input_ids`, `attention_mask` [B * C, T] padded on the left, the candidate's one token last;
@@ -57,20 +53,15 @@ def full_logits_loss(model: nn.Module, batch: dict) -> Tensor:
     return nn.functional.cross_entropy(scores, batch["label"])
 
 
-@torch.no_grad()
-def one_candidate_at_a_time(model: nn.Module, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]) -> list[int]:
-    """The chosen candidate of each sample, by a forward a candidate with every position through the vocabulary.
+def same_rows_losses(model: nn.Module, batch: dict) -> Tensor:
+    """The same losses from one text an example, still with every position through the vocabulary: [B].
 
-    MeZO's evaluation (`one_step_pred` of its large_models/run.py).
+    What is left of MeZO's forward when candidates of one token are read off the same row, as ours are.
+
+    Args:
+        batch: `input_ids`, `attention_mask` [B, T] padded on the left; `options` [B, C], the candidates' tokens;
+            `label` [B].
     """
-    device, chosen = next(model.parameters()).device, []
-    for sample in samples:
-        scores = []
-        for text in sample.candidates:
-            ids, start = option_start(tokenizer, sample.prompt, text)
-            ids = torch.tensor([ids], device=device)
-            log_probabilities = torch.log_softmax(model(input_ids=ids).logits[0, :-1].float(), dim=-1)
-            of_tokens = log_probabilities.gather(1, ids[0, 1:].unsqueeze(1)).squeeze(1)
-            scores.append(of_tokens[start - 1 :].mean().item())
-        chosen.append(scores.index(max(scores)))
-    return chosen
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    scores = torch.log_softmax(logits.float(), dim=-1)[:, -1].gather(1, batch["options"])
+    return nn.functional.cross_entropy(scores, batch["label"], reduction="none")

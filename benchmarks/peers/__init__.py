@@ -1,0 +1,1 @@
+"""The peers, one a file: written here from their papers, in the form in which their authors run them."""
