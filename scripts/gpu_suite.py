@@ -17,7 +17,6 @@ after the other: each must be named in the results file.
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys

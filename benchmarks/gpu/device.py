@@ -1,8 +1,8 @@
 """Stage: which device this is, with which software, and what it can do at most."""
 
+import importlib.util
 import subprocess
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 
 import torch
 
@@ -83,6 +83,6 @@ def _driver() -> str:
 
 def _is_here(package: str) -> bool:
     try:
-        return find_spec(package) is not None
+        return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:
         return False

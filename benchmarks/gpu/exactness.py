@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import xgblora
-from benchmarks.conftest import random_model
 from benchmarks.gpu.stages import Part, Setting
 from benchmarks.gpu.train import trained
+from benchmarks.models import random_model
 from xgblora import ops
 from xgblora.ops.update import RULES
 
@@ -74,7 +74,7 @@ def noise(device: torch.device, size: int) -> Iterator[dict]:
 def _noise(place: torch.device, size: int, distribution: str) -> Tensor:
     master, live = torch.zeros(size, device=place), torch.full((1, size), float("nan"), device=place)
     seed, one = torch.tensor([2**40 + 7], device=place), torch.ones(1, device=place)
-    ops.perturb(master, live, seed, one, one, distribution)
+    ops.perturb(master, live, seed, one, one, distribution=distribution)
     return live
 
 

@@ -3,6 +3,7 @@
 A fault is named by `--fault`; without one nothing here does anything. Killing the suite is left to the rehearsal.
 """
 
+import importlib.util
 import os
 import sys
 import time
@@ -20,12 +21,15 @@ _MISSING = {NO_EXTENSION: ("xgblora._C", "xgblora._host"), NO_DATASETS: ("datase
 
 
 class Missing:
-    """An import hook: modules that this process does not find."""
+    """An import hook: modules that this process does not find, and does not find when it asks before it imports."""
 
     def __init__(self, names: tuple[str, ...]):
         self.names = names
+        find = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *rest: None if name in names else find(name, *rest)
 
     def find_spec(self, name: str, path=None, target=None) -> None:
+        """What Python asks for each import."""
         if name in self.names:
             raise ModuleNotFoundError(f"{name} is missing in this rehearsal", name=name)
 

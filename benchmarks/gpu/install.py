@@ -1,4 +1,4 @@
-"""Makes the checkout importable on a machine without a network, and builds the CUDA extension for the GPU that is there.
+"""Makes the checkout importable on a machine without a network, and builds the CUDA extension for the GPU there.
 
 Whatever fails is said in the results file, with the ends of the output, and costs no more than itself: without pip or
 a fit setuptools the package is found through links, without the extension the merge runs in Triton.

@@ -106,7 +106,7 @@ def backwards(device: torch.device, dtype: torch.dtype, shapes: list, rounds: in
 
 
 def dots(device: torch.device, dtype: torch.dtype, shapes: list, rounds: int) -> Iterator[dict]:
-    """x . a of three adapters that read the same rows, against a copy of half of x: x is read once, little is written."""
+    """x . a of three adapters that read the same rows, against a copy of half of x: as many bytes are moved."""
     for rows, width in shapes:
         size = rows * width * dtype.itemsize
         inputs = [torch.randn(rows, width, device=device).to(dtype) for _ in range(copies_of(size))]
@@ -130,7 +130,7 @@ def perturbs(device: torch.device, dtype: torch.dtype, size: int, rounds: int) -
     signs = torch.tensor([1.0, -1.0], device=device)
     for distribution in ("gaussian", "rademacher"):
         ours = [
-            lambda m=master, v=live, d=distribution: ops.perturb(m, v, seed, eps, signs, d)
+            lambda m=master, v=live, d=distribution: ops.perturb(m, v, seed, eps, signs, distribution=d)
             for master, live in zip(masters, lives, strict=True)
         ]
         ways = {"ours": ours, "floor": _copies(moved, count, device)}

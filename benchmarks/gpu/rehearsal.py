@@ -93,14 +93,14 @@ def killed(stage: str, folder: Path) -> str:
         start_new_session=True,
     )
     try:
-        results = _wait_until_running(file, process)
+        _wait_for_the_stage(file, process)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     results = json.loads(file.read_text(encoding="utf-8"))
     if results["stages"][0]["state"] != "running":
         raise NotNamed(f"the stage is {results['stages'][0]['state']}")
-    until = time.time() + 10
+    until = time.time() + 30
     while _children_of(file) and time.time() < until:
         time.sleep(0.1)
     if _children_of(file):
@@ -119,13 +119,13 @@ def suite_environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(folder)}
 
 
-def _wait_until_running(file: Path, process: subprocess.Popen) -> dict:
-    until = time.time() + 30
+def _wait_for_the_stage(file: Path, process: subprocess.Popen) -> None:
+    """Return when the file says that the stage runs and its process is there."""
+    until = time.time() + 60
     while time.time() < until and process.poll() is None:
-        if file.exists():
-            results = json.loads(file.read_text(encoding="utf-8"))
-            if results["stages"][0]["state"] == "running":
-                return results
+        running = file.exists() and json.loads(file.read_text(encoding="utf-8"))["stages"][0]["state"] == "running"
+        if running and (_children_of(file) or not Path("/proc").exists()):
+            return
         time.sleep(0.01)
     raise NotNamed("the stage did not begin")
 

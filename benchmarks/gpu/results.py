@@ -1,8 +1,8 @@
 """The results file: what each part of each stage found, whole on the disk at any moment.
 
-It is JSON: `{"format", "minutes", "commit", "started", "rehearsal", "install", "interrupted", "stages"}`; a stage has
-`name`, `title`, `estimate`, `bound`, `state`, `seconds`, `reason`, `parts`; a part `name`, `state`, `seconds`, `reason`,
-`records` and, unless it passed, `output` with the first and the last lines of what it printed.
+It is JSON: `format`, `minutes`, `commit`, `started`, `rehearsal`, `install`, `interrupted` and `stages`; a stage has
+`name`, `title`, `estimate`, `bound`, `state`, `seconds`, `reason` and `parts`; a part `name`, `state`, `seconds`,
+`reason`, `records` and, if it is red, `output` with the first and the last lines of what it printed.
 """
 
 import json

@@ -64,6 +64,7 @@ class Suite:
             stage.reason = f"takes about {stage.estimate:.0f} s, {max(left, 0):.0f} s are left"
             return
         stage.state, began = RUNNING, time.time()
+        self.results.write()
         end = min(began + stage.bound, self.deadline - _TAIL_SECONDS)
         for _ in range(MOST_PROCESSES):
             process = StageProcess(self, stage, end)

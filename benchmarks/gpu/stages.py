@@ -1,7 +1,7 @@
 """The stages in the order of what they are worth, and what a stage file is made of: parts.
 
-A new stage is a new file with a function `parts(setting) -> Iterable[Part]`, and its line in `STAGES`. This file imports
-no torch: the process that watches over the stages stays light, and no fault of a GPU reaches it.
+A new stage is a new file with a function `parts(setting) -> Iterable[Part]`, and its line in `STAGES`. This file
+imports no torch: the process that watches over the stages stays light, and no fault of a GPU reaches it.
 """
 
 from collections.abc import Callable, Iterable

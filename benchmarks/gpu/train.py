@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import xgblora
-from benchmarks.conftest import random_batch, random_model
+from benchmarks.models import random_batch, random_model
 from xgblora.boosting.export import finish
 from xgblora.training.objective import CandidateObjective, classification
 
