@@ -41,7 +41,7 @@ class GrzoStep:
         examples = len(batch["label"])
         directions = self.directions(examples, seed)
         plus, minus = self.losses_along(directions, batch, self.eps), self.losses_along(directions, batch, -self.eps)
-        halves = (plus.float() - minus.float()) / 2
+        halves = (plus - minus) / 2
         advantages = halves / (halves.std() + 1e-8)
         moved = set()
         for of_layer in directions:
@@ -114,7 +114,7 @@ class LinearDirections(Directions):
         return product.view(*inputs.shape[:-1], -1)
 
     def move_(self, weights: Tensor) -> None:
-        response = (self.left.float() * weights.unsqueeze(1)).T @ self.right.float()
+        response = (self.left * weights.unsqueeze(1)).T @ self.right.to(weights.dtype)
         self.layer.weight.add_(response.mul_(self.base()))
 
 
@@ -131,7 +131,7 @@ class NormDirections(Directions):
         return (rows * self.vectors.unsqueeze(1)).view_as(inputs)
 
     def move_(self, weights: Tensor) -> None:
-        self.layer.weight.add_(weights @ self.vectors.float())
+        self.layer.weight.add_(weights @ self.vectors.to(weights.dtype))
 
 
 class EmbeddingDirections(Directions):
@@ -146,7 +146,7 @@ class EmbeddingDirections(Directions):
         return self.rows[self.places] * of_pairs
 
     def move_(self, weights: Tensor) -> None:
-        moves = (weights @ self.of_pairs.float()).unsqueeze(1) * self.rows
+        moves = (weights @ self.of_pairs.to(weights.dtype)).unsqueeze(1) * self.rows
         self.layer.weight.index_add_(0, self.tokens, moves.to(self.layer.weight.dtype))
 
     def _draw(self, ids: Tensor) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-# of V, whose numbers must not be those of U
-_SEED_OF_V = 1 << 32
+# apart from the seeds of U, whose numbers V must not have; of a seed torch takes 32 bits on a CPU
+_SEED_OF_V = 1 << 31
 
 
 class LozoStep:
