@@ -66,7 +66,6 @@ def main() -> None:
         "commit": commit(),
         "started": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(began)),
         "rehearsal": arguments.rehearse,
-        "interrupted": "",
     }
     results = Results(output, facts, [StageResult.waiting(stage) for stage in stages])
     with tempfile.TemporaryDirectory(prefix="gpu-suite-") as folder:

@@ -142,8 +142,9 @@ def demonstration(setting: Setting) -> Iterator[dict]:
     yield {"check": "losses are finite", "case": f"{finite} of {steps}", "passed": finite == len(losses) == steps}
     tenth = max(1, steps // 10)
     first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
-    passed = last < first or setting.tiny
-    yield {"check": "the loss falls", "case": f"first tenth {first:.4f}, last tenth {last:.4f}", "passed": passed}
+    if not setting.tiny:
+        case = f"first tenth {first:.4f}, last tenth {last:.4f}"
+        yield {"check": "the loss falls", "case": case, "passed": last < first}
 
 
 def demonstration_replayed(setting: Setting) -> Iterator[dict]:

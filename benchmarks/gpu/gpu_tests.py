@@ -66,10 +66,26 @@ def files(setting: Setting) -> Iterator[dict]:
         raise NotHere("pytest is not here")
     chosen = test_files(ROOT)[: 1 if setting.tiny else None]
     workers = max(1, min(len(chosen), os.cpu_count() or 1))
+    shares = shared_out(len(chosen), os.cpu_count() or 1) if find_spec("xdist") else [0] * len(chosen)
     with ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(run_file, file, setting.deadline) for file in chosen]
+        waiting = [
+            pool.submit(run_file, file, setting.deadline, processes=share)
+            for file, share in zip(chosen, shares, strict=True)
+        ]
         for done in as_completed(waiting):
             yield done.result().record()
+
+
+def shared_out(files: int, cores: int) -> list[int]:
+    """How many processes each file gets: half of the cores the first, which compiles most, the rest by shares.
+
+    0 where one is enough: pytest itself then runs the tests.
+    """
+    if files == 0:
+        return []
+    first = cores // 2 if files > 1 else cores
+    shares = [first, *[(cores - first) // max(files - 1, 1)] * (files - 1)]
+    return [share if share > 1 else 0 for share in shares]
 
 
 def test_files(root: Path) -> list[str]:
@@ -83,13 +99,16 @@ def test_files(root: Path) -> list[str]:
     return [*(file for file in FIRST if file in found), *(file for file in found if file not in FIRST)]
 
 
-def run_file(file: str, deadline: float, *, under: tuple[str, ...] = (), select: str = "", **variables) -> Outcome:
+def run_file(
+    file: str, deadline: float, *, processes: int = 0, under: tuple[str, ...] = (), select: str = "", **variables: str
+) -> Outcome:
     """Run the GPU tests of a file, for `FILE_BOUND` seconds at most, and read what pytest says of each."""
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [*under, sys.executable, "-m", "pytest", file, "-m", "gpu", "-q", "-p", "no:cacheprovider"]
         command += [f"--junitxml={report}", *(["-k", select] if select else [])]
+        command += ["-n", str(processes)] if processes else []
         bound = max(1.0, min(FILE_BOUND, deadline - time.time() - 1.0))
         # not a pipe: what a stopped process started would keep its end of it
         log = Path(folder) / "output.txt"

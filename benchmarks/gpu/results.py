@@ -1,6 +1,6 @@
 """The results file: what each part of each stage found, whole on the disk at any moment.
 
-It is JSON: `format`, `minutes`, `commit`, `started`, `rehearsal`, `install`, `interrupted` and `stages`; a stage has
+It is JSON: `format`, `minutes`, `commit`, `started`, `rehearsal`, `install` and `stages`; a stage has
 `name`, `title`, `estimate`, `bound`, `state`, `seconds`, `reason` and `parts`; a part `name`, `state`, `seconds`,
 `reason`, `records` and, if it is red, `output` with the first and the last lines of what it printed.
 """
@@ -90,8 +90,9 @@ class Results:
 
     @property
     def is_green(self) -> bool:
-        """Whether nothing failed, hung or died; what was skipped does not count."""
-        return not self.facts.get("interrupted") and all(stage.state not in RED for stage in self.stages)
+        """Whether something passed and nothing failed, hung or died; what was skipped does not count."""
+        states = {stage.state for stage in self.stages}
+        return PASSED in states and not states & {FAILED, RUNNING}
 
 
 def ends_of(text: str) -> dict[str, list[str]]:

@@ -173,7 +173,7 @@ def on_a_gpu(script, monkeypatch):
     """As if there were one: each shape is "measured" by the next of the given results, or fails with it."""
     results = []
 
-    def tune(shape):
+    def tune(shape, most=0):
         result = results.pop(0)
         if isinstance(result, Exception):
             raise result
@@ -199,6 +199,26 @@ def test_the_table_is_written_after_every_shape(script, on_a_gpu, tmp_path, caps
     assert key.row_bucket == 1024
     assert capsys.readouterr().out == f"1 entries: {path}\n"
     assert [file.name for file in tmp_path.iterdir()] == ["table.json"]
+
+
+def test_it_stops_in_time_and_what_was_measured_is_written(script, on_a_gpu, tmp_path, capsys, monkeypatch):
+    path, clock = tmp_path / "table.json", iter(range(0, 1000, 20))
+    monkeypatch.setattr(script.time, "monotonic", lambda: next(clock))
+    on_a_gpu += [found(script), found(script)]
+    rows = ["--models", "opt-125m", "--rows", "256", "512", "1024", "2048"]
+    # a shape takes 20 s and there is one minute: the third would not be finished
+    script.main([*rows, "--minutes", "1.5", f"--output={path}"])
+    assert capsys.readouterr().out.splitlines()[0] == "the time is up: 2 of 4 shapes were not measured"
+    assert [key.row_bucket for key, _, _ in read_entries(path)] == [256, 512]
+    with pytest.raises(SystemExit, match=r"^error: --candidates=?-1"):
+        script.main([*rows, "--candidates", "-1", f"--output={path}"])
+
+
+def test_few_candidates_are_the_likeliest_and_hold_the_default_and_the_vendor(script):
+    shape = script.Shape(torch.bfloat16, 2048, 4096, 4096)
+    first = script.candidates(shape, H100_SHARED_MEMORY)[:4]
+    assert first[0] == Plan(VENDOR_GEMM)
+    assert all(plan.path == FUSED_GEMM and plan.block_m == 128 and plan.block_k == 64 for plan in first[1:])
 
 
 def test_a_damaged_table_is_not_written_over(script, on_a_gpu, tmp_path):
