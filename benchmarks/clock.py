@@ -31,7 +31,13 @@ class Timer:
     obstacle: str = ""
 
 
-def timer_of(calls: Sequence[Callable[[], object]], device: torch.device, pool: tuple[int, int] | None = None) -> Timer:
+def timer_of(
+    calls: Sequence[Callable[[], object]],
+    device: torch.device,
+    pool: tuple[int, int] | None = None,
+    *,
+    capture: bool = True,
+) -> Timer:
     """A timer of `calls`: on a GPU a CUDA graph of them all, so that launching costs nothing.
 
     Calls that cannot be captured are launched one after the other between two events.
@@ -40,11 +46,15 @@ def timer_of(calls: Sequence[Callable[[], object]], device: torch.device, pool: 
         calls: each of other inputs, where inputs would stay in the cache; all ran before.
         device: where they run.
         pool: of the memory that graphs share.
+        capture: False for calls that must not be captured; they should be long, or launching them counts.
     """
     if device.type != "cuda":
         return Timer(lambda: seconds_of(lambda: [call() for call in calls], device) / len(calls))
+    launched = _between_events(lambda: [call() for call in calls], len(calls))
+    if not capture:
+        return Timer(launched)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph, pool=pool):
             for call in calls:
@@ -53,8 +63,9 @@ def timer_of(calls: Sequence[Callable[[], object]], device: torch.device, pool: 
         graph.replay()
         torch.cuda.synchronize()
     except RuntimeError as error:
-        obstacle = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return Timer(_between_events(lambda: [call() for call in calls], len(calls)), obstacle)
+        # a capture that breaks off leaves its own stream behind as the current one
+        torch.cuda.set_stream(stream)
+        return Timer(launched, " ".join(f"{type(error).__name__}: {error}".split())[:200])
     return Timer(_between_events(graph.replay, len(calls)))
 
 

@@ -42,7 +42,7 @@ def parts(setting: Setting) -> Iterable[Part]:
                         setting, operation, backend, found
                     ),
                     1,
-                    45,
+                    60,
                 )
 
 
