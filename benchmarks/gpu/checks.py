@@ -30,7 +30,7 @@ ODD_SIZES = (2, 3, 255, 256, 257, 4095, 1 << 20)
 
 
 def parts(setting: Setting) -> Iterable[Part]:
-    """The reference itself, then what is chosen by itself on the device, then the rest."""
+    """The reference itself, then each operation by each backend that it is written for."""
     yield Part("eager against formulas", lambda: records(check_eager()), 1, 60)
     for operation in operations():
         for backend, found in available(operation, setting.device_type).items():

@@ -10,6 +10,7 @@ process that started it does: that one holds the other end of its standard input
 import argparse
 import importlib
 import json
+import math
 import os
 import signal
 import sys
@@ -60,8 +61,17 @@ class Speaker:
 
     def say(self, part: str, **what) -> None:
         """Write one event of `part`."""
-        self.file.write(json.dumps({"part": part, **what}) + "\n")
+        self.file.write(json.dumps(as_json({"part": part, **what}), allow_nan=False) + "\n")
         self.file.flush()
+
+
+def as_json(value):
+    """`value` with numbers that JSON has not, such as an infinite error, as words."""
+    if isinstance(value, dict):
+        return {name: as_json(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def carry_out(part: Part, setting: Setting, speaker: Speaker) -> None:
