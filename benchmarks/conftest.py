@@ -6,7 +6,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from benchmarks import record
 from xgblora.freed_memory import keep_freed_memory
-from xgblora.tasks import Collator, EncodedExample
+from xgblora.scoring import Collator, EncodedExample
 
 # the shapes of facebook/opt-125m and facebook/opt-350m, and one that a CPU steps through in a fifth of a second
 SHAPES = {

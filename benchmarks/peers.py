@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from xgblora.scoring.encoding import option_start
 from xgblora.tasks import Sample
-from xgblora.tasks.encoding import option_start
 
 
 class MezoStep:

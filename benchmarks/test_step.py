@@ -11,7 +11,7 @@ from benchmarks.conftest import random_batch, random_model
 from benchmarks.floor import bare_forwards
 from benchmarks.measure import Work, compare
 from benchmarks.peers import MezoStep, full_logits_loss
-from xgblora.training.objective import CandidateObjective, classification
+from xgblora.objectives.texts import CandidateObjective, classification
 
 published = pytest.mark.published
 CASES = [
