@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from xgblora.training.objective import CandidateObjective, classification
+from xgblora.objectives.texts import CandidateObjective, classification
 
 
 def bare_forwards(model: nn.Module, batch: dict[str, Tensor], forwards: int) -> Callable[[], None]:

@@ -3,7 +3,7 @@
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
-from xgblora.tasks import Collator, EncodedExample
+from xgblora.scoring import Collator, EncodedExample
 
 # the shapes of facebook/opt-125m, opt-350m and opt-1.3b, and one that a CPU steps through in a fifth of a second
 SHAPES = {

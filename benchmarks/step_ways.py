@@ -25,7 +25,7 @@ from benchmarks.peers.grzo import GrzoStep
 from benchmarks.peers.lozo import LozoStep
 from benchmarks.peers.mezo import MezoStep, full_logits_loss, same_rows_losses
 from xgblora.adapters import AdapterSet
-from xgblora.training.objective import CandidateObjective, classification
+from xgblora.objectives.texts import CandidateObjective, classification
 
 SETTINGS = {"eps": 1e-3, "lr": 1e-6}
 

@@ -14,8 +14,9 @@ import xgblora
 from benchmarks.measure import compare
 from benchmarks.models import on_device, random_model
 from benchmarks.peers.mezo import MezoStep, full_logits_loss
-from xgblora.tasks import Collator, EncodedExample, encode, load_task, sample_sets
-from xgblora.training.objective import CandidateObjective, classification
+from xgblora.objectives.texts import CandidateObjective, classification
+from xgblora.scoring import Collator, EncodedExample, encode
+from xgblora.tasks import load_task, sample_sets
 
 SHARED = Path(__file__).parents[2] / "shared"
 BATCHES, EXAMPLES, ROUNDS = 2, 16, 3

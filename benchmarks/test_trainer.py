@@ -10,10 +10,10 @@ import xgblora
 from benchmarks.measure import compare
 from benchmarks.models import on_device
 from xgblora import demo
+from xgblora.objectives.of_task import prepare_objective
+from xgblora.runs.language_model import load_model
 from xgblora.tasks import choose_task, sample_sets
 from xgblora.training import XGBLoRAArguments, XGBLoRATrainer
-from xgblora.training.language_model import load_model
-from xgblora.training.task_objective import prepare_objective
 
 STEPS, EXAMPLES = 40, 16
 

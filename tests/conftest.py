@@ -1,5 +1,7 @@
-"""Models small enough for every test: randomly initialised OPT, Llama and GPT-2, and the real ones the project has."""
+"""Models small enough for every test, samples for them, and runs of `xgblora-train` that several tests look at."""
 
+import csv
+import json
 import logging
 import os
 from contextlib import contextmanager
@@ -14,6 +16,9 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 import torch
+from safetensors.torch import load_file
+
+from xgblora.tasks import Sample
 
 SHARED_MODELS = Path(__file__).parent.parent.parent / "shared" / "models"
 SHARED_DATA = SHARED_MODELS.parent / "data"
@@ -131,14 +136,22 @@ def token_batch():
 
 @pytest.fixture
 def shared_model():
-    """A function that gives the folder of a shared model, and skips the test where it is missing."""
+    """A function that gives the folder of a shared model or tokenizer, and skips the test where it is missing."""
 
     def folder(name: str) -> Path:
-        if not (SHARED_MODELS / name / "config.json").exists():
+        if not (SHARED_MODELS / name / "tokenizer.json").exists():
             pytest.skip(f"../shared/models/{name} is not here")
         return SHARED_MODELS / name
 
     return folder
+
+
+@pytest.fixture
+def shared_tokenizer(shared_model):
+    """A function `(name)` that loads the tokenizer of a shared model."""
+    from transformers import AutoTokenizer
+
+    return lambda name: AutoTokenizer.from_pretrained(shared_model(name))
 
 
 @pytest.fixture
@@ -272,3 +285,115 @@ def train_tiny(tiny_flags):
         return output_dir
 
     return train
+
+
+@pytest.fixture(scope="session")
+def plain_scores():
+    """The mean log-probability of each candidate's option tokens, by a forward of its own, without padding or cache."""
+
+    def one_candidate_at_a_time(model, tokenizer, samples) -> list[list[float]]:
+        scores = []
+        for sample in samples:
+            scores.append([])
+            for text in sample.candidates:
+                encoding = tokenizer(text, return_offsets_mapping=True)
+                ids = torch.tensor([encoding["input_ids"]])
+                start = next(i for i, (_, end) in enumerate(encoding["offset_mapping"]) if end > len(sample.prompt))
+                count = ids.shape[1] - start
+                with torch.no_grad():
+                    logits = model(ids[:, :-1], use_cache=False, logits_to_keep=count).logits[0]
+                chosen = logits.log_softmax(dim=-1)[torch.arange(count), ids[0, start:]]
+                scores[-1].append(chosen.mean().item())
+        return scores
+
+    return one_candidate_at_a_time
+
+
+@pytest.fixture
+def samples():
+    """Candidates of one token and of several, two to four of them, long and short prompts."""
+    choices = [
+        ("a gem It was", ("terrible", "great"), 1),
+        ("the cast It", ("is superb", "was terrible and slow"), 1),
+        ("bland , slow and much too long It was", ("great", "a great delight", "a", "slow and much too long"), 3),
+        ("x", ("y", "z z z z z z"), 0),
+    ]
+    return [
+        Sample.of_choices(
+            prompt,
+            [f"{prompt} {answer}" for answer in answers],
+            right,
+            f"sample {number}",
+            sfc_prompt="It was",
+            sfc_candidates=[f"It was {answer}" for answer in answers],
+        )
+        for number, (prompt, answers, right) in enumerate(choices)
+    ]
+
+
+class Run:
+    """The folder of a run, with its files read."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @property
+    def losses(self) -> list[tuple[str, str]]:
+        """(step, loss) as they are written."""
+        with open(self.folder / "step_loss.csv", encoding="utf-8", newline="") as file:
+            return [(row["step"], row["loss"]) for row in csv.DictReader(file)]
+
+    @property
+    def metrics(self) -> dict:
+        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+
+    @property
+    def log(self) -> list[str]:
+        """The lines of train.log without their times."""
+        return [line[20:] for line in (self.folder / "train.log").read_text(encoding="utf-8").splitlines()]
+
+    @property
+    def merge_lines(self) -> list[str]:
+        """Where the log says that it merged: "step 10"."""
+        start = "XGBLoRA: Merging and reinitializing at "
+        return [line.removeprefix(start) for line in self.log if line.startswith(start)]
+
+    def entries(self, name: str) -> list[dict]:
+        """The objects of a .jsonl file."""
+        return [json.loads(line) for line in (self.folder / name).read_text(encoding="utf-8").splitlines()]
+
+    def weights(self) -> dict:
+        """The tensors of the saved model."""
+        return load_file(self.folder / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, train_tiny):
+    """A function `(*flags)` that trains in a new folder, once for the same flags, and gives the `Run`."""
+    done: dict[tuple[str, ...], Run] = {}
+
+    def once(*flags: object) -> Run:
+        key = tuple(map(str, flags))
+        if key not in done:
+            done[key] = Run(train_tiny(tmp_path_factory.mktemp("runs") / "run", *flags))
+        return done[key]
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def run_in(train_tiny):
+    """A function `(folder, *flags)` that trains into `folder` and gives the `Run`."""
+    return lambda folder, *flags: Run(train_tiny(folder, *flags))
+
+
+@pytest.fixture(scope="session")
+def merged_by_steps(run) -> Run:
+    """40 zeroth-order steps, merged after every 10, evaluated after every 10."""
+    return run("--xgblora", "--xgblora_steps_per_iteration=10", "--max_steps=40")
+
+
+@pytest.fixture(scope="session")
+def merged_by_epochs(run) -> Run:
+    """10 zeroth-order steps of 3 an epoch: three epochs and a third, merged at the end of each, evaluated there."""
+    return run("--xgblora", "--xgblora_merge_frequency=1", "--max_steps=10", "--eval_strategy=epoch")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import xgblora
 from benchmarks.models import random_batch, random_model
 from xgblora.boosting.export import finish
-from xgblora.training.objective import CandidateObjective, classification
+from xgblora.objectives.texts import CandidateObjective, classification
 
 
 @dataclass(frozen=True)

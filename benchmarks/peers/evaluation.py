@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from xgblora.scoring.encoding import option_start
 from xgblora.tasks import Sample
-from xgblora.tasks.encoding import option_start
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from xgblora import Ledger
 from xgblora.boosting.replay import rebuild
 from xgblora.cli.export import main
-from xgblora.training import checkpoint
+from xgblora.records import checkpoint
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from xgblora import Ledger
 from xgblora.cli.export import main as export_main
 from xgblora.cli.replay import main
-from xgblora.training import checkpoint
+from xgblora.records import checkpoint
 
 VERIFIED = "verified: the weights are bit for bit those of the run"
 NOT_VERIFIED = "not verified: the run was stopped, and its tape has no digest of the weights to compare with"

@@ -7,7 +7,7 @@ import pytest
 
 from xgblora.comparison.methods import METHODS
 from xgblora.comparison.runs import PlannedRun, folder_name
-from xgblora.training.run_folder import RunFolder
+from xgblora.records.run_folder import RunFolder
 
 
 @pytest.fixture

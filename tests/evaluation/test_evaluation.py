@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from xgblora.errors import InputError
 from xgblora.evaluation import Evaluation, Record, evaluate
@@ -114,8 +115,9 @@ def test_the_model_and_the_random_numbers_are_as_they_were(ask, opt, samples):
     assert ask(calibration="sfc") == first
 
 
-def test_generated_answers_are_measured_by_f1_and_exact_match(load_shared, shared_data):
-    model, tokenizer = load_shared("stories260K")
+def test_generated_answers_are_measured_by_f1_and_exact_match(shared_model, shared_tokenizer, shared_data):
+    tokenizer = shared_tokenizer("stories260K")
+    model = AutoModelForCausalLM.from_pretrained(shared_model("stories260K")).eval()
     samples = load_task("SQuAD", str(shared_data("squad"))).valid[:3]
     state = torch.get_rng_state()
     settings = {"max_length": 256, "max_new_tokens": 8}

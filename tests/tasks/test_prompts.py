@@ -546,7 +546,7 @@ class TestTheOption:
 
     @pytest.mark.parametrize("name, row, expected", CHOICES, ids=names_only)
     def test_it_is_as_long_as_mezo_s(self, shared_tokenizer, name, row, expected):
-        from xgblora.tasks import encode
+        from xgblora.scoring import encode
 
         tokenizer = shared_tokenizer("opt-tokenizer")
         example = encode(TASKS[name].to_sample(row, "here"), tokenizer, max_length=512)

@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from xgblora.errors import InputError
-from xgblora.tasks import TASKS, encode, load_task
+from xgblora.scoring import encode
+from xgblora.tasks import TASKS, load_task
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import torch
 
 from xgblora.adapters import Origin
 from xgblora.errors import InputError
-from xgblora.training import XGBLoRAArguments, XGBLoRATrainer, checkpoint
+from xgblora.records import checkpoint
+from xgblora.training import XGBLoRAArguments, XGBLoRATrainer
 from xgblora.training.run_identity import identity_of_examples, identity_of_flags
 
 # 3 batches an epoch

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 import xgblora
 from xgblora.errors import InputError
-from xgblora.training.objective import model_loss
+from xgblora.objectives.texts import model_loss
 from xgblora.training.trainer import XGBLoRATrainer
 
 

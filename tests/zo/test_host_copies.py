@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import xgblora
-from xgblora.tasks import Collator, EncodedExample, OptionScorer, scoring
-from xgblora.training.objective import CandidateObjective, classification, option_nll
+from xgblora.objectives.texts import CandidateObjective, classification, option_nll
+from xgblora.scoring import Collator, EncodedExample, OptionScorer, option_scorer
 
 GPU = torch.device("meta")
 
@@ -73,7 +73,7 @@ EXAMPLES = [
 @pytest.fixture
 def without_numbers(monkeypatch):
     """What looks at numbers of a model before it trains is left out."""
-    monkeypatch.setattr(scoring, "_is_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(option_scorer, "_is_on_gpu", lambda tensor: True)
     monkeypatch.setattr(OptionScorer, "_reason_by_trial", lambda self, model: None)
     monkeypatch.setattr("xgblora.adapters.adapter_set.uniform", lambda seed, size, **_: torch.zeros(size, device=GPU))
 

@@ -10,8 +10,8 @@ from torch import nn
 import xgblora
 from xgblora.adapters import shared_inputs
 from xgblora.errors import InputError
-from xgblora.tasks import Collator, EncodedExample, scoring
-from xgblora.training.objective import CandidateObjective, classification
+from xgblora.objectives.texts import CandidateObjective, classification
+from xgblora.scoring import Collator, EncodedExample, option_scorer
 from xgblora.zo import step_graphs
 from xgblora.zo.step_graphs import StepGraphs
 
@@ -105,7 +105,7 @@ def train(
     ],
 )
 def test_recorded_steps_have_the_bits_of_unrecorded_ones(make_opt, cpu_recorder, monkeypatch, options):
-    monkeypatch.setattr(scoring, "_is_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(option_scorer, "_is_on_gpu", lambda tensor: True)
     recorder = cpu_recorder()
     recorded = train(make_opt(), recorder, **options)
     recorded.assert_same_bits(train(make_opt(), **options))
@@ -120,7 +120,7 @@ def test_recorded_steps_have_the_bits_of_unrecorded_ones(make_opt, cpu_recorder,
 def test_recorded_steps_that_share_dots_have_the_bits_of_steps_that_do_not(
     make_opt, cpu_recorder, monkeypatch, pairing
 ):
-    monkeypatch.setattr(scoring, "_is_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(option_scorer, "_is_on_gpu", lambda tensor: True)
     plain = train(make_opt(), pairing=pairing)
     shared, row_dots = [], shared_inputs.row_dots
     monkeypatch.setattr(shared_inputs, "reads_dots", lambda x, weight: True)
@@ -163,7 +163,7 @@ def test_the_mask_of_padded_batches_on_a_gpu_gives_the_same_scores(make_model, m
         batch = batch_of(9, 5, 3, 7, seed=0, padded=True)
         with torch.no_grad():
             plain = objective(model, batch)
-            monkeypatch.setattr(scoring, "_is_on_gpu", lambda tensor: True)
+            monkeypatch.setattr(option_scorer, "_is_on_gpu", lambda tensor: True)
             torch.testing.assert_close(objective(model, batch), plain, rtol=1e-5, atol=1e-6)
             monkeypatch.undo()
 

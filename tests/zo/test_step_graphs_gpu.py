@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import xgblora
-from xgblora.tasks import Collator, EncodedExample
-from xgblora.training.objective import CandidateObjective, classification
+from xgblora.objectives.texts import CandidateObjective, classification
+from xgblora.scoring import Collator, EncodedExample
 from xgblora.zo.step_graphs import SEEN_BEFORE_RECORDING
 
 pytestmark = [

@@ -16,13 +16,13 @@ from xgblora.comparison.methods import METHODS, SET_BY_THE_COMPARISON, Method
 from xgblora.comparison.results import FinishedRun
 from xgblora.comparison.runs import Ended, PlannedRun
 from xgblora.errors import InputError
+from xgblora.objectives.of_task import check_objective
+from xgblora.records.run_folder import RunFolder, refuse_unwritable
+from xgblora.runs.language_model import refuse_missing_folder
+from xgblora.runs.measurement import check_measurement
+from xgblora.runs.report import configuration
 from xgblora.tasks import choose_task, sample_sets
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
-from xgblora.training.language_model import refuse_missing_folder
-from xgblora.training.measurement import check_measurement
-from xgblora.training.report import configuration
-from xgblora.training.run_folder import RunFolder, refuse_unwritable
-from xgblora.training.task_objective import check_objective
 
 DESCRIPTION = """Compare LoRA and XGBLoRA: run every method on every seed, on the same data and the same noise, one run
 after the other, each a process of its own. What was stopped goes on where it was when the same command is given again.

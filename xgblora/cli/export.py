@@ -30,8 +30,8 @@ from xgblora.cli.result import (
     written_model,
 )
 from xgblora.errors import InputError
-from xgblora.training import checkpoint
-from xgblora.training.run_folder import RunFolder, refuse_unwritable
+from xgblora.records import checkpoint
+from xgblora.records.run_folder import RunFolder, refuse_unwritable
 from xgblora.zo import Tape
 
 DESCRIPTION = """Take the result of a run away. RUN is the folder of a finished run, a checkpoint of any run (the

@@ -23,7 +23,7 @@ from xgblora.cli.result import (
     written_model,
 )
 from xgblora.errors import InputError
-from xgblora.training.run_folder import RunFolder, refuse_unwritable
+from xgblora.records.run_folder import RunFolder, refuse_unwritable
 from xgblora.zo import Tape
 from xgblora.zo.tape import MergeRecord, Record, StepRecord
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xgblora.adapters import Origin
 from xgblora.boosting import Ledger
 from xgblora.errors import InputError
-from xgblora.training import checkpoint
-from xgblora.training.language_model import load_model, refuse_missing_folder
-from xgblora.training.run_folder import refuse_unwritable
+from xgblora.records import checkpoint
+from xgblora.records.run_folder import refuse_unwritable
+from xgblora.runs.language_model import load_model, refuse_missing_folder
 
 
 @dataclass

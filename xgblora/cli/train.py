@@ -12,10 +12,10 @@ from xgblora.cli.exit import exits_with_one_line
 from xgblora.cli.flags import FlagParser
 from xgblora.errors import InputError
 from xgblora.freed_memory import keep_freed_memory
+from xgblora.runs.console import show_on_terminal
+from xgblora.runs.dry_run import dry_run
+from xgblora.runs.fine_tune import fine_tune
 from xgblora.training.arguments import AdapterArguments, TaskArguments, XGBLoRAArguments, is_of_adapters
-from xgblora.training.console import show_on_terminal
-from xgblora.training.dry_run import dry_run
-from xgblora.training.fine_tune import fine_tune
 
 DESCRIPTION = """Fine-tune a language model with XGBLoRA (boosted rank-1 adapters) or LoRA, by forward passes alone
 or by backpropagation. Without --model_name it fine-tunes the small model of the package on its review data.

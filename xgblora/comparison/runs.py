@@ -15,7 +15,7 @@ from xgblora.atomic_file import write_text
 from xgblora.comparison.methods import Method
 from xgblora.comparison.sweep import Setting
 from xgblora.errors import InputError
-from xgblora.training.run_folder import RunFolder, refuse_unwritable
+from xgblora.records.run_folder import RunFolder, refuse_unwritable
 
 # what a run may be started with differently and still be the same run
 _BESIDE_THE_POINT = {

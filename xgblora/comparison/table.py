@@ -7,7 +7,7 @@ from xgblora.comparison.ascii_plot import ascii_plot
 from xgblora.comparison.report import Candidate, Difference, Report, Spread
 from xgblora.comparison.runs import PlannedRun
 from xgblora.comparison.sweep import named
-from xgblora.training.loss_figure import smoothed
+from xgblora.runs.loss_figure import smoothed
 
 
 def summary(report: Report) -> list[str]:

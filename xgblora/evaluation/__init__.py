@@ -2,14 +2,5 @@
 
 from xgblora.evaluation.demonstrations import draw_demonstrations
 from xgblora.evaluation.evaluation import Evaluation, Record, evaluate
-from xgblora.evaluation.generation import generate_answers
-from xgblora.evaluation.likelihood import log_probabilities
 
-__all__ = [
-    "Evaluation",
-    "Record",
-    "draw_demonstrations",
-    "evaluate",
-    "generate_answers",
-    "log_probabilities",
-]
+__all__ = ["Evaluation", "Record", "draw_demonstrations", "evaluate"]

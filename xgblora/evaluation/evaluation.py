@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from xgblora.atomic_file import write_text
 from xgblora.errors import InputError
 from xgblora.evaluation.demonstrations import Calibration, in_context, without_question
-from xgblora.evaluation.generation import MAX_NEW_TOKENS, generate_answers
-from xgblora.evaluation.likelihood import log_probabilities
-from xgblora.tasks import EncodedExample, Sample, Task, encode_all, in_eval_mode
+from xgblora.scoring import EncodedExample, encode_all, in_eval_mode
+from xgblora.scoring.generation import MAX_NEW_TOKENS, generate_answers
+from xgblora.scoring.likelihood import log_probabilities
+from xgblora.tasks import Sample, Task
 from xgblora.tasks.metrics import CHOICE_METRICS, GENERATION_METRICS
 
 # Samples that are encoded at a time: enough to fill batches of like length, few enough for ReCoRD's many candidates.

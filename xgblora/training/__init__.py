@@ -1,4 +1,4 @@
-"""Training: flags, objectives, the trainer on transformers' `Trainer`, and whole runs."""
+"""Training: the flags, and transformers' `Trainer` over what is trained."""
 
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 from xgblora.training.trainer import XGBLoRATrainer

@@ -1,21 +1,18 @@
-"""What happens beside the training loop: merging, the files that grow, the progress bar."""
+"""What happens beside the training loop: merging, the last checkpoint of an epoch, the progress bar."""
 
-import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from xgblora.atomic_file import sync_file, write_text
 from xgblora.boosting import AdaptiveMerging, Booster, MergePolicy, Unboosted
 from xgblora.boosting.early_stopping import best_of, has_stalled
 from xgblora.boosting.shrinkage import Shrinkage
-from xgblora.training.console import logger
-from xgblora.training.run_folder import RunFolder
+
+logger = logging.getLogger("xgblora")
 
 
 class MergeCallback(TrainerCallback):
@@ -126,91 +123,6 @@ def forget_moments(optimizer) -> None:
     getattr(optimizer, "optimizer", optimizer).state.clear()
 
 
-class RunFilesCallback(TrainerCallback):
-    """Write `step_loss.csv`, `training_loss.jsonl`, `eval_loss.jsonl`, `merges.jsonl` and `tape.bin` as training goes.
-
-    Losses stay on the device until transformers logs or a checkpoint is due, so that a step waits for nothing. A run
-    that is resumed keeps the lines up to its checkpoint, which holds the merges and the tape until then.
-    """
-
-    def __init__(
-        self, folder: RunFolder, step_losses: list[torch.Tensor], booster: Booster | Unboosted, policy: MergePolicy
-    ):
-        self._folder, self._step_losses, self._booster, self._policy = folder, step_losses, booster, policy
-        self._first_step = self._merges_written = self._tape_bytes_written = 0
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        keep = self._first_step = state.global_step
-        self._folder.remove_leftovers()
-        kept = _lines_up_to(keep, self._folder.step_loss, lambda line: int(line.split(",")[0]), heading=1)
-        write_text(self._folder.step_loss, "step,loss\n" + kept)
-        for path in (self._folder.training_loss, self._folder.eval_loss):
-            write_text(path, _lines_up_to(keep, path, lambda line: json.loads(line)["step"]))
-        write_text(self._folder.merges, "")
-        self._merges_written = 0
-        self._flush_merges(keep + 1)
-        self.rewrite_tape()
-
-    def before_checkpoint(self, state) -> None:
-        """Bring everything up to this step to the disk: a run that goes on from the checkpoint keeps it."""
-        self._flush_losses(state)
-        for path in (self._folder.step_loss, self._folder.training_loss, self._folder.eval_loss):
-            sync_file(path)
-
-    def on_log(self, args, state, control, logs=None, lr_scheduler=None, **kwargs):
-        self._flush_losses(state)
-        entry = {"step": state.global_step, **(logs or {})}
-        # a merge of this very step waits for its evaluation; the run's last entry comes before the best model is loaded
-        self._flush_merges(state.global_step + (1 if "train_runtime" in entry else 0))
-        if "loss" in entry:
-            _append(self._folder.training_loss, json.dumps(entry) + "\n")
-        elif "eval_loss" in entry and state.global_step > self._first_step:
-            rate = lr_scheduler.get_last_lr()[0] if lr_scheduler is not None else args.learning_rate
-            _append(self._folder.eval_loss, json.dumps({**entry, "learning_rate": rate}) + "\n")
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._flush_losses(state)
-        self._flush_merges(state.global_step + 1)
-        # whole, because loading the best checkpoint goes back to its tape
-        self.rewrite_tape()
-
-    def rewrite_tape(self) -> None:
-        """Write the tape whole."""
-        if self._booster.tape is not None:
-            self._booster.tape.save(self._folder.tape)
-            self._tape_bytes_written = len(self._booster.tape.to_bytes())
-
-    def _flush_losses(self, state) -> None:
-        if self._step_losses:
-            losses = torch.stack(self._step_losses).tolist()
-            first = state.global_step - len(losses) + 1
-            _append(self._folder.step_loss, "".join(f"{first + i},{loss!r}\n" for i, loss in enumerate(losses)))
-            self._step_losses.clear()
-        self._append_to_tape()
-
-    def _append_to_tape(self) -> None:
-        if self._booster.tape is not None:
-            new = self._booster.tape.to_bytes(self._tape_bytes_written)
-            with open(self._folder.tape, "ab") as file:
-                file.write(new)
-            self._tape_bytes_written += len(new)
-
-    def _flush_merges(self, before_step: int) -> None:
-        boosters = self._booster.ledger.boosters[self._merges_written :]
-        for booster in [booster for booster in boosters if booster.step < before_step]:
-            entry = {
-                "round": booster.round,
-                "step": booster.step,
-                "kept_step": booster.step if booster.kept_step is None else booster.kept_step,
-                "epoch": booster.epoch,
-                "rule": str(self._policy),
-                "scale": booster.scale,
-                "held_out_loss": booster.held_out_loss,
-            }
-            _append(self._folder.merges, json.dumps(entry) + "\n")
-            self._merges_written += 1
-
-
 class RoundProgress(ProgressCallback):
     """transformers' progress bar, with the loss and the boosting round beside it instead of lines of numbers.
 
@@ -233,23 +145,3 @@ class RoundProgress(ProgressCallback):
         if self._booster is not None:
             shown["round"] = self._booster.round
         self.training_bar.set_postfix(shown)
-
-
-def _lines_up_to(last_step: int, path: Path, step_of: Callable[[str], int], *, heading: int = 0) -> str:
-    """The lines of a file after its heading, up to `last_step` or the first that a killed process left unreadable."""
-    lines = path.read_bytes().split(b"\n")[heading:-1] if path.exists() else []
-    kept = []
-    for line in lines:
-        try:
-            text = line.decode("utf-8")
-            if step_of(text) > last_step:
-                break
-        except (ValueError, KeyError, TypeError):
-            break
-        kept.append(text + "\n")
-    return "".join(kept)
-
-
-def _append(path: Path, text: str) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)

@@ -1,9 +1,10 @@
 """`XGBLoRATrainer`: transformers' `Trainer` over adapters, by forward passes alone or by backpropagation."""
 
+import logging
 import math
 import os
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,18 @@ from xgblora.atomic_file import replacing_folder
 from xgblora.boosting import AdaptiveMerging, Booster, Unboosted, start_tape
 from xgblora.boosting.early_stopping import has_stalled
 from xgblora.errors import InputError
-from xgblora.tasks.packing import positions_of
-from xgblora.training import checkpoint
+from xgblora.objectives.texts import ChoosingObjective, model_loss
+from xgblora.records import checkpoint
+from xgblora.records.run_files import RunFilesCallback
+from xgblora.records.run_folder import RunFolder
+from xgblora.scoring.packing import positions_of
 from xgblora.training.arguments import NEED_ROUNDS, XGBLoRAArguments
-from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress, RunFilesCallback
-from xgblora.training.console import logger, silenced
-from xgblora.training.objective import ChoosingObjective, model_loss
-from xgblora.training.run_folder import RunFolder
+from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress
 from xgblora.training.run_identity import identity_of_flags
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer, without_gradients
 from xgblora.zo import ZeroOrder
+
+logger = logging.getLogger("xgblora")
 
 
 class XGBLoRATrainer(Trainer):
@@ -140,7 +143,7 @@ class XGBLoRATrainer(Trainer):
 
     def _init_training_state(self, *args, **kwargs):
         # transformers warns where a checkpoint's run logged, evaluated or saved at other steps, and goes on at those
-        with silenced("transformers.trainer_utils"):
+        with _silenced("transformers.trainer_utils"):
             begun = super()._init_training_state(*args, **kwargs)
         self.state.compute_steps(self.args, self.state.max_steps)
         # the state names the best checkpoint by the place where it was written; the run may have been moved
@@ -277,17 +280,13 @@ class XGBLoRATrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(folder, self.adapters, self.booster)
-        if self._adaptive is not None:
-            self._adaptive.save(folder / checkpoint.ROUND)
+        checkpoint.save(folder, self.adapters, self.booster, self._adaptive)
 
     def _check_checkpoint(self, folder: str | Path) -> dict:
         return checkpoint.check(Path(folder), self.booster.ledger.origin, self._identity)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster)
-        if self._adaptive is not None:
-            self._adaptive.load(Path(resume_from_checkpoint) / checkpoint.ROUND)
+        checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster, self._adaptive)
         if self.tape is not None:
             self.zo.skipped_steps.fill_(self.tape.skipped_steps())
 
@@ -383,3 +382,15 @@ def _refuse_without_one_held_out_set(args: XGBLoRAArguments, held_out: object) -
 def _targets(target_modules: list[str] | None) -> str | list[str] | None:
     """One entry may be a regular expression, several are names."""
     return target_modules[0] if target_modules and len(target_modules) == 1 else target_modules
+
+
+@contextmanager
+def _silenced(name: str) -> Iterator[None]:
+    """Keep the warnings of the logger `name` to itself while the block runs."""
+    other = logging.getLogger(name)
+    level = other.level
+    other.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        other.setLevel(level)

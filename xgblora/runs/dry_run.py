@@ -1,0 +1,107 @@
+"""`dry_run`: what a run would do and need, from the same flags, data and model, with nothing written."""
+
+from xgblora.adapters.memory import readable_size
+from xgblora.runs import report
+from xgblora.runs.console import log_block
+from xgblora.runs.fine_tune import prepare
+from xgblora.runs.forecast import (
+    Batches,
+    Course,
+    DiskSpace,
+    RunMemory,
+    batches_of,
+    boosters_of,
+    course_of,
+    disk_space,
+    memory_of_run,
+)
+from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.trainer import XGBLoRATrainer
+
+Rows = list[tuple[str, object]]
+
+
+def dry_run(task: TaskArguments, args: XGBLoRAArguments) -> None:
+    """Log the configuration of the run, and what is to come.
+
+    Args:
+        task: with `dry_run` set.
+        args: the other flags.
+
+    Raises:
+        InputError: a flag, a file or the data is wrong, as of `fine_tune`; or a batch does not fit into the memory.
+    """
+    run = prepare(task, args)
+    trainer = run.trainer
+    report.log_configuration(run.task, args, trainer, run.measurement.sets, run.folder)
+    if args.trainer == "none":
+        log_block("dry run: nothing was written", _memory(trainer, memory_of_run(trainer, None, 0)))
+        return
+    course = course_of(trainer)
+    batches = batches_of(trainer, course.last)
+    memory = memory_of_run(trainer, batches, boosters_of(trainer, course))
+    disk = disk_space(trainer, course, memory)
+    rows = [*_steps(trainer, course), *_work(trainer, batches), *_memory(trainer, memory), *_disk(run.task, args, disk)]
+    log_block("dry run: nothing was written", rows)
+
+
+def _steps(trainer: XGBLoRATrainer, course: Course) -> Rows:
+    epochs = f"{course.last / course.per_epoch:.4g} epochs of {course.per_epoch:,} steps"
+    steps = f"{course.last:,} ({epochs})"
+    if course.first:
+        steps = f"{course.last - course.first:,}, from step {course.first:,} to {course.last:,} ({epochs} in all)"
+    merges = f"{'at most ' if course.at_most else ''}{course.merges:,}"
+    if course.first_merges:
+        more = ", ..." if course.merges > len(course.first_merges) else ""
+        merges += f" ({', '.join(course.first_merges)}{more})"
+    if course.leftover:
+        merges += "; the last adapter is merged when training has ended"
+    return [
+        ("Optimizer steps", steps),
+        ("Merges to come", merges),
+        ("Trainable parameters", f"{trainer.adapters.num_parameters():,}"),
+    ]
+
+
+def _work(trainer: XGBLoRATrainer, batches: Batches) -> Rows:
+    count = trainer.args.gradient_accumulation_steps
+    forwards = f"{trainer.zo.forwards * count}" if trainer.zo is not None else f"{count}, and as many backwards"
+    tokens = f"{batches.tokens * count:,.0f} on average, padding included; {batches.most_tokens:,} in the largest batch"
+    return [("Forwards a step", forwards), ("Tokens a step", tokens)]
+
+
+def _memory(trainer: XGBLoRATrainer, memory: RunMemory) -> Rows:
+    device, backward = trainer.args.device, trainer.zo is None
+    rows = [("Memory of the base weights", memory.weights)]
+    if trainer.args.trainer != "none":
+        rows += [
+            ("Memory of the fp32 master" if trainer.args.full else "Memory of the adapters", memory.adapters),
+            ("Memory of the optimizer", memory.optimizer),
+            (f"Memory of a step (activations{' and gradients' if backward else ''}, largest batch)", memory.step),
+            ("Memory of merges on the device (remainders)", memory.remainders),
+            ("Memory of merges on the host (base weights, boosters)", memory.host),
+        ]
+    if memory.evaluation:
+        rows.append(("Memory of an evaluation (activations, largest batch of the development set)", memory.evaluation))
+    shown = [(name, readable_size(size)) for name, size in rows]
+    if device.type == "cpu":
+        together = f"{readable_size(memory.device + memory.host)} on the cpu"
+    else:
+        together = f"{readable_size(memory.device)} on {device}, {readable_size(memory.host)} on the host"
+    return [
+        *shown,
+        ("Memory at the peak", f"{together}, beside Python, the libraries and the scratch space of kernels"),
+    ]
+
+
+def _disk(task: TaskArguments, args: XGBLoRAArguments, disk: DiskSpace) -> Rows:
+    left = {"boosters": disk.boosters, "tape": disk.tape, "model": disk.model if task.save_model else 0}
+    shown = ", ".join(f"{name} {readable_size(size)}" for name, size in left.items() if size)
+    strategy = getattr(args.save_strategy, "value", args.save_strategy)
+    if strategy == "no":
+        checkpoints = "none (--save_strategy no)"
+    else:
+        often = f"every {args.save_steps:g} steps" if strategy == "steps" else f"by {strategy}"
+        kept = f", the last {args.save_total_limit} are kept" if args.save_total_limit else ""
+        checkpoints = f"{often}, {readable_size(disk.checkpoint)} at most for each{kept}"
+    return [("Left on the disk", shown), ("Checkpoints", checkpoints)]

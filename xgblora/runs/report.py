@@ -1,0 +1,156 @@
+"""What a run says: the block of its configuration before anything runs, and the table of its results at the end."""
+
+import torch
+
+from xgblora.adapters import AdapterSet, FullParameters
+from xgblora.objectives.of_task import OBJECTIVES
+from xgblora.records.run_folder import RunFolder
+from xgblora.runs.console import log_block, log_table, logger
+from xgblora.tasks import SampledSets
+from xgblora.training.arguments import NUMBERS_OF_OPTIMIZERS, TaskArguments, XGBLoRAArguments
+from xgblora.training.trainer import XGBLoRATrainer
+
+
+def method_name(args: XGBLoRAArguments) -> str:
+    """The method as a person says it: "XGBLoRA, zeroth-order"."""
+    if args.full and args.trainer == "zo":
+        return "full parameters, zeroth-order (MeZO)"
+    adapters = "XGBLoRA" if args.boosts else f"LoRA r={args.rank}"
+    how = {"zo": "zeroth-order", "regular": "first-order (AdamW)", "none": "zero-shot"}[args.trainer]
+    return how if args.trainer == "none" else f"{adapters}, {how}"
+
+
+def log_configuration(
+    task: TaskArguments, args: XGBLoRAArguments, trainer: XGBLoRATrainer, sets: SampledSets, folder: RunFolder
+) -> None:
+    """Log the block that says what will run; its lines are part of the interface."""
+    if args.boosts and args.lora_r != 1:
+        logger.warning("--lora_r %d: XGBLoRA always uses rank 1; using 1", args.lora_r)
+    for line in args.idle_flags:
+        logger.warning(line)
+    adapters, policy = trainer.adapters, args.merge_policy
+    weights = adapters.compute_dtype
+    rows = [
+        ("Model", f"{task.model_name} ({str(weights).removeprefix('torch.')}, {args.device})"),
+        (
+            "Task",
+            f"{task.task_name} from {task.data_dir or task.task_file or 'the hub'}: {len(sets.train)} train, "
+            f"{len(sets.dev)} dev, {len(sets.evaluation)} held-out examples",
+        ),
+        ("Method", method_name(args)),
+    ]
+    if args.trainer != "none":
+        rows += _rows_of_full_parameters(adapters) if args.full else _rows_of_adapters(args, adapters)
+        if args.boosts:
+            start = trainer.booster.ledger.start
+            rows += [
+                ("Steps per iteration", args.xgblora_steps_per_iteration),
+                ("Merge frequency (epochs)", args.xgblora_merge_frequency),
+                ("Merge rule in force", policy),
+                ("Reinitialisation", args.xgblora_reinit),
+                ("Shrinkage", args.shrinkage),
+                ("Layers a round trains (colsample)", f"{start.count(len(adapters.layers))} of {len(adapters.layers)}"),
+            ]
+            if args.early_stopping_rounds:
+                rows.append(("Early stopping", f"after {args.early_stopping_rounds} round(s) without a better one"))
+            if weights != torch.float32:
+                rows.append(("Rounding of merges", args.rounding))
+        if args.trainer == "zo":
+            rows.append(("Zeroth order", estimate_and_rule(args)))
+        rows += [
+            (
+                "Learning rate",
+                f"{args.learning_rate:g} ({getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)})",
+            ),
+            ("Batch size", args.per_device_train_batch_size * args.gradient_accumulation_steps),
+            ("Loss", OBJECTIVES[task.objective]),
+            ("Seed", args.seed),
+        ]
+    log_block("xgblora", [*rows, ("Output", folder.path)])
+
+
+def _rows_of_adapters(args: XGBLoRAArguments, adapters: AdapterSet) -> list[tuple[str, object]]:
+    forced = " (forced to 1 for XGBLoRA)" if args.boosts else ""
+    return [
+        ("Actual rank used", f"{args.rank}{forced}"),
+        ("Alpha", args.lora_alpha),
+        ("Scaling (alpha/r)", args.scaling),
+        ("Adapted layers", f"{len(adapters.layers)}, {adapters.num_parameters():,} trainable parameters"),
+    ]
+
+
+def _rows_of_full_parameters(full: FullParameters) -> list[tuple[str, object]]:
+    memory = f"{full.arena.live.nbytes / 2**20:.1f} MiB of weights, {full.arena.master.nbytes / 2**20:.1f} MiB of fp32"
+    return [
+        ("Trainable parameters", f"{full.num_parameters():,}, {len(full.parameters)} tensors"),
+        ("Memory", f"{memory} master beside them (restores exactly)"),
+    ]
+
+
+def estimate_and_rule(args: XGBLoRAArguments) -> str:
+    """The zeroth-order estimate and what steps along it; two-sided, Gaussian and SGD go without saying."""
+    parts = [f"eps {args.zo_eps:g}", f"{args.zo_directions} direction(s)", f"pairing {args.zo_pairing}"]
+    if not args.zo_two_sided:
+        parts.append("one-sided")
+    if args.zo_normalise:
+        parts.append("normalised by the deviation of the losses (FZOO)")
+    if args.zo_distribution != "gaussian":
+        parts.append(args.zo_distribution)
+    if args.zo_optimizer != "sgd":
+        numbers = NUMBERS_OF_OPTIMIZERS[args.zo_optimizer]
+        said = ", ".join(f"{name} {getattr(args, flag):g}" for flag, name in numbers.items())
+        parts.append(f"{args.zo_optimizer} ({said})" if said else args.zo_optimizer)
+    return ", ".join(parts)
+
+
+def log_results(metrics: dict, metric: str, folder: RunFolder, saved: str | None) -> None:
+    """Log the table of results, and where everything is; `saved` is the line for the model."""
+    results, shots = metrics["results"], metrics["configuration"]["num_demos"]
+    logger.info("")
+    header, rows = ("", "examples", f"{shots or 'zero'}-shot"), []
+    trained = results.get("trained", {})
+    if trained:
+        header += ("trained", "gain")
+    for name, title in (("dev", "development set"), ("eval", "held-out set")):
+        before = results["zero_shot"].get(name)
+        if before is None:
+            continue
+        row = (f"{metric}, {title}", str(before["examples"]), f"{100 * before[metric]:.1f}%")
+        if trained:
+            gain = trained[name][metric] - before[metric]
+            row += (f"{100 * trained[name][metric]:.1f}%", f"{100 * gain:+.1f}")
+        rows.append(row)
+    log_table(header, rows)
+    logger.info("")
+    if trained:
+        training = metrics["training"]
+        logger.info(
+            "%d steps in %.1f s (%.1f steps/s), %d merges, %d skipped",
+            training["steps"],
+            training["seconds"],
+            training["steps_per_second"],
+            training["merges"],
+            training["skipped_steps"],
+        )
+        logger.info("curve:   %s", folder.figure)
+    logger.info("metrics: %s", folder.metrics)
+    if saved:
+        logger.info(saved)
+
+
+def configuration(task: TaskArguments, args: XGBLoRAArguments) -> dict:
+    """The resolved configuration: every flag of ours, and what follows from them."""
+    training = {
+        name: value
+        for name, value in args.to_dict().items()
+        if isinstance(value, (int, float, str, list, bool, type(None))) and "token" not in name
+    }
+    return {
+        **vars(task),
+        **training,
+        "method": args.method,
+        "rank": None if args.full else args.rank,
+        "alpha": None if args.full else args.lora_alpha,
+        "scaling": None if args.full else args.scaling,
+        "merge_rule": str(args.merge_policy),
+    }

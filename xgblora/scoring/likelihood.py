@@ -1,0 +1,241 @@
+"""Mean log-probabilities of candidates: no token is run twice that need not be.
+
+Candidates that differ in their last token alone are one text already (`tasks.encoding`). Texts that begin alike, be
+they candidates of one example, questions about one article or questions after the same demonstrations, have their
+beginning run once and kept in a KV cache, where that pays (`xgblora.scoring.beginnings`). From there their ends go
+on, several in one row, with a mask that keeps them apart. Models that keep something else than the keys and values of
+all tokens run every text whole.
+
+Whole texts are padded on the right, where a causal model does not see it; beginnings are padded on the left and masked.
+What predicts no option token is spared the end of the model (`xgblora.scoring.option_rows`).
+"""
+
+import inspect
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from xgblora.scoring.batches import batches_of, tokens_per_batch
+from xgblora.scoring.beginnings import Family, Text, families
+from xgblora.scoring.encoding import EncodedExample
+from xgblora.scoring.option_rows import MISFITS, OptionRows, Rows, agree, places_of
+from xgblora.scoring.packing import for_attention, keeps_all_tokens, keeps_apart, reason_not_to_pack
+
+logger = logging.getLogger("xgblora")
+
+# Tokens of the ends that stand in one row. Every one is compared with all of its row, which costs a quarter more at
+# 512 (see POSITION_IN_COMPARISONS), and every row has a copy of the cache.
+ROW = 512
+
+
+@torch.no_grad()
+def log_probabilities(
+    model: nn.Module,
+    examples: Sequence[EncodedExample],
+    *,
+    pad_token_id: int = 0,
+    tokens: int | None = None,
+) -> list[list[float]]:
+    """For each example the mean log-probability of the option tokens of each candidate.
+
+    Args:
+        model: a causal language model in eval mode.
+        examples: what `tasks.encode` made.
+        pad_token_id: any id; what stands there changes nothing.
+        tokens: the most tokens of a forward, those in the cache among them; None: what suits the device.
+    """
+    device = next(model.parameters()).device
+    first = list(itertools.accumulate((len(example.options) for example in examples), initial=0))
+    texts = [text for example, slot in zip(examples, first, strict=False) for text in _texts(example, slot)]
+    totals = torch.zeros(first[-1], device=device)
+    if texts:
+        _Forwards(model, pad_token_id, tokens or tokens_per_batch(device)).add(texts, totals)
+    counts = [len(option) for example in examples for option in example.options]
+    means = [total / count for total, count in zip(totals.tolist(), counts, strict=True)]
+    return [means[start:stop] for start, stop in itertools.pairwise(first)]
+
+
+def _texts(example: EncodedExample, slot: int) -> list[Text]:
+    """The sequences of an example; `slot` is the number of its first candidate."""
+    targets: list[list[tuple[int, int, int]]] = [[] for _ in example.sequences]
+    for candidate, option in enumerate(example.options):
+        for row, token in option:
+            sequence, index = example.rows[row]
+            targets[sequence].append((index, token, slot + candidate))
+    return [Text(ids, tuple(wanted)) for ids, wanted in zip(example.sequences, targets, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Prefixes:
+    """Beginnings that were run: their cache, `lengths` [E] and `mask` [E, P]."""
+
+    cache: DynamicCache
+    lengths: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Ends that stand side by side in one row, after beginning number `prefix` of those in the cache."""
+
+    prefix: int
+    ends: tuple[Text, ...]
+
+    def __len__(self) -> int:
+        return sum(len(end.ids) for end in self.ends)
+
+    def targets(self) -> list[tuple[int, int, int]]:
+        """The targets of its ends, by their places in the row."""
+        starts = itertools.accumulate((len(end.ids) for end in self.ends), initial=0)
+        return [
+            (start + index, token, candidate)
+            for start, end in zip(starts, self.ends, strict=False)
+            for index, token, candidate in end.targets
+        ]
+
+
+class _Forwards:
+    """The forwards of one evaluation.
+
+    Args:
+        tokens: the most tokens of a forward.
+    """
+
+    def __init__(self, model: nn.Module, pad_token_id: int, tokens: int):
+        self._model, self._pad, self._tokens = model, pad_token_id, tokens
+        self._device = next(model.parameters()).device
+        self._rows = OptionRows(model)
+        reason = self._rows.spare(model, self._logits) if keeps_all_tokens(model.config) else "it forgets tokens"
+        if reason:
+            logger.debug("The last layer computes all positions: %s", reason)
+
+    def add(self, texts: Sequence[Text], totals: Tensor) -> None:
+        """Add the log-probabilities of all targets to `totals` fp32 [candidates]."""
+        found = families(texts)
+        if any(family.shared for family in found):
+            # tried where there is something to share: of SST-2 the trial would be 2% of the time
+            reason = self._reason_not_to_share()
+            if reason:
+                logger.debug("Beginnings are not shared: %s", reason)
+                found = [Family(0, (text,)) for text in texts]
+        alone = [text for family in found if not family.shared for text in family.texts]
+        for batch in batches_of(alone, lambda text: len(text.ids), tokens=self._tokens):
+            self._run(batch, totals)
+        for batch in batches_of(
+            [family for family in found if family.shared], lambda family: family.shared, tokens=self._tokens
+        ):
+            prefixes = self._prefixes([family.texts[0].ids[: family.shared] for family in batch])
+            rows = [row for number, family in enumerate(batch) for row in _rows_of(family, number)]
+            for some in batches_of(rows, len, tokens=self._tokens, extra=batch[0].shared):
+                self._run_after(prefixes, some, totals)
+
+    def _run(self, texts: list[Text], totals: Tensor) -> None:
+        """Run whole texts, padded on the right."""
+        length = max(len(text.ids) for text in texts)
+        ids = self._padded([text.ids for text in texts], length)
+        self._score(ids, [text.targets for text in texts], totals)
+
+    def _prefixes(self, beginnings: list[tuple[int, ...]]) -> _Prefixes:
+        """Run E beginnings, padded on the left."""
+        longest = max(map(len, beginnings))
+        ids = self._tensor([[self._pad] * (longest - len(text)) + list(text) for text in beginnings])
+        lengths = self._tensor([len(text) for text in beginnings])
+        mask = (torch.arange(longest, device=ids.device) >= longest - lengths[:, None]).long()
+        cache = DynamicCache(config=self._model.config)
+        # of the last layer a cache wants the keys and values; some row must be computed: the last, which no text lacks
+        last = torch.arange(1, len(beginnings) + 1, device=ids.device).unsqueeze(1) * longest - 1
+        positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
+        with self._rows.only(Rows(last[0], last)):
+            self._logits(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        return _Prefixes(cache, lengths, mask)
+
+    def _run_after(self, prefixes: _Prefixes, rows: list[_Row], totals: Tensor) -> None:
+        """Run rows of ends, padded on the right, after the beginnings in the cache."""
+        length = max(map(len, rows))
+        ids = self._padded([[token for end in row.ends for token in end.ids] for row in rows], length)
+        # 0 is for padding
+        numbers = [[number for number, end in enumerate(row.ends, 1) for _ in end.ids] for row in rows]
+        steps = [[step for end in row.ends for step in range(len(end.ids))] for row in rows]
+        numbers, steps = (self._padded(values, length, 0) for values in (numbers, steps))
+        which = self._tensor([row.prefix for row in rows])
+        before = prefixes.mask[which].bool()[:, None, None].expand(-1, -1, length, -1)
+        mask = torch.cat([before, keeps_apart(numbers, numbers)], dim=-1)
+        arguments = {
+            "attention_mask": for_attention(self._model, mask),
+            "position_ids": prefixes.lengths[which, None] + steps,
+            "past_key_values": DynamicCache([(kept.keys[which], kept.values[which]) for kept in prefixes.cache.layers]),
+            "use_cache": True,
+        }
+        self._score(ids, [row.targets() for row in rows], totals, **arguments)
+
+    def _score(self, ids: Tensor, targets: list[Sequence[tuple[int, int, int]]], totals: Tensor, **arguments) -> None:
+        """Run `ids` [N, T] and add what its rows give to their targets (place in the row, token id, candidate)."""
+        length = ids.shape[1]
+        flat = [
+            (row * length + index, token, slot) for row, of_row in enumerate(targets) for index, token, slot in of_row
+        ]
+        wanted, tokens, slots = self._tensor(flat).unbind(dim=1)
+        rows, inverse = wanted.unique(return_inverse=True)
+        places = places_of([sorted({index for index, _, _ in of_row}) for of_row in targets], length)
+        with self._rows.only(Rows(rows, None if places is None else self._tensor(places))):
+            logits = self._logits(ids, **arguments)
+        logits = logits.view(len(rows), -1).float()
+        totals.index_add_(0, slots, logits[inverse, tokens] - logits.logsumexp(dim=-1)[inverse])
+
+    def _reason_not_to_share(self) -> str | None:
+        """Why no beginnings are shared; a few short texts are run both ways, as `OptionRows.spare` does."""
+        arguments = inspect.signature(self._model.forward).parameters
+        if "past_key_values" not in arguments:
+            return "the model takes no past_key_values"
+        reason = reason_not_to_pack(self._model, list(arguments))
+        if reason:
+            return reason
+        last = self._model.get_input_embeddings().num_embeddings - 1
+        one, two, three, four = (min(token, last) for token in (5, 9, 2, 7))
+        texts = [
+            Text((one, two, three, four), ((2, one, 0), (3, two, 0))),
+            Text((one, two, four), ((2, three, 1),)),
+            Text((one, two, three, one), ((3, four, 2),)),
+            Text((two, four, one), ((1, one, 3), (2, four, 3))),
+            Text((two, three), ((1, one, 4),)),
+        ]
+        whole, shared = torch.zeros(2, 5, device=self._device)
+        self._run(texts, whole)
+        try:
+            prefixes = self._prefixes([(one, two), (two,)])
+            rows = [_Row(0, tuple(text.after(2) for text in texts[:3])), _Row(1, tuple(t.after(1) for t in texts[3:]))]
+            self._run_after(prefixes, rows, shared)
+        except MISFITS as error:
+            return f"it takes no such mask ({' '.join(str(error).split())[:100]})"
+        if agree(shared, whole, next(self._model.parameters()).dtype):
+            return None
+        return "its scores are others then"
+
+    def _logits(self, ids: Tensor, **arguments) -> Tensor:
+        return self._model(**{"input_ids": ids, "use_cache": False, **arguments}).logits
+
+    def _padded(self, rows: list[Sequence[int]], length: int, filler: int | None = None) -> Tensor:
+        filler = self._pad if filler is None else filler
+        return self._tensor([list(row) + [filler] * (length - len(row)) for row in rows])
+
+    def _tensor(self, values: list) -> Tensor:
+        return torch.tensor(values, device=self._device)
+
+
+def _rows_of(family: Family, number: int) -> list[_Row]:
+    """The ends of a family, whose beginning is number `number` in the cache, in rows of at most `ROW` tokens."""
+    rows: list[list[Text]] = []
+    room = 0
+    for text in family.texts:
+        end = text.after(family.shared)
+        if len(end.ids) > room:
+            rows.append([])
+            room = ROW
+        rows[-1].append(end)
+        room -= len(end.ids)
+    return [_Row(number, tuple(ends)) for ends in rows]

@@ -1,0 +1,176 @@
+"""Log-probabilities of the candidates of a batch.
+
+Batches run packed, without padding, on models that give the same scores so: a small batch is tried both ways. What does
+not predict an option token is spared the end of the model (`xgblora.scoring.option_rows`).
+"""
+
+import inspect
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from xgblora.errors import InputError
+from xgblora.scoring.collator import Collator
+from xgblora.scoring.encoding import EncodedExample
+from xgblora.scoring.eval_mode import in_eval_mode
+from xgblora.scoring.option_rows import MISFITS, OptionRows, Rows, agree
+from xgblora.scoring.packing import for_attention, keeps_apart, reason_not_to_pack
+
+logger = logging.getLogger("xgblora")
+
+
+class OptionScorer:
+    """Scores the candidates of batches made by `Collator` with a causal language model.
+
+    Args:
+        model: a model with `get_output_embeddings()`; it has hooks within `scores` and none outside.
+
+    Attributes:
+        packs: whether batches that have a `grid` run packed.
+
+    Raises:
+        InputError: the model has no output embeddings.
+    """
+
+    def __init__(self, model: nn.Module):
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        if head is None:
+            raise InputError(f"{type(model).__name__} has no output embeddings: it is no language model")
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._rows = OptionRows(model)
+        reason = reason_not_to_pack(model, list(parameters)) or self._reason_by_trial(model)
+        self.packs = reason is None
+        if reason:
+            logger.info("Batches are padded, not packed: %s", reason)
+            return
+        reason = self._rows.spare(model, lambda ids: _apart(model, ids))
+        if reason:
+            logger.info("The last layer computes all positions: %s", reason)
+
+    def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Mean log-probability of the option tokens of each candidate: fp32 [B, C], -inf for padding candidates."""
+        arguments, rows = _packed(model, batch) if self.packs and "grid" in batch else self._padded(model, batch)
+        with self._rows.only(rows):
+            logits = model(**arguments, use_cache=False).logits.float()
+        return _mean_log_probabilities(logits.view(len(batch["label"]), -1, logits.shape[-1]), batch)
+
+    def _padded(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Rows]:
+        """What the model takes, and the rows of its B * S * T that predict option tokens."""
+        examples, sequences, length = batch["input_ids"].shape
+        first = torch.arange(examples, device=batch["rows"].device).unsqueeze(1) * (sequences * length)
+        mask = batch["attention_mask"].view(-1, length)
+        arguments = {"input_ids": batch["input_ids"].view(-1, length), "attention_mask": mask}
+        if self._takes_positions:
+            arguments["position_ids"] = _positions(mask)
+        if self.packs and _is_on_gpu(mask):
+            # given this one, transformers looks whether there is padding at all, and the host waits for the answer
+            arguments["attention_mask"] = for_attention(model, keeps_apart(mask, torch.zeros_like(mask)))
+        return arguments, Rows((batch["rows"] + first).view(-1))
+
+    @torch.no_grad()
+    def _reason_by_trial(self, model: nn.Module) -> str | None:
+        """Why packed batches give other scores than padded ones; None: they do not.
+
+        Documentation does not tell which architectures take a mask of their own, and some take and ignore it.
+        """
+        device, last = model.get_input_embeddings().weight.device, model.get_input_embeddings().num_embeddings - 1
+        if device.type == "meta":
+            return "the model has no weights yet"
+        batch = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in Collator(0)(_trial_examples(last)).items()
+        }
+        try:
+            with in_eval_mode(model):
+                self.packs = False
+                padded = self.scores(model, batch)
+                self.packs = True
+                packed = self.scores(model, batch)
+        except MISFITS as error:
+            if not self.packs:
+                raise
+            return f"the model takes no such mask ({' '.join(str(error).split())[:100]})"
+        there = batch["option_mask"].any(dim=-1)
+        if agree(packed[there], padded[there], next(model.parameters()).dtype):
+            return None
+        return "the model's scores are others when it is given positions and a mask"
+
+
+def _packed(model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Rows]:
+    """What the model takes, and the rows of its R * L that predict option tokens; G groups of a batch stay together."""
+    examples, rows, length = batch["grid"]
+    cells = batch["cells"].view(-1, examples, *batch["cells"].shape[1:])
+    groups, _, sequences, tokens = cells.shape
+    positions = _positions(batch["attention_mask"])
+    # numbered from 1, so that zeros are what is left of the grid
+    numbers = torch.arange(1, max(examples, sequences) + 1, device=cells.device)
+    branches = numbers[:sequences, None].expand(len(positions), sequences, tokens)
+    branches = branches.masked_fill(positions < batch["shared"].view(-1, 1, 1), 0)
+    example_of = numbers[:examples, None, None].expand(cells.shape)
+
+    def grid(values: Tensor) -> Tensor:
+        # one cell more takes all padding
+        filled = values.new_zeros(groups, rows * length + 1)
+        return filled.scatter_(1, cells.flatten(1), values.reshape(groups, -1))[:, :-1].reshape(-1, length)
+
+    arguments = {
+        "input_ids": grid(batch["input_ids"]),
+        "position_ids": grid(positions),
+        "attention_mask": for_attention(model, keeps_apart(grid(example_of), grid(branches))),
+    }
+    wanted = batch["cells"].flatten(1).gather(1, batch["rows"]).view(groups, -1)
+    first = torch.arange(groups, device=cells.device).unsqueeze(1) * (rows * length)
+    wanted = wanted + first
+    return arguments, Rows(wanted.view(-1), _places(wanted, batch, rows))
+
+
+def _places(wanted: Tensor, batch: dict[str, Tensor], rows: int) -> Tensor | None:
+    """The cells `wanted` [G, B * R] of G grids by row: [G * rows, Q], as `Rows.places` has them."""
+    if not batch["queries"]:
+        return None
+    groups, (_, _, length) = len(wanted), batch["grid"]
+    places = wanted.new_full((groups, rows * batch["queries"]), groups * rows * length)
+    return places.scatter_(1, batch["slots"].view(groups, -1), wanted).view(groups * rows, -1)
+
+
+def _apart(model: nn.Module, ids: Tensor) -> Tensor:
+    """The logits of texts `ids` [N, T], run as a grid in which each has a row."""
+    there = torch.ones_like(ids)
+    mask = for_attention(model, keeps_apart(there, torch.zeros_like(ids)))
+    return model(input_ids=ids, position_ids=_positions(there), attention_mask=mask, use_cache=False).logits
+
+
+def _is_on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """The position of each token in its sequence; `mask` [..., T] is 0 where there is padding."""
+    return (mask.cumsum(dim=-1) - 1).clamp_(min=0)
+
+
+def _trial_examples(last: int) -> list[EncodedExample]:
+    """Examples of every form; token ids go up to `last`."""
+    one, two, three, four, five = (min(token, last) for token in (5, 9, 2, 7, 4))
+    forked = EncodedExample(
+        ((one, two, three, four), (one, two, five)),
+        ((0, 1), (0, 2), (0, 3), (1, 1), (1, 2)),
+        (((0, three), (1, four), (2, one)), ((3, five), (4, two))),
+        0,
+    )
+    plain = EncodedExample(((four, three, two, five, one),), ((0, 3), (0, 4)), (((0, one), (1, two)), ((1, four),)), 1)
+    return [plain, forked, plain]
+
+
+def _mean_log_probabilities(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """[B, R, V] logits of the gathered rows to [B, C] mean log-probabilities."""
+    shape = batch["option_rows"].shape
+    rows, targets = batch["option_rows"].flatten(1), batch["option_targets"].flatten(1)
+    flat = rows * logits.shape[-1] + targets
+    chosen = logits.flatten(1).gather(1, flat) - logits.logsumexp(dim=-1).gather(1, rows)
+    mask = batch["option_mask"]
+    tokens = mask.sum(dim=-1)
+    mean = (chosen.view(shape) * mask).sum(dim=-1) / tokens.clamp(min=1)
+    return mean.masked_fill(tokens == 0, float("-inf"))
