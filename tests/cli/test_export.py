@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xgblora import Ledger
-from xgblora.boosting.replay import rebuild
 from xgblora.cli.export import main
+from xgblora.replaying import rebuild
 from xgblora.training import checkpoint
 
 

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import xgblora
 from xgblora.boosting import Ledger
 from xgblora.errors import InputError
+from xgblora.tape import Tape
 from xgblora.tasks import Collator, OptionScorer, encode, load_task, sample_sets
 from xgblora.training.run_folder import RunFolder, refuse_unwritable, unused_folder
-from xgblora.zo import Tape
 
 FILES = {
     "boosters.safetensors",

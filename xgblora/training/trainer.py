@@ -17,9 +17,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from xgblora.adapters import FullParameters, Trainable, attach
 from xgblora.atomic_file import replacing_folder
-from xgblora.boosting import AdaptiveMerging, Booster, Unboosted, start_tape
+from xgblora.boosting import AdaptiveMerging, Booster, Unboosted
 from xgblora.boosting.early_stopping import has_stalled
 from xgblora.errors import InputError
+from xgblora.replaying import start_tape
 from xgblora.tasks.packing import positions_of
 from xgblora.training import checkpoint
 from xgblora.training.arguments import NEED_ROUNDS, XGBLoRAArguments

@@ -23,9 +23,9 @@ from xgblora.adapters import Trainable
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.ops.noise import derive_seed
 from xgblora.ops.perturb import check_distribution
+from xgblora.tape import Tape
 from xgblora.zo.cuda_recorder import CudaRecorder
 from xgblora.zo.step_graphs import StepGraphs
-from xgblora.zo.tape import Tape
 from xgblora.zo.update_rule import ArenaOptimizer, UpdateRule
 
 logger = logging.getLogger("xgblora")
