@@ -25,7 +25,7 @@ from xgblora.tape import (
     checksum,
 )
 from xgblora.zo import ArenaOptimizer, UpdateRule
-from xgblora.zo.zero_order import direction_seeds
+from xgblora.zo.estimator import direction_seeds
 
 
 @torch.no_grad()

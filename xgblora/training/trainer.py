@@ -357,15 +357,13 @@ def _zero_order(adapters: Trainable, objective: Callable, args: XGBLoRAArguments
         objective,
         eps=args.zo_eps,
         lr=args.learning_rate,
-        directions=args.zo_directions,
         pairing=args.zo_pairing,
         optimizer=args.update_rule,
         seed=args.seed,
         weight_decay=args.weight_decay,
         distribution=args.zo_distribution,
-        two_sided=args.zo_two_sided,
-        normalise=args.zo_normalise,
         capture=args.zo_capture,
+        estimator=args.estimator,
     )
 
 
