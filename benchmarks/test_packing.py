@@ -102,7 +102,7 @@ def test_packed_step_against_padded_and_mezo(benchmark, device, batches, name):
     }
     real = sum(int(batch["attention_mask"].sum()) for batch in ours)
     for name, computed in {
-        "packed": sum(rows * length for _, rows, length in (batch["grid"] for batch in ours)),
+        "packed": sum(rows * length for rows, length in (batch["grid"] for batch in ours)),
         "padded": sum(batch["input_ids"].numel() for batch in exact),
         "padded_to_8": sum(batch["input_ids"].numel() for batch in multiples),
         "mezo": sum(batch["input_ids"].numel() for batch in theirs),

@@ -26,8 +26,10 @@ RANKS = {
     "_C": 1,
     "ops": 2,
     "adapters": 3,
+    "tape": 4,
     "zo": 5,
     "boosting": 5,
+    "replaying": 6,
     "tasks": 1,
     "scoring": 2,
     "evaluation": 3,
@@ -39,7 +41,7 @@ RANKS = {
     "cli": 11,
 }
 # Below the trainer stand two towers, one of weights and one of texts, and neither knows the other.
-OF_WEIGHTS = {"kernels", "_C", "ops", "adapters", "zo", "boosting"}
+OF_WEIGHTS = {"kernels", "_C", "ops", "adapters", "tape", "zo", "boosting", "replaying"}
 OF_TEXTS = {"tasks", "scoring", "evaluation", "objectives"}
 # A layer keeps the arena that it is a view of; goes with the reference.
 KNOWN_CIRCLE = {"xgblora.adapters.arena", "xgblora.adapters.rank1_linear", "xgblora.adapters.shared_inputs"}
@@ -72,6 +74,9 @@ class TestNames:
             "Booster",
             "Ledger",
             "MergePolicy",
+            "Tape",
+            "start_tape",
+            "replay",
             "XGBLoRATrainer",
             "XGBLoRAArguments",
             "export_merged",
@@ -83,6 +88,18 @@ class TestNames:
         assert getattr(xgblora, name) is not None
         assert name in xgblora.__all__
         assert name in dir(xgblora)
+
+    def test_a_function_is_not_replaced_by_the_room_that_it_lives_in(self):
+        """A package called like a public name would be put in its place by the import system."""
+        printed = python(
+            """
+            import importlib, types, xgblora
+            for home in set(xgblora._HOMES.values()):
+                importlib.import_module(home)
+            print([name for name in xgblora._HOMES if isinstance(getattr(xgblora, name), types.ModuleType)])
+            """
+        )
+        assert printed == "[]\n"
 
     @pytest.mark.parametrize("name", ["rank1_linear", "row_dots", "perturb", "update_", "merge_rank1_"])
     def test_operations_are_there(self, name):
@@ -106,7 +123,7 @@ class TestImports:
 
     def test_importing_operations_adapters_and_zeroth_order_imports_no_heavy_package(self):
         program = """
-            import sys, xgblora, xgblora.ops, xgblora.adapters, xgblora.zo
+            import sys, xgblora, xgblora.ops, xgblora.adapters, xgblora.tape, xgblora.zo
             print([name for name in ("transformers", "datasets", "accelerate", "matplotlib") if name in sys.modules])
         """
         assert python(program) == "[]\n"
@@ -252,9 +269,15 @@ class TestRooms:
         known = {(room_of(path), room) for path in SOURCES if room_of(path) in tower for room in imports_of(path)}
         assert [pair for pair in known if pair[1] in other] == []
 
+    def test_the_step_and_the_rounds_know_nothing_of_one_another_and_the_tape_of_neither(self):
+        """What needs both, such as replaying a tape, is above them."""
+        apart = {"zo": {"boosting", "replaying"}, "boosting": {"zo", "replaying"}, "tape": {"zo", "boosting"}}
+        for path in SOURCES:
+            assert not imports_of(path) & apart.get(room_of(path), set()), path
+
     def test_operations_know_no_model_and_no_trainer(self):
         for path in SOURCES:
-            if room_of(path) in ("ops", "adapters", "zo"):
+            if room_of(path) in ("ops", "adapters", "tape", "zo"):
                 tree = ast.parse(path.read_text(encoding="utf-8"))
                 modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
                 modules |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}

@@ -8,7 +8,7 @@ import xgblora
 from xgblora import ops
 from xgblora.errors import InputError
 from xgblora.ops.noise import normal
-from xgblora.zo.zero_order import direction_seeds
+from xgblora.zo.estimator import direction_seeds
 
 
 def loss_of(model, batch):

@@ -10,10 +10,9 @@ from xgblora.adapters.identity import trained_hash
 from xgblora.boosting import AdaptiveMerging, AdaptiveRule
 from xgblora.boosting.adaptive import AdaptiveRound
 from xgblora.boosting.export import finish
-from xgblora.boosting.replay import rebuild, replay
 from xgblora.errors import InputError
-from xgblora.zo import Tape
-from xgblora.zo.tape import KeepRecord, MergeRecord, TakeRecord
+from xgblora.replaying import rebuild, replay
+from xgblora.tape import KeepRecord, MergeRecord, TakeRecord, Tape
 
 NAN, INF = math.nan, math.inf
 

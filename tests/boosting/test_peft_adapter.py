@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import xgblora
 from xgblora.boosting.peft_adapter import CONFIG, WEIGHTS, export_peft
-from xgblora.boosting.replay import rebuild
 from xgblora.boosting.truncation import Factors, stacked_factors, truncated
 from xgblora.errors import InputError
+from xgblora.replaying import rebuild
 
 peft = pytest.importorskip("peft")
 

@@ -10,9 +10,9 @@ from xgblora.boosting import RoundStart
 from xgblora.boosting.export import finish
 from xgblora.boosting.peft_adapter import export_peft
 from xgblora.boosting.reinit import REINITS
-from xgblora.boosting.replay import rebuild, replay
 from xgblora.errors import InputError
-from xgblora.zo import Tape
+from xgblora.replaying import rebuild, replay
+from xgblora.tape import Tape
 
 CPU = torch.device("cpu")
 OPTIONS = [{"reinit": reinit} for reinit in REINITS if reinit != "kaiming"]

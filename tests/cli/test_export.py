@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xgblora import Ledger
-from xgblora.boosting.replay import rebuild
 from xgblora.cli.export import main
 from xgblora.records import checkpoint
+from xgblora.replaying import rebuild
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ def planned(tmp_path):
         flags = {
             "trainer": of.trainer,
             "zo_directions": 1,
+            "zo_two_sided": True,
             "gradient_accumulation_steps": 1,
             "staged_eval": False,
             "learning_rate": 1e-3,
@@ -32,9 +33,23 @@ def planned(tmp_path):
 
 @pytest.fixture
 def finished(planned):
-    """A function that plans a run and writes what it would have left; `held_out` and `dev` are accuracies."""
+    """A function that plans a run and writes what it would have left.
 
-    def finish(method="lora_zo", seed=0, setting=None, *, held_out=0.75, dev=0.75, losses=(0.7, 0.6), **configuration):
+    `held_out` and `dev` are accuracies, `forwards` what the estimator of a step takes; without it, a run of a version
+    that did not say.
+    """
+
+    def finish(
+        method="lora_zo",
+        seed=0,
+        setting=None,
+        *,
+        held_out=0.75,
+        dev=0.75,
+        losses=(0.7, 0.6),
+        forwards=None,
+        **configuration,
+    ):
         run = planned(method, seed, setting, **configuration)
         folder = run.folder
         folder.path.mkdir(parents=True)
@@ -53,6 +68,8 @@ def finished(planned):
             "seconds": 1.0,
             "peak_memory_bytes": 2**30,
         }
+        if forwards is not None:
+            metrics["training"]["estimator"] = {"name": "some", "directions": 1, "forwards": forwards}
         folder.write_metrics(metrics)
         rows = [f"{step},{loss!r}\n" for step, loss in enumerate(losses, start=1)]
         write(folder.step_loss, "step,loss\n", *rows)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from xgblora.comparison.figures import loss_curves
 from xgblora.comparison.report import Difference, Spread, make, to_json
 from xgblora.comparison.runs import Ended
 from xgblora.comparison.table import about, percent, plain, summary
@@ -73,6 +74,31 @@ def test_equal_curves_are_found_by_seed(finished):
 def test_forwards_are_counted(finished):
     runs = [finished("lora_zo", zo_directions=4), finished("lora_fo", gradient_accumulation_steps=2)]
     assert [about["forwards"] for about in to_json(make(runs, {}, [0]))["methods"].values()] == [2 * 8, 2 * 6]
+
+
+ONE_SIDED = {"zo_two_sided": False, "zo_directions": 8}
+
+
+@pytest.mark.parametrize(
+    ("forwards", "flags", "a_step"),
+    [
+        (9, ONE_SIDED, 9),
+        (9, {**ONE_SIDED, "gradient_accumulation_steps": 2}, 18),
+        (5, {"zo_directions": 4}, 5),
+        (None, ONE_SIDED, 9),
+        (None, {"zo_directions": 8}, 16),
+    ],
+    ids=str,
+)
+def test_forwards_are_those_of_the_estimator_in_table_figure_and_json(finished, forwards, flags, a_step):
+    """As the run says, and of a run of before they were named, as its flags do."""
+    made = make([finished("lora_zo", forwards=forwards, losses=(0.7, 0.6, 0.5), **flags)], {}, [0])
+    json_ = to_json(made)
+    assert json_["methods"]["lora_zo"]["forwards"] == json_["runs"][0]["forwards"] == 3 * a_step
+    (row,) = [line for line in summary(made) if line.startswith("lora_zo ")]
+    assert f" {3 * a_step} " in row
+    (curve,) = loss_curves(made, by_forwards=True)
+    assert curve.x.tolist() == [a_step, 2 * a_step, 3 * a_step]
 
 
 def test_what_is_not_a_number_is_null_in_the_json(finished):

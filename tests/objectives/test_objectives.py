@@ -137,7 +137,7 @@ def test_f1_is_that_of_the_best_answer_in_every_group_of_a_stacked_batch(tiny_to
     model = Writer([tiny_tokenizer.encode(text, add_special_tokens=False) for text in texts])
     batch = QuestionCollator(0)([Question((5, 6), ("great", "a gem")), Question((5,), ("slow and long", "plot"))])
     assert batch["attention_mask"].tolist() == [[1, 1], [0, 1]]
-    stacked = xgblora.zo.zero_order.stacked(batch, 2)
+    stacked = xgblora.zo.zero_order.stacked(batch, 2, 2)
     losses = AnswerF1(tiny_tokenizer, max_new_tokens=6)(model, stacked)
     assert losses.dtype == torch.float32
     assert losses.tolist() == pytest.approx([1 - f1("great film", ["great"]), 1 - f1("slow", ["slow and long"]), 1, 0])

@@ -40,8 +40,8 @@ WATCHED = (
     "xgblora.boosting.booster.Booster._write",
     "xgblora.boosting.booster.Booster.replay",
     "xgblora.adapters.AdapterSet.start",
-    "xgblora.zo.tape.Tape.record_merge",
-    "xgblora.zo.tape.Tape.go_on_from",
+    "xgblora.tape.Tape.record_merge",
+    "xgblora.tape.Tape.go_on_from",
 )
 # a phase lasts while its function runs; the first step ends the start or the resume
 PHASES = {

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 import xgblora
 from xgblora.adapters import Origin
-from xgblora.boosting import start_tape
 from xgblora.errors import InputError
 from xgblora.records import checkpoint
+from xgblora.replaying import start_tape
 
 CORRUPTIONS = 2000
 FLAGS = ("--xgblora", "--xgblora_steps_per_iteration=3", "--max_steps=8", "--num_dev=0", "--save_model=false")

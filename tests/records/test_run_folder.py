@@ -12,8 +12,8 @@ from xgblora.boosting import Ledger
 from xgblora.errors import InputError
 from xgblora.records.run_folder import RunFolder, refuse_unwritable, unused_folder
 from xgblora.scoring import Collator, OptionScorer, encode
+from xgblora.tape import Tape
 from xgblora.tasks import load_task, sample_sets
-from xgblora.zo import Tape
 
 FILES = {
     "boosters.safetensors",
@@ -78,7 +78,15 @@ def test_metrics_hold_results_and_the_resolved_configuration(merged_by_steps):
     assert configuration["learning_rate"] == 1e-2
     assert metrics["training"]["steps"] == 40
     assert metrics["training"]["steps_per_second"] == pytest.approx(40 / metrics["training"]["seconds"], rel=0.01)
+    assert metrics["training"]["estimator"] == {"name": "two_sided", "directions": 1, "forwards": 2}
     assert metrics["peak_memory_bytes"] > 1 << 20
+
+
+def test_metrics_say_how_often_a_step_runs_a_batch(run):
+    short = ("--max_steps=3", "--num_dev=0")
+    one_sided = run(*short, "--zo_two_sided=false", "--zo_directions=4")
+    assert one_sided.metrics["training"]["estimator"] == {"name": "one_sided", "directions": 4, "forwards": 5}
+    assert run(*short, "--trainer=regular").metrics["training"]["estimator"] is None
 
 
 def test_dev_loss_after_training_is_the_last_evaluation(merged_by_steps):

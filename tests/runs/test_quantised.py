@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from xgblora import Ledger, Tape
 from xgblora.adapters import attach
 from xgblora.boosting import Booster
-from xgblora.boosting.replay import replay
+from xgblora.replaying import replay
 from xgblora.runs import fine_tune as fine_tune_module
 
 

@@ -58,11 +58,11 @@ def test_all_indices_are_in_range_padding_included():
 
 def test_a_batch_is_int64_and_can_be_repeated_along_the_examples():
     batch = Collator(PAD)([ONE, TWO, ONE])
-    plain = {name: batch.pop(name) for name in ("grid", "queries")}
+    plain = {name: batch.pop(name) for name in ("grid", "queries", "copies", "groups")}
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
     assert is_stackable({**batch, **plain})
-    twice = stacked({**batch, **plain}, 2)
-    assert {name: twice[name] for name in plain} == plain
+    twice = stacked({**batch, **plain}, 2, 6)
+    assert {name: twice[name] for name in plain} == {**plain, "copies": 2, "groups": 6}
     for name, tensor in batch.items():
         assert torch.equal(twice[name][3:], tensor)
 
@@ -72,7 +72,7 @@ def test_each_row_has_a_slot_of_its_own_in_its_row_of_the_grid(few_shapes):
     examples = [EncodedExample(((*range(5, 45), n),), ((0, 40),), (((0, 7),),), 0) for n in range(5)]
     forked = EncodedExample(((*range(30), 3, 4), (*range(30), 5)), ((0, 29), (1, 29), (0, 31)), (((0, 7),),), 0)
     batch = Collator(PAD, few_shapes=few_shapes)([*examples, forked])
-    _, rows, length = batch["grid"]
+    rows, length = batch["grid"]
     cells = batch["cells"].flatten(1).gather(1, batch["rows"])
     slots = dict(zip(batch["slots"].flatten().tolist(), cells.flatten().tolist(), strict=True))
     # the two sequences of the last one share the first of its rows
@@ -91,8 +91,7 @@ def test_the_last_layer_computes_all_where_many_rows_are_read():
 
 def test_every_token_has_a_cell_of_its_own_but_for_shared_beginnings():
     batch = Collator(PAD)([ONE, TWO])
-    examples, rows, length = batch["grid"]
-    assert examples == 2
+    rows, length = batch["grid"]
     there = batch["attention_mask"].bool()
     there[0, 1] = False  # the first sequence again
     assert (batch["cells"][~there] == rows * length).all()

@@ -5,9 +5,8 @@ import torch
 from matplotlib import image
 
 from xgblora.boosting import Ledger
+from xgblora.tape import RollbackRecord, Tape
 from xgblora.training import XGBLoRATrainer
-from xgblora.zo import Tape
-from xgblora.zo.tape import RollbackRecord
 
 # two rounds and a half, no evaluation but those of the rounds
 ROUNDS = ("--xgblora_steps_per_iteration=4", "--max_steps=10", "--eval_strategy=no")

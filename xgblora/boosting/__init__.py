@@ -5,7 +5,6 @@ from xgblora.boosting.booster import Booster
 from xgblora.boosting.ledger import Ledger, MergedAdapter
 from xgblora.boosting.policy import MergePolicy
 from xgblora.boosting.reinit import RoundStart
-from xgblora.boosting.replay import start_tape
 from xgblora.boosting.unboosted import Unboosted
 
 __all__ = [
@@ -17,5 +16,4 @@ __all__ = [
     "MergedAdapter",
     "RoundStart",
     "Unboosted",
-    "start_tape",
 ]

@@ -3,7 +3,6 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,9 +14,7 @@ from xgblora.boosting.reinit import RoundStart, check_share
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
 from xgblora.ops.noise import derive_seed
-
-if TYPE_CHECKING:
-    from xgblora.zo import Tape
+from xgblora.tape import Tape
 
 logger = logging.getLogger("xgblora")
 

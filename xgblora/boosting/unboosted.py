@@ -4,7 +4,7 @@ from pathlib import Path
 
 from xgblora.adapters import FullParameters, Origin
 from xgblora.boosting.ledger import Ledger
-from xgblora.zo import Tape
+from xgblora.tape import Tape
 
 
 class Unboosted:

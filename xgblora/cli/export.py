@@ -13,7 +13,6 @@ from xgblora.adapters import Origin, detach
 from xgblora.boosting import Ledger
 from xgblora.boosting.export import export_merged
 from xgblora.boosting.peft_adapter import CONFIG, export_peft
-from xgblora.boosting.replay import rebuild
 from xgblora.boosting.truncation import TruncationCost
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.cli.flags import FlagParser
@@ -32,7 +31,8 @@ from xgblora.cli.result import (
 from xgblora.errors import InputError
 from xgblora.records import checkpoint
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
-from xgblora.zo import Tape
+from xgblora.replaying import rebuild
+from xgblora.tape import Tape
 
 DESCRIPTION = """Take the result of a run away. RUN is the folder of a finished run, a checkpoint of any run (the
 adapter in training becomes its last booster), or a boosters.safetensors."""
@@ -213,5 +213,5 @@ def write_ledger(path: Path, ledger: Ledger, folder: Path, *, overwrite: bool) -
         ledger.save(file)
     return [
         written(file, counted(ledger)),
-        f'load it: booster = xgblora.boosting.replay.rebuild(base_model, xgblora.Ledger.load("{file}"))',
+        f'load it: booster = xgblora.replaying.rebuild(base_model, xgblora.Ledger.load("{file}"))',
     ]

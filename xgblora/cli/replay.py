@@ -8,7 +8,6 @@ from tqdm import tqdm
 
 from xgblora.boosting import Booster
 from xgblora.boosting.export import export_merged, finish, takes_its_boosters
-from xgblora.boosting.replay import replay
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.cli.flags import FlagParser
 from xgblora.cli.result import (
@@ -24,8 +23,8 @@ from xgblora.cli.result import (
 )
 from xgblora.errors import InputError
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
-from xgblora.zo import Tape
-from xgblora.zo.tape import MergeRecord, Record, StepRecord
+from xgblora.replaying import replay
+from xgblora.tape import MergeRecord, Record, StepRecord, Tape
 
 DESCRIPTION = """Train again from the tape of a zeroth-order run: the base model and a few bytes a step give the trained
 weights again, bit for bit, without data and without a forward pass. RUN is a run folder, finished or not, one of its

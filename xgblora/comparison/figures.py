@@ -15,10 +15,7 @@ from xgblora.runs.loss_figure import smoothed
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = "osD^vP"
 STEPS = "optimizer step"
-FORWARDS = (
-    "forwards of training (zeroth-order: 2 a direction and step; "
-    f"first-order: a step counted as {FORWARDS_OF_A_FIRST_ORDER_STEP})"
-)
+FORWARDS = f"forwards of training (a first-order step counted as {FORWARDS_OF_A_FIRST_ORDER_STEP})"
 
 
 @dataclass(frozen=True)

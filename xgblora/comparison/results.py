@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from xgblora.comparison.runs import PlannedRun
+from xgblora.zo import OneSided, TwoSided
 
 # a first-order step is a forward and a backward, which costs about two more
 FORWARDS_OF_A_FIRST_ORDER_STEP = 3
@@ -46,11 +47,18 @@ class FinishedRun:
 
     @property
     def forwards_per_step(self) -> int:
-        """Forwards of a batch in an optimizer step; of a first-order step, what it costs."""
-        configuration = self.run.configuration
-        zero_order = configuration["trainer"] == "zo"
-        once = 2 * configuration["zo_directions"] if zero_order else FORWARDS_OF_A_FIRST_ORDER_STEP
-        return once * configuration["gradient_accumulation_steps"]
+        """Forwards in an optimizer step, as the run counted those of its estimator; of a first-order step its cost."""
+        batches = self.run.configuration["gradient_accumulation_steps"]
+        if self.run.configuration["trainer"] != "zo":
+            return FORWARDS_OF_A_FIRST_ORDER_STEP * batches
+        estimator = self.metrics["training"].get("estimator")
+        return (estimator["forwards"] if estimator else self._forwards_by_flags) * batches
+
+    @property
+    def _forwards_by_flags(self) -> int:
+        # a run of before `metrics.json` named the estimator: there were these two
+        estimator = TwoSided if self.run.configuration["zo_two_sided"] else OneSided
+        return estimator(self.run.configuration["zo_directions"]).forwards
 
     @property
     def forwards(self) -> int:

@@ -25,13 +25,21 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionCollator:
-    """Make a batch of B questions: `input_ids`, `attention_mask` [B, T], padded on the left, and the list `answers`."""
+    """Make a batch of B questions: `input_ids`, `attention_mask` [B, T], padded on the left, and the list `answers`.
+
+    `copies` says how often they stand in the batch: once. What repeats a batch repeats tensors, not the list.
+    """
 
     pad_token_id: int
 
     def __call__(self, questions: list[Question]) -> dict[str, Any]:
         ids, mask = left_padded([question.ids for question in questions], self.pad_token_id)
-        return {"input_ids": ids, "attention_mask": mask, "answers": [question.answers for question in questions]}
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "answers": [question.answers for question in questions],
+            "copies": 1,
+        }
 
 
 class AnswerF1:
@@ -49,8 +57,7 @@ class AnswerF1:
         """fp32 [B] losses of a batch of `QuestionCollator`."""
         ids, answers = batch["input_ids"], batch["answers"]
         written = write_after(model, self._tokenizer, ids, batch["attention_mask"], max_new_tokens=self._max_new_tokens)
-        # a batch stacked over signs and directions repeats its tensors, and the list of answers is there once
-        losses = [answer_loss(text, answers[row % len(answers)]) for row, text in enumerate(written)]
+        losses = [answer_loss(*pair) for pair in zip(written, answers * batch["copies"], strict=True)]
         return torch.tensor(losses, dtype=torch.float32, device=ids.device)
 
 

@@ -21,7 +21,7 @@ from xgblora.adapters import Origin, Trainable
 from xgblora.atomic_file import remove_leftovers
 from xgblora.boosting import AdaptiveMerging, Booster, Ledger, MergedAdapter, Unboosted
 from xgblora.errors import InputError
-from xgblora.zo import Tape
+from xgblora.tape import Tape
 
 FORMAT = "xgblora-checkpoint-2"
 # its files are the same; it says less of what decides the rest of the run

@@ -175,6 +175,7 @@ def _carry_out(run: PreparedRun, started: float) -> dict:
             "merges": len(entries_of(folder.merges)),
             "best_round": trainer.best_round,
             "skipped_steps": int(trainer.zo.skipped_steps) if trainer.zo else 0,
+            "estimator": report.about_estimator(trainer.zo.estimator) if trainer.zo else None,
             "trainable_parameters": trainer.adapters.num_parameters(),
         }
         results["trained"], answers = measurement.of(trainer.model)

@@ -9,6 +9,7 @@ from xgblora.runs.console import log_block, log_table, logger
 from xgblora.tasks import SampledSets
 from xgblora.training.arguments import NUMBERS_OF_OPTIMIZERS, TaskArguments, XGBLoRAArguments
 from xgblora.training.trainer import XGBLoRATrainer
+from xgblora.zo import Estimator
 
 
 def method_name(args: XGBLoRAArguments) -> str:
@@ -101,6 +102,11 @@ def estimate_and_rule(args: XGBLoRAArguments) -> str:
         said = ", ".join(f"{name} {getattr(args, flag):g}" for flag, name in numbers.items())
         parts.append(f"{args.zo_optimizer} ({said})" if said else args.zo_optimizer)
     return ", ".join(parts)
+
+
+def about_estimator(estimator: Estimator) -> dict[str, str | int]:
+    """For `metrics.json`: how often the estimate of a step runs a batch (`forwards`), and of what kind it is."""
+    return {"name": estimator.name, "directions": estimator.directions, "forwards": estimator.forwards}
 
 
 def log_results(metrics: dict, metric: str, folder: RunFolder, saved: str | None) -> None:

@@ -20,7 +20,7 @@ class Collator:
     """Make a batch of B examples; every tensor has the examples first, so that a batch can be repeated as a whole.
 
     The batch is a dict of int64 tensors (S sequences an example, T tokens, R rows, C candidates, L option tokens) and
-    two plain values:
+    plain values:
 
     - `input_ids`, `attention_mask` [B, S, T]: padded on the left. An example with fewer sequences repeats its first.
     - `rows` [B, R]: indices into the example's S * T hidden states that predict an option token.
@@ -33,7 +33,9 @@ class Collator:
       of its rows, counted row by row.
     - `queries`: Q, or 0 where the last layer should compute all positions.
     - `shared` [B]: the tokens at the beginning that the sequences of the example share in the grid.
-    - `grid`: (examples, rows, positions a row) of the packed grid.
+    - `grid`: (rows, positions a row) of the packed grid.
+    - `copies`: how often the batch stands in it, one below the other, and `groups`: how many adapters read it, each an
+      equal share of the rows. 1 and 1, unless what repeats a batch says otherwise.
 
     What runs the batch chooses between the padded and the packed form; without `grid` it is a padded batch.
 
@@ -85,7 +87,9 @@ class Collator:
             "slots": _int64(slots).view(count, rows),
             "queries": queries,
             "shared": _int64(layout.shared),
-            "grid": (count, layout.rows, layout.length),
+            "grid": (layout.rows, layout.length),
+            "copies": 1,
+            "groups": 1,
         }
 
 

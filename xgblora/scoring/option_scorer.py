@@ -27,7 +27,8 @@ class OptionScorer:
         model: a model with `get_output_embeddings()`; it has hooks within `scores` and none outside.
 
     Attributes:
-        packs: whether batches that have a `grid` run packed.
+        packs: whether batches that have a `grid` run packed, as long as one adapter reads each copy of a batch: in the
+            grid its examples stand side by side.
 
     Raises:
         InputError: the model has no output embeddings.
@@ -51,7 +52,8 @@ class OptionScorer:
 
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean log-probability of the option tokens of each candidate: fp32 [B, C], -inf for padding candidates."""
-        arguments, rows = _packed(model, batch) if self.packs and "grid" in batch else self._padded(model, batch)
+        packed = self.packs and "grid" in batch and batch["groups"] == batch["copies"]
+        arguments, rows = _packed(model, batch) if packed else self._padded(model, batch)
         with self._rows.only(rows):
             logits = model(**arguments, use_cache=False).logits.float()
         return _mean_log_probabilities(logits.view(len(batch["label"]), -1, logits.shape[-1]), batch)
@@ -99,10 +101,10 @@ class OptionScorer:
 
 
 def _packed(model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Rows]:
-    """What the model takes, and the rows of its R * L that predict option tokens; G groups of a batch stay together."""
-    examples, rows, length = batch["grid"]
-    cells = batch["cells"].view(-1, examples, *batch["cells"].shape[1:])
-    groups, _, sequences, tokens = cells.shape
+    """What the model takes, and the rows of its R * L that predict option tokens; each copy of a batch has a grid."""
+    copies, (rows, length) = batch["copies"], batch["grid"]
+    cells = batch["cells"].unflatten(0, (copies, -1))
+    _, examples, sequences, tokens = cells.shape
     positions = _positions(batch["attention_mask"])
     # numbered from 1, so that zeros are what is left of the grid
     numbers = torch.arange(1, max(examples, sequences) + 1, device=cells.device)
@@ -112,27 +114,27 @@ def _packed(model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tenso
 
     def grid(values: Tensor) -> Tensor:
         # one cell more takes all padding
-        filled = values.new_zeros(groups, rows * length + 1)
-        return filled.scatter_(1, cells.flatten(1), values.reshape(groups, -1))[:, :-1].reshape(-1, length)
+        filled = values.new_zeros(copies, rows * length + 1)
+        return filled.scatter_(1, cells.flatten(1), values.reshape(copies, -1))[:, :-1].reshape(-1, length)
 
     arguments = {
         "input_ids": grid(batch["input_ids"]),
         "position_ids": grid(positions),
         "attention_mask": for_attention(model, keeps_apart(grid(example_of), grid(branches))),
     }
-    wanted = batch["cells"].flatten(1).gather(1, batch["rows"]).view(groups, -1)
-    first = torch.arange(groups, device=cells.device).unsqueeze(1) * (rows * length)
+    wanted = batch["cells"].flatten(1).gather(1, batch["rows"]).view(copies, -1)
+    first = torch.arange(copies, device=cells.device).unsqueeze(1) * (rows * length)
     wanted = wanted + first
     return arguments, Rows(wanted.view(-1), _places(wanted, batch, rows))
 
 
 def _places(wanted: Tensor, batch: dict[str, Tensor], rows: int) -> Tensor | None:
-    """The cells `wanted` [G, B * R] of G grids by row: [G * rows, Q], as `Rows.places` has them."""
+    """The cells `wanted` [copies, B * R] by row of their grids: [copies * rows, Q], as `Rows.places` has them."""
     if not batch["queries"]:
         return None
-    groups, (_, _, length) = len(wanted), batch["grid"]
-    places = wanted.new_full((groups, rows * batch["queries"]), groups * rows * length)
-    return places.scatter_(1, batch["slots"].view(groups, -1), wanted).view(groups * rows, -1)
+    copies, (_, length) = batch["copies"], batch["grid"]
+    places = wanted.new_full((copies, rows * batch["queries"]), copies * rows * length)
+    return places.scatter_(1, batch["slots"].view(copies, -1), wanted).view(copies * rows, -1)
 
 
 def _apart(model: nn.Module, ids: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def positions_of(batch: dict) -> int:
     """Positions that a forward of a batch computes: those of its packed grid, or of a batch that has none."""
     if "grid" not in batch:
         return batch["input_ids"].numel()
-    _, rows, length = batch["grid"]
+    rows, length = batch["grid"]
     return rows * length
 
 

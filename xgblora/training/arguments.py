@@ -14,9 +14,9 @@ from xgblora.boosting.shrinkage import FACTORS, Shrinkage
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.tasks import TASKS
 from xgblora.training.idle_flags import idle_flags
-from xgblora.zo import UpdateRule
+from xgblora.zo import Estimator, OneSided, TwoSided, UpdateRule
+from xgblora.zo.one_sided import check_normalise
 from xgblora.zo.update_rule import check_beta
-from xgblora.zo.zero_order import check_normalise
 
 METHODS = ("xgblora", "lora", "full")
 TRAINERS = ("zo", "regular", "none")
@@ -254,6 +254,13 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         """The zeroth-order optimizer and its numbers."""
         numbers = NUMBERS_OF_OPTIMIZERS[self.zo_optimizer]
         return UpdateRule(self.zo_optimizer, **{name: getattr(self, flag) for flag, name in numbers.items()})
+
+    @property
+    def estimator(self) -> Estimator:
+        """What the estimate of a zeroth-order step is."""
+        if self.zo_two_sided:
+            return TwoSided(self.zo_directions)
+        return OneSided(self.zo_directions, self.zo_normalise)
 
     @property
     def merge_policy(self) -> MergePolicy:

@@ -18,13 +18,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from xgblora.adapters import FullParameters, Trainable, attach
 from xgblora.atomic_file import replacing_folder
-from xgblora.boosting import AdaptiveMerging, Booster, Unboosted, start_tape
+from xgblora.boosting import AdaptiveMerging, Booster, Unboosted
 from xgblora.boosting.early_stopping import has_stalled
 from xgblora.errors import InputError
 from xgblora.objectives.texts import ChoosingObjective, model_loss
 from xgblora.records import checkpoint
 from xgblora.records.run_files import RunFilesCallback
 from xgblora.records.run_folder import RunFolder
+from xgblora.replaying import start_tape
 from xgblora.scoring.packing import positions_of
 from xgblora.training.arguments import NEED_ROUNDS, XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress
@@ -355,15 +356,13 @@ def _zero_order(adapters: Trainable, objective: Callable, args: XGBLoRAArguments
         objective,
         eps=args.zo_eps,
         lr=args.learning_rate,
-        directions=args.zo_directions,
         pairing=args.zo_pairing,
         optimizer=args.update_rule,
         seed=args.seed,
         weight_decay=args.weight_decay,
         distribution=args.zo_distribution,
-        two_sided=args.zo_two_sided,
-        normalise=args.zo_normalise,
         capture=args.zo_capture,
+        estimator=args.estimator,
     )
 
 

@@ -1,10 +1,7 @@
 """`ZeroOrder`: training by forward passes alone.
 
-Two-sided simultaneous perturbation (SPSA, Spall 1992) as MeZO (Malladi et al. 2023) applies it to language models,
-over the adapters' arena. For each of q directions z the loss is taken at `master + eps z` and `master - eps z`; their
-difference over `2 eps` is the projected gradient g, and `mean(g z)` the gradient that an optimizer steps against.
-One-sided, the losses at `master + eps z` and one at `master` make q + 1 forwards of it, and the gradient may be
-divided by the standard deviation of the q losses (FZOO, Dang et al. 2025, arXiv:2506.09034, with Rademacher signs).
+A batch is run at places round `master` that an estimator names (`xgblora.zo.estimator`), which makes of the losses a
+projected gradient g for each of q random directions z. `mean(g z)` is the gradient that an optimizer steps against.
 
 The step reads nothing back from the device: losses, projected gradients, the learning rate and the test for
 non-finite losses all stay there. On a GPU its two halves, the losses of a batch and the update, are captured as CUDA
@@ -23,9 +20,12 @@ from xgblora.adapters import Trainable
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.ops.noise import derive_seed
 from xgblora.ops.perturb import check_distribution
+from xgblora.tape import Tape
 from xgblora.zo.cuda_recorder import CudaRecorder
+from xgblora.zo.estimator import Estimator, direction_seeds
+from xgblora.zo.one_sided import OneSided, check_normalise
 from xgblora.zo.step_graphs import StepGraphs
-from xgblora.zo.tape import Tape
+from xgblora.zo.two_sided import TwoSided
 from xgblora.zo.update_rule import ArenaOptimizer, UpdateRule
 
 logger = logging.getLogger("xgblora")
@@ -33,8 +33,8 @@ logger = logging.getLogger("xgblora")
 Objective = Callable[[Any, Any], Tensor]
 PAIRINGS = ("auto", "paired", "sequential")
 CAPTURES = ("auto", "never")
-# A stacked forward needs the activations of 2q batches at once. Past this many input elements a batch fills the
-# device by itself and stacking saves nothing.
+# A stacked forward needs the activations of all its copies of a batch at once. Past this many input elements a batch
+# fills the device by itself and stacking saves nothing.
 AUTO_PAIRING_ELEMENTS = 1 << 14
 
 
@@ -52,7 +52,7 @@ class StepResult:
 
 
 class ZeroOrder:
-    """SPSA over the adapters of a model.
+    """Zeroth-order steps over the adapters of a model.
 
     The model is put into eval mode (no dropout), and its layers read `arena.live` from now on; before training the same
     adapters by backpropagation, call `adapters.arena.read_master()`.
@@ -78,9 +78,11 @@ class ZeroOrder:
         capture: "auto" captures the step as CUDA graphs on a GPU, where that gives the same bits; "never" does not. A
             captured objective is called a few times for each batch shape, and then no more: what else it does, such
             as counting its calls, is not repeated.
+        estimator: what a step's estimate is; in place of `directions`, `two_sided` and `normalise`, which are left out.
 
     Attributes:
-        forwards: 2q or q + 1, forwards a step.
+        estimator: the one at work.
+        forwards: how often a step runs a batch: 2q or q + 1 without an estimator of one's own.
         graphs: the step's CUDA graphs; None on a CPU and with `capture="never"`.
         optimizer: the rule at work, with its moments.
         tape: where steps are recorded, None unless `xgblora.start_tape` began one.
@@ -106,32 +108,30 @@ class ZeroOrder:
         two_sided: bool = True,
         normalise: bool = False,
         capture: str = "auto",
+        estimator: Estimator | None = None,
     ):
-        _check_arguments(eps, lr, directions, pairing, weight_decay, capture)
+        _check_arguments(eps, lr, pairing, weight_decay, capture)
         check_distribution(distribution)
-        check_normalise("normalise", normalise, two_sided, directions)
+        estimator = _chosen(estimator, directions, two_sided, normalise)
         rule = optimizer if isinstance(optimizer, UpdateRule) else UpdateRule(optimizer)
         if not adapters.arena.stacks:
             if pairing == "paired":
                 raise InputError("pairing=paired: full parameters hold one sign at a time; use sequential or auto")
             pairing = "sequential"
         self.adapters, self.objective = adapters, objective
-        self.directions, self.pairing, self.seed = directions, pairing, seed
+        self.estimator, self.pairing, self.seed = estimator, pairing, seed
+        self.directions, self.forwards = estimator.directions, estimator.forwards
+        self.two_sided, self.normalise = isinstance(estimator, TwoSided), getattr(estimator, "normalise", False)
         self.optimizer = ArenaOptimizer(adapters.arena, rule, distribution=distribution, weight_decay=weight_decay)
-        self.two_sided, self.normalise = two_sided, normalise
-        self.forwards = 2 * directions if two_sided else directions + 1
         self.step_index = 0
         self.tape: Tape | None = None
         device = adapters.arena.master.device
         fp32 = {"dtype": torch.float32, "device": device}
         self._eps = torch.tensor([eps], **fp32)
         self._lr = torch.tensor([lr], **fp32)
-        # the last row of a one-sided step is `master` itself, the sign 0 of a seed that nobody reads
-        signs = [1.0, -1.0] * directions if two_sided else [1.0] * directions + [0.0]
-        self._signs = torch.tensor(signs, **fp32)
-        seeds = directions if two_sided else self.forwards
-        self._seeds = torch.zeros(seeds, dtype=torch.int64, device=device)
-        self._losses = torch.zeros(self.forwards, **fp32)
+        self._signs = torch.tensor(estimator.signs, **fp32)
+        self._seeds = torch.zeros(len(estimator.noise), dtype=torch.int64, device=device)
+        self._losses = torch.zeros_like(self._signs)
         self._first_seed = 0
         self._weight = 0.0
         self._announced: set[str] = set()
@@ -140,7 +140,7 @@ class ZeroOrder:
         captures = capture == "auto" and device.type == "cuda"
         self.graphs = StepGraphs(CudaRecorder(device), device, self._tensors) if captures else None
         adapters.model.eval()
-        adapters.arena.allocate_live(self.forwards, adapters.compute_dtype)
+        adapters.arena.allocate_live(len(self._losses), adapters.compute_dtype)
         adapters.arena.read_one_row()
 
     @torch.no_grad()
@@ -159,7 +159,11 @@ class ZeroOrder:
 
         Returns:
             fp32 scalar on the device: the mean loss of this batch over all forwards.
+
+        Raises:
+            InputError: the batch cannot be run as the pairing or the estimator has it.
         """
+        groups = self.estimator.groups(_examples(batch))
         if self._weight == 0.0:
             self._start_step()
         if self.adapters.model.training:
@@ -173,7 +177,8 @@ class ZeroOrder:
             self.adapters.arena.read_one_row()
         self._losses.add_(losses, alpha=weight)
         self._weight += weight
-        return losses.mean()
+        run = groups * self.forwards
+        return losses.mean() if run == len(losses) else losses.sum() / run
 
     @torch.no_grad()
     def update(self, lr: float | None = None) -> StepResult:
@@ -226,19 +231,23 @@ class ZeroOrder:
 
     def _start_step(self) -> None:
         self._first_seed = derive_seed(self.seed, self.step_index, 0)
+        noise = self.estimator.noise
+        of_directions = direction_seeds(self._first_seed, max(noise) + 1)
         # from pinned memory, so that the host does not wait for the copy
-        seeds = torch.tensor(direction_seeds(self._first_seed, len(self._seeds)), pin_memory=self._seeds.is_cuda)
+        seeds = torch.tensor([of_directions[number] for number in noise], pin_memory=self._seeds.is_cuda)
         self._seeds.copy_(seeds, non_blocking=True)
         self._losses.zero_()
         self.adapters.arena.perturb(self._seeds, self._eps, self._signs, self.optimizer.distribution)
 
     def _losses_of(self, batch: Any) -> tuple[Tensor]:
-        """fp32 [forwards]: the mean loss of the batch for each row of `live`."""
-        return (self._paired_losses(batch) if self._should_pair(batch) else self._sequential_losses(batch),)
+        """fp32 [G]: for each row of `live` the mean loss of the examples that are run at it."""
+        groups = self.estimator.groups(_examples(batch))
+        pairs = self._should_pair(batch, groups)
+        return (self._paired_losses(batch, groups) if pairs else self._sequential_losses(batch, groups),)
 
     def _apply(self, _: dict) -> tuple[Tensor, Tensor, Tensor]:
         """Move `master` by the losses of the step; their mean, the projected gradients [q], and whether it moved."""
-        projected = self._projected_grads(self._losses)
+        projected = self.estimator.projected_grads(self._losses, self._eps)
         # a difference of finite losses may overflow too
         finite = projected.isfinite().all()
         projected = torch.where(finite, projected, 0.0)
@@ -247,20 +256,9 @@ class ZeroOrder:
         self.adapters.arena.restore()
         return self._losses.mean(), projected, finite
 
-    def _projected_grads(self, losses: Tensor) -> Tensor:
-        if self.two_sided:
-            pairs = losses.view(self.directions, 2)
-            return (pairs[:, 0] - pairs[:, 1]) / (2.0 * self._eps)
-        perturbed, base = losses[:-1], losses[-1]
-        projected = (perturbed - base) / self._eps
-        if not self.normalise:
-            return projected
-        spread = perturbed.std()
-        # losses that are all the same point nowhere
-        return torch.where(spread == 0.0, 0.0, projected / spread)
-
-    def _should_pair(self, batch: Any) -> bool:
-        if self.pairing == "sequential":
+    def _should_pair(self, batch: Any, groups: int) -> bool:
+        # rows that no example is run at lie between those of two forwards
+        if self.pairing == "sequential" or groups * self.forwards < len(self._losses):
             return False
         if not is_stackable(batch):
             if self.pairing == "paired":
@@ -272,22 +270,34 @@ class ZeroOrder:
             return elements * self.forwards <= AUTO_PAIRING_ELEMENTS
         return True
 
-    def _paired_losses(self, batch: Any) -> Tensor:
-        groups = self.forwards
-        losses = self._losses_with(0, groups, stacked(batch, groups))
-        if losses.shape[:1] != (groups * _examples(batch),):
+    def _paired_losses(self, batch: Any, groups: int) -> Tensor:
+        rows = len(self._losses)
+        losses = self._losses_with(0, rows, stacked(batch, self.forwards, rows))
+        if losses.shape[:1] != (self.forwards * _examples(batch),):
             if self.pairing == "paired":
                 raise InputError(
                     f"pairing=paired: the objective must return one loss an example, not shape {tuple(losses.shape)}"
                 )
             self._announce("ZO: signs and directions run one after the other (the objective gives no loss an example)")
             self.pairing = "sequential"
-            return self._sequential_losses(batch)
-        return losses.float().view(groups, -1).mean(dim=1)
+            return self._sequential_losses(batch, groups)
+        return losses.float().view(rows, -1).mean(dim=1)
 
-    def _sequential_losses(self, batch: Any) -> Tensor:
-        losses = [self._losses_with(row, row + 1, batch).float().mean() for row in range(self.forwards)]
-        return torch.stack(losses)
+    def _sequential_losses(self, batch: Any, groups: int) -> Tensor:
+        means = torch.zeros_like(self._losses)
+        batch = stacked(batch, 1, groups) if groups > 1 else batch
+        for first in range(0, len(means), len(means) // self.forwards):
+            losses = self._losses_with(first, first + groups, batch).float()
+            if groups == 1:
+                means[first] = losses.mean()
+                continue
+            if losses.shape[:1] != (_examples(batch),):
+                raise InputError(
+                    f"estimator={self.estimator.name}: the objective must return one loss an example, not shape "
+                    f"{tuple(losses.shape)}"
+                )
+            means[first : first + groups] = losses.view(groups, -1).mean(dim=1)
+        return means
 
     def _losses_with(self, start: int, stop: int, batch: Any) -> Tensor:
         """What the objective gives for `batch` while the model reads these rows of `live`."""
@@ -301,11 +311,6 @@ class ZeroOrder:
             logger.info(message)
 
 
-def direction_seeds(first: int, directions: int) -> list[int]:
-    """The seeds of a step's directions: the first of them gives the others, so that a tape keeps one a step."""
-    return [first, *(derive_seed(first, direction) for direction in range(1, directions))]
-
-
 def is_stackable(batch: Any) -> bool:
     """Whether `batch` is a mapping whose tensors share their first dimension."""
     if not hasattr(batch, "values") or not hasattr(batch, "keys"):
@@ -314,30 +319,37 @@ def is_stackable(batch: Any) -> bool:
     return bool(tensors) and len({tensor.shape[:1] for tensor in tensors}) == 1 and tensors[0].ndim > 0
 
 
-def stacked(batch: Any, groups: int) -> dict[str, Any]:
-    """`batch` repeated `groups` times along the examples: group g is rows `g * B .. (g + 1) * B - 1`."""
+def stacked(batch: Any, copies: int, groups: int) -> dict[str, Any]:
+    """`batch` repeated `copies` times along the examples: copy c is rows `c * B .. (c + 1) * B - 1`.
+
+    A batch that has entries `copies` and `groups` is told in them how often it stands there, and how many adapters read
+    it, each its share of the rows. Others are told nothing: their entries may be the arguments of a model.
+    """
+    told = {"copies": copies, "groups": groups}
     return {
-        name: value.repeat(groups, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else value
+        name: value.repeat(copies, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else told.get(name, value)
         for name, value in batch.items()
     }
 
 
-def check_normalise(name: str, normalise: bool, two_sided: bool, directions: int) -> None:
-    """Raise InputError, by the `name` of the flag or argument, if there are not several losses on one side."""
-    if normalise and (two_sided or directions < 2):
-        raise InputError(f"{name}=True: needs one-sided estimates of 2 or more directions")
+def _examples(batch: Any) -> int | None:
+    """How many examples a batch has; None unless it is stackable."""
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor)) if is_stackable(batch) else None
 
 
-def _examples(batch: Any) -> int:
-    return next(len(value) for value in batch.values() if isinstance(value, Tensor))
+def _chosen(estimator: Estimator | None, directions: int, two_sided: bool, normalise: bool) -> Estimator:
+    if estimator is not None:
+        if (directions, two_sided, normalise) != (1, True, False):
+            raise InputError(f"estimator={estimator.name}: decides directions, two_sided and normalise; leave them out")
+        return estimator
+    check_normalise("normalise", normalise, two_sided, directions)
+    return TwoSided(directions) if two_sided else OneSided(directions, normalise)
 
 
-def _check_arguments(eps: float, lr: float, directions: int, pairing: str, weight_decay: float, capture: str) -> None:
+def _check_arguments(eps: float, lr: float, pairing: str, weight_decay: float, capture: str) -> None:
     check_positive("zo_eps", eps)
     check_not_negative("learning_rate", lr)
     check_not_negative("weight_decay", weight_decay)
-    if not isinstance(directions, int) or directions < 1:
-        raise InputError(f"directions={directions}: must be a whole number, 1 or more")
     if pairing not in PAIRINGS:
         raise InputError(f"pairing={pairing}: must be one of {', '.join(PAIRINGS)}")
     if capture not in CAPTURES:

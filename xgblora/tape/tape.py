@@ -2,7 +2,7 @@
 
 A step is fixed by its seed, its projected gradients and its learning rate, since the directions are noise of the seed
 (MeZO, Malladi et al. 2023, section 2.1); the moments of an optimizer follow from the steps before it. Base model + tape
-give the trained weights again, without data and without a forward pass (`xgblora.boosting.replay`).
+give the trained weights again, without data and without a forward pass (`xgblora.replaying`).
 
 The file is `XGBLTAPE`, the length of the header (uint32), the header (JSON), and records, all little-endian. A record
 is one letter, its fields, and the crc32 of everything up to there, so that a byte that was changed, a record that is
@@ -21,16 +21,24 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from xgblora.adapters import Origin
 from xgblora.atomic_file import replacing
 from xgblora.errors import InputError
-from xgblora.zo.update_rule import UpdateRule
+from xgblora.tape.header import TapeHeader
+from xgblora.tape.records import (
+    EndRecord,
+    KeepRecord,
+    MergeRecord,
+    Record,
+    RollbackRecord,
+    StepRecord,
+    TakeRecord,
+    checksum,
+)
 
 FORMAT = "xgblora-tape-2"
 MAGIC = b"XGBLTAPE"
@@ -39,84 +47,6 @@ _CRC = struct.Struct("<I")
 _MERGE = struct.Struct("<IIdI")
 # steps are read from the device in batches of this many, so that training waits for it seldom
 _PENDING_STEPS = 1024
-
-
-@dataclass(frozen=True)
-class TapeHeader:
-    """What holds for the whole run.
-
-    Attributes:
-        origin: the base model and how it was adapted.
-        directions: q, projected gradients a step.
-        distribution: of the directions.
-        weight_decay: of the updates.
-        rounding: of the merges.
-        rule: the optimizer and its numbers.
-        reinit, colsample: how rounds start, see `xgblora.boosting.RoundStart`.
-    """
-
-    origin: Origin
-    directions: int
-    distribution: str
-    weight_decay: float
-    rounding: str
-    rule: UpdateRule = UpdateRule()
-    reinit: str = "kaiming"
-    colsample: float = 1.0
-
-    @classmethod
-    def from_json(cls, entry: dict) -> "TapeHeader":
-        """The header that `asdict` made `entry` of."""
-        nested = {"origin": Origin.from_json(entry["origin"]), "rule": UpdateRule(**entry["rule"])}
-        return cls(**{**entry, **nested})
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """A zeroth-order step; `seed` is that of its first direction, `applied` is False if its losses were not finite."""
-
-    step: int
-    lr: float
-    seed: int
-    projected_grads: tuple[float, ...]
-    applied: bool
-
-
-@dataclass(frozen=True)
-class MergeRecord:
-    """A merge after step `step`; `checksum` is the crc32 of the adapter, merged at `shrinkage` times its scale."""
-
-    round: int
-    step: int
-    shrinkage: float
-    checksum: int
-
-
-@dataclass(frozen=True)
-class RollbackRecord:
-    """Back to the weights after round `round`."""
-
-    round: int
-
-
-@dataclass(frozen=True)
-class KeepRecord:
-    """The adapter in training is kept, as the best of its round so far."""
-
-
-@dataclass(frozen=True)
-class TakeRecord:
-    """Back to the adapter that was kept last, without moments."""
-
-
-@dataclass(frozen=True)
-class EndRecord:
-    """The end of training; `sha256` is the digest of the trained layers (`xgblora.adapters.identity.trained_hash`)."""
-
-    sha256: bytes
-
-
-Record = StepRecord | MergeRecord | RollbackRecord | KeepRecord | TakeRecord | EndRecord
 
 
 class Tape:
@@ -128,8 +58,8 @@ class Tape:
 
     def __init__(self, header: TapeHeader):
         self.header = header
-        self._step = struct.Struct(f"<Ifq{header.directions}f")
-        text = json.dumps({"format": FORMAT, **asdict(header), "origin": header.origin.to_json()}).encode()
+        self._step = struct.Struct(f"<Ifq{header.step.directions}f")
+        text = json.dumps({"format": FORMAT, **header.to_json()}).encode()
         self._bytes = bytearray(MAGIC + _LENGTH.pack(len(text)) + text)
         self._crc = zlib.crc32(self._bytes)
         self._bytes += _CRC.pack(self._crc)
@@ -277,8 +207,3 @@ class Tape:
         read = torch.stack([values for *_, values in pending]).tolist()
         for (step, seed, _), (lr, applied, *projected_grads) in zip(pending, read, strict=True):
             self._write((b"S" if applied else b"X") + self._step.pack(step, lr, seed, *projected_grads))
-
-
-def checksum(adapters: Tensor) -> int:
-    """crc32 of an fp32 tensor's bytes."""
-    return zlib.crc32(adapters.contiguous().cpu().numpy().tobytes())

@@ -1,8 +1,10 @@
 """The tape: what it records, in how many bytes, and that no damage to it goes unseen."""
 
+import json
 import math
 import random
 import re
+import zlib
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,14 +15,16 @@ from torch import nn
 import xgblora
 from xgblora.adapters import Origin
 from xgblora.errors import InputError
-from xgblora.zo import Tape, UpdateRule
-from xgblora.zo.tape import (
+from xgblora.tape import (
     EndRecord,
     KeepRecord,
     MergeRecord,
     RollbackRecord,
+    RoundsHeader,
+    StepHeader,
     StepRecord,
     TakeRecord,
+    Tape,
     TapeHeader,
     checksum,
 )
@@ -33,7 +37,8 @@ def header(directions: int = 1) -> TapeHeader:
     nn.init.ones_(model["only"].weight)
     nn.init.ones_(model["only"].bias)
     adapters = xgblora.attach(model, ["only"], alpha=2.0)
-    return TapeHeader(Origin.of(adapters), directions, "gaussian", 0.0, "remainder")
+    step = StepHeader(directions, "gaussian", 0.0, "sgd", 0.9, 0.999, 1e-8)
+    return TapeHeader(Origin.of(adapters), step, RoundsHeader("remainder"))
 
 
 def record_step(tape: Tape, step: int, seed: int = 7, lr: float = 0.5, grads=(1.5,), applied: bool = True) -> None:
@@ -56,7 +61,7 @@ def small_tape(directions: int = 1, *, end: bool = True) -> Tape:
 
 def boundaries(tape: Tape) -> list[int]:
     """Where the header and each record end."""
-    lengths = {StepRecord: 21 + 4 * tape.header.directions, MergeRecord: 25, RollbackRecord: 9, EndRecord: 37}
+    lengths = {StepRecord: 21 + 4 * tape.header.step.directions, MergeRecord: 25, RollbackRecord: 9, EndRecord: 37}
     lengths |= {KeepRecord: 5, TakeRecord: 5}
     sizes = [lengths[type(record)] for record in tape.records()]
     ends = [len(tape.to_bytes()) - sum(sizes)]
@@ -127,9 +132,35 @@ def test_recording_goes_on_from_a_loaded_tape(tmp_path):
 
 
 def test_a_tape_keeps_the_optimizer_and_how_rounds_start(tmp_path):
-    rule = UpdateRule("adam", beta1=0.1 + 0.2, beta2=1 / 3, epsilon=1e-30)
-    tape = Tape(replace(header(), rule=rule, reinit="warm", colsample=0.7))
+    adam = {"optimizer": "adam", "beta1": 0.1 + 0.2, "beta2": 1 / 3, "epsilon": 1e-30}
+    step, rounds = replace(header().step, **adam), replace(header().rounds, reinit="warm", colsample=0.7)
+    tape = Tape(replace(header(), step=step, rounds=rounds))
     assert load(tmp_path / "tape.bin", tape.to_bytes()).header == tape.header
+
+
+def test_the_entries_of_both_parts_stand_side_by_side_in_the_file(tmp_path):
+    """As they did before the header had parts: an earlier version's file is read, and written again to the byte."""
+    origin = Origin("m", None, "float32", "f" * 64, "e" * 64, ("only",), 2.0, 1, 3)
+    entry = (
+        '{"format": "xgblora-tape-2", "origin": {"model": "m", "revision": null, "dtype": "float32", "fingerprint": '
+        f'"{"f" * 64}", "layout": "{"e" * 64}", "layers": ["only"], "alpha": 2.0, "rank": 1, "seed": 3}}, '
+        '"directions": 2, "distribution": "gaussian", "weight_decay": 0.5, "rounding": "nearest", "rule": '
+        '{"optimizer": "momentum", "beta1": 0.8, "beta2": 0.999, "epsilon": 1e-08}, "reinit": "warm", "colsample": 0.5}'
+    ).encode()
+    content = b"XGBLTAPE" + len(entry).to_bytes(4, "little") + entry
+    content += zlib.crc32(content).to_bytes(4, "little")
+    tape = load(tmp_path / "tape.bin", content)
+    step = StepHeader(2, "gaussian", 0.5, "momentum", 0.8, 0.999, 1e-8)
+    assert tape.header == TapeHeader(origin, step, RoundsHeader("nearest", "warm", 0.5))
+    assert Tape(tape.header).to_bytes() == content
+
+
+@pytest.mark.parametrize("change", [{"later": 1}, {"rule": {"optimizer": "sgd"}}, {"reinit": None}])
+def test_a_header_with_other_entries_is_refused(tmp_path, change):
+    entry = {"format": "xgblora-tape-2", **header().to_json(), **change}
+    text = json.dumps({name: value for name, value in entry.items() if value is not None}).encode()
+    content = b"XGBLTAPE" + len(text).to_bytes(4, "little") + text
+    assert "not a readable tape" in refused(tmp_path / "tape.bin", content + zlib.crc32(content).to_bytes(4, "little"))
 
 
 @pytest.mark.parametrize("directions", [1, 4])

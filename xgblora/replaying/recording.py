@@ -1,0 +1,20 @@
+"""`start_tape`: let a zeroth-order run record what it decides."""
+
+from dataclasses import asdict
+
+from xgblora.boosting import Booster, Unboosted
+from xgblora.tape import RoundsHeader, StepHeader, Tape, TapeHeader
+from xgblora.zo import ZeroOrder
+
+
+def start_tape(zo: ZeroOrder, booster: Booster | Unboosted) -> Tape:
+    """Record from now on what `zo` and `booster` do; to be called before the first step.
+
+    Returns:
+        The tape; `tape.save(path)` writes it.
+    """
+    optimizer, ledger = zo.optimizer, booster.ledger
+    step = StepHeader(zo.directions, optimizer.distribution, optimizer.weight_decay, **asdict(optimizer.rule))
+    rounds = RoundsHeader(booster.rounding, ledger.start.reinit, ledger.start.colsample)
+    zo.tape = booster.tape = Tape(TapeHeader(ledger.origin, step, rounds))
+    return zo.tape

@@ -1,0 +1,59 @@
+"""The records of a tape: one for each kind of decision; `xgblora.tape.tape` says how they are written."""
+
+import zlib
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A zeroth-order step; `seed` is that of its first direction, `applied` is False if its losses were not finite."""
+
+    step: int
+    lr: float
+    seed: int
+    projected_grads: tuple[float, ...]
+    applied: bool
+
+
+@dataclass(frozen=True)
+class MergeRecord:
+    """A merge after step `step`; `checksum` is the crc32 of the adapter, merged at `shrinkage` times its scale."""
+
+    round: int
+    step: int
+    shrinkage: float
+    checksum: int
+
+
+@dataclass(frozen=True)
+class RollbackRecord:
+    """Back to the weights after round `round`."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class KeepRecord:
+    """The adapter in training is kept, as the best of its round so far."""
+
+
+@dataclass(frozen=True)
+class TakeRecord:
+    """Back to the adapter that was kept last, without moments."""
+
+
+@dataclass(frozen=True)
+class EndRecord:
+    """The end of training; `sha256` is the digest of the trained layers (`xgblora.adapters.identity.trained_hash`)."""
+
+    sha256: bytes
+
+
+Record = StepRecord | MergeRecord | RollbackRecord | KeepRecord | TakeRecord | EndRecord
+
+
+def checksum(adapters: Tensor) -> int:
+    """crc32 of an fp32 tensor's bytes."""
+    return zlib.crc32(adapters.contiguous().cpu().numpy().tobytes())
