@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xgblora.ops import merge_rank1_cuda
+from xgblora.ops.backends import cuda
 from xgblora.ops.extension import Extension
 from xgblora.ops.merge_rank1 import ROUNDINGS
 
@@ -108,12 +108,12 @@ def merge_on_host(host, monkeypatch):
 
     Takes the operation's arguments and the launch; gives the number of tiles of each launch.
     """
-    monkeypatch.setattr(merge_rank1_cuda, "extension", lambda: Extension(host, "on the CPU"))
+    monkeypatch.setattr(cuda, "extension", lambda: Extension(host, "on the CPU"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
 
     def merge(*arguments, blocks: int = 7, lanes: int = 256) -> list[int]:
         host.blocks, host.lanes, host.launches = blocks, lanes, []
-        merge_rank1_cuda.merge_rank1_(*arguments)
+        cuda.merge_rank1_(*arguments)
         return host.launches
 
     return merge
