@@ -169,6 +169,25 @@ def imports_of(path: Path) -> set[str]:
     return {name.split(".")[1] for name in found if name.startswith("xgblora.")} - {"__version__"}
 
 
+def packages_of(path: Path) -> set[str]:
+    """The packages that a file imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    names |= {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    return {name.partition(".")[0] for name in names}
+
+
+def kernels_of(path: Path) -> set[str]:
+    """The modules of `xgblora.kernels` that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "xgblora.kernels":
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("xgblora.kernels."):
+            found.add(node.module.removeprefix("xgblora.kernels."))
+    return found
+
+
 def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -209,6 +228,18 @@ class TestRooms:
     def test_kernels_know_nothing_of_the_package_but_themselves_and_its_error(self):
         for path in (ROOT / "kernels").glob("*.py"):
             assert imports_of(path) <= {"kernels", "errors"}, path
+
+    def test_operations_import_those_of_the_kernels_that_need_no_triton(self):
+        free = {path.stem for path in (ROOT / "kernels").glob("*.py") if "triton" not in packages_of(path)}
+        wanted = set().union(*(kernels_of(path) for path in SOURCES if room_of(path) == "ops"))
+        assert wanted
+        assert wanted <= free
+        # and what they import in turn
+        assert set().union(*(kernels_of(ROOT / "kernels" / f"{name}.py") for name in wanted)) <= free
+
+    def test_the_numbers_of_the_noise_need_no_package(self):
+        program = "import sys, xgblora.kernels.noise_numbers; print({'torch', 'triton', 'numpy'} & set(sys.modules))"
+        assert python(program) == "set()\n"
 
     def test_no_room_is_called_utils_common_or_helpers(self):
         names = {part for path in SOURCES for part in path.relative_to(PACKAGE).with_suffix("").parts}

@@ -57,6 +57,12 @@ class HostLibrary:
         self._functions.xgblora_noise_block(gaussian, ctypes.c_uint64(seed), ctypes.c_uint64(first), made)
         return list(made)
 
+    def power_series(self, count: int) -> list[float]:
+        """The `count` numbers of power_series.h: series of -4 log, sine and cosine, ln 2, 2 pi 2^-32."""
+        made = (ctypes.c_double * count)()
+        self._functions.xgblora_power_series(made)
+        return list(made)
+
     def merge_elements(self, rounding: str, weights: Tensor, updates: Tensor, words: Tensor, remainders: Tensor):
         """weights[i] += updates[i] in place; flat tensors, `words` uint32 in an int32 tensor, `remainders` int16."""
         self._functions.xgblora_merge_elements(
