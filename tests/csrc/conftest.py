@@ -178,13 +178,19 @@ def make_case():
 
 
 @pytest.fixture(scope="session")
-def build_extension() -> ModuleType:
-    """csrc/build_extension.py, as setup.py imports it."""
+def build() -> ModuleType:
+    """csrc/build.py, as setup.py imports it."""
+    yield from _imported("build")
+
+
+@pytest.fixture(scope="session")
+def build_extension(build) -> ModuleType:
+    """csrc/build_extension.py, likewise."""
     yield from _imported("build_extension")
 
 
 @pytest.fixture(scope="session")
-def build_host(build_extension) -> ModuleType:
+def build_host(build) -> ModuleType:
     """csrc/build_host.py, likewise."""
     yield from _imported("build_host")
 
