@@ -326,13 +326,16 @@ class TestDistribution:
     def test_every_file_of_csrc_is_in_the_source_distribution(self):
         assert "graft csrc" in (ROOT / "MANIFEST.in").read_text().splitlines()
 
-    def test_the_table_of_measured_plans_is_built_in(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("built", "source"),
+        [("kernels/tuning_table.json", "kernels/tuning_table.json"), ("py.typed", "xgblora/py.typed")],
+    )
+    def test_what_is_no_code_is_built_in(self, tmp_path, built, source):
         pytest.importorskip("setuptools", minversion="77", reason="needs the setuptools of the build")
         command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", tmp_path]
         environment = {**os.environ, "XGBLORA_BUILD_CUDA": "0", "XGBLORA_BUILD_HOST": "0"}
         subprocess.run(command, cwd=ROOT, env=environment, check=True)
-        built = tmp_path / "xgblora" / "kernels" / "tuning_table.json"
-        assert built.read_bytes() == (ROOT / "kernels" / "tuning_table.json").read_bytes()
+        assert (tmp_path / "xgblora" / built).read_bytes() == (ROOT / source).read_bytes()
 
     def test_the_build_needs_no_torch(self):
         pytest.importorskip("setuptools", reason="needs setuptools")

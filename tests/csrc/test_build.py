@@ -41,7 +41,9 @@ def test_the_record_replaces_what_an_earlier_build_left(build, tmp_path):
     stale, other = (tmp_path / f"{name}.cpython-311-x86_64-linux-gnu.so" for name in ("_C", "_host"))
     stale.touch()
     other.touch()
-    target = build.Target("xgblora._C", (), "_build.json", "XGBLORA_BUILD_CUDA", required=False, reason="", compile=None)
+    target = build.Target(
+        "xgblora._C", (), "_build.json", "XGBLORA_BUILD_CUDA", required=False, reason="", compile=None
+    )
     outcome = build.Outcome(built=True, nvcc="12.8", architectures=(90,), ptx=90)
     build.record(target, outcome, tmp_path)
     assert stale.exists()
