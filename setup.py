@@ -10,7 +10,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
-from build_extension import BuildError, commands, cuda_target, extensions, plan_build
+from build import BuildError, commands, extensions
+from build_extension import cuda_target, plan_build
 from build_host import host_target, plan_host
 
 try:

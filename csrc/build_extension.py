@@ -6,33 +6,22 @@
 What came of it is written to `xgblora/_build.json`, which `xgblora.ops.extension` reads.
 """
 
-import json
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from setuptools import Extension
-from setuptools.command.build_ext import build_ext
-from setuptools.command.build_py import build_py
+from build import SOURCE, BuildError, Outcome, Target, compiled, first_error, wanted
 
-SOURCE = Path(__file__).resolve().parent
-ROOT = SOURCE.parent
 EXTENSION = "xgblora._C"
 SOURCES = ("merge.cu", "bindings.cpp")
 RECORD = "_build.json"
 VARIABLE = "XGBLORA_BUILD_CUDA"
 DEFAULT_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 DEFAULT_CUDA = Path("/usr/local/cuda")
-
-
-class BuildError(Exception):
-    """The extension cannot be built, or a variable is wrong; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -61,50 +50,6 @@ class Plan:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a record holds: whether the extension was built, and with what or why not.
-
-    Attributes:
-        compiler: the C++ compiler of `xgblora._host`, name and version.
-        nvcc: the release of that of `xgblora._C`.
-        architectures: what there is machine code for.
-        ptx: the architecture of the PTX.
-        seconds: how long the compiler took.
-    """
-
-    built: bool
-    reason: str = ""
-    compiler: str = ""
-    nvcc: str = ""
-    architectures: tuple[int, ...] = ()
-    ptx: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Target:
-    """An extension as setuptools is told of it.
-
-    Attributes:
-        name: such as "xgblora._C".
-        sources: files of csrc.
-        record: the file in `xgblora/` that says what came of it.
-        variable: the environment variable that asks for it.
-        required: whether a failure of the compiler fails the build.
-        reason: why it is left out; empty where it is built.
-        compile: makes it at a path, and says what came of that.
-    """
-
-    name: str
-    sources: tuple[str, ...]
-    record: str
-    variable: str
-    required: bool
-    reason: str
-    compile: Callable[[Path], Outcome]
-
-
 def plan_build(environment: Mapping[str, str], platform: str = sys.platform) -> Plan:
     """What to do under `environment`.
 
@@ -123,14 +68,6 @@ def plan_build(environment: Mapping[str, str], platform: str = sys.platform) -> 
             raise BuildError(f"XGBLORA_BUILD_CUDA=1: {error}") from None
         return Plan(reason=str(error))
     return Plan(compiler, choose_architectures(named, compiler), required=mode == "1")
-
-
-def wanted(environment: Mapping[str, str], variable: str) -> str:
-    """The value of `variable`: "auto", "1" or "0"."""
-    value = environment.get(variable, "auto").strip().lower()
-    if value not in ("auto", "1", "0"):
-        raise BuildError(f"{variable}={value}: must be auto, 1 or 0")
-    return value
 
 
 def named_architectures(environment: Mapping[str, str]) -> tuple[int, ...]:
@@ -204,28 +141,16 @@ def compile_command(plan: Plan, includes: list[str], output: Path) -> list[str]:
 
 def compile_extension(plan: Plan, output: Path) -> Outcome:
     """Run the compiler; an `Outcome` that says why where that fails."""
-    try:
-        import pybind11
-    except ImportError:
-        return Outcome(built=False, reason="pybind11 is not installed")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    command = compile_command(plan, [pybind11.get_include(), sysconfig.get_path("include")], output)
-    start = time.monotonic()
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode != 0:
-        print(done.stdout, file=sys.stderr)
-        return Outcome(built=False, reason=f"nvcc {plan.compiler.release} failed: {first_error(done.stdout)}")
-    return Outcome(
-        built=True,
-        nvcc=plan.compiler.release,
-        architectures=plan.architectures,
-        ptx=max(plan.architectures),
-        seconds=round(time.monotonic() - start, 1),
-    )
+    name = f"nvcc {plan.compiler.release}"
+    outcome = compiled(lambda includes: compile_command(plan, includes, output), output, name)
+    if not outcome.built:
+        return outcome
+    newest = max(plan.architectures)
+    return replace(outcome, nvcc=plan.compiler.release, architectures=plan.architectures, ptx=newest)
 
 
 def cuda_target(plan: Plan) -> Target:
-    """The extension as `commands` builds it."""
+    """The extension as `build.commands` builds it."""
     return Target(
         EXTENSION,
         SOURCES,
@@ -235,52 +160,3 @@ def cuda_target(plan: Plan) -> Target:
         reason=plan.reason,
         compile=lambda output: compile_extension(plan, output),
     )
-
-
-def extensions(targets: list[Target]) -> list[Extension]:
-    """`ext_modules` of setup(): empty where nothing is compiled, so that the wheel is one for every platform."""
-    return [
-        Extension(target.name, [f"csrc/{name}" for name in target.sources], optional=not target.required)
-        for target in targets
-        if not target.reason
-    ]
-
-
-def commands(targets: list[Target]) -> dict[str, type]:
-    """`cmdclass` of setup(): the stock commands, and the record of what came of each extension."""
-
-    class BuildPython(build_py):
-        def run(self):
-            super().run()
-            folder = ROOT if self.editable_mode else Path(self.build_lib)
-            for target in targets:
-                if target.reason:
-                    record(target, Outcome(built=False, reason=target.reason), folder / "xgblora")
-
-    class BuildExtension(build_ext):
-        def build_extension(self, extension):
-            (target,) = (target for target in targets if target.name == extension.name)
-            outcome = target.compile(Path(self.get_ext_fullpath(extension.name)))
-            if target.required and not outcome.built:
-                sys.exit(f"error: {target.variable}=1: {outcome.reason}")
-            folders = [Path(self.build_lib), *([ROOT] if self.editable_mode else [])]
-            for folder in folders:
-                record(target, outcome, folder / "xgblora")
-
-    return {"build_py": BuildPython, "build_ext": BuildExtension}
-
-
-def record(target: Target, outcome: Outcome, folder: Path) -> None:
-    """Write `outcome` into `folder`; where nothing was built, remove what an earlier build left there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / target.record).write_text(json.dumps(asdict(outcome)) + "\n", encoding="utf-8")
-    if not outcome.built:
-        for stale in folder.glob(f"{target.name.removeprefix('xgblora.')}.*.so"):
-            stale.unlink()
-
-
-def first_error(text: str) -> str:
-    """The line of a compiler's output that says what is wrong."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()]
-    return (errors or lines or ["no message"])[0]

@@ -11,13 +11,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from build_extension import SOURCE, BuildError, Outcome, Target, first_error, wanted
+from build import SOURCE, BuildError, Outcome, Target, compiled, wanted
 
 EXTENSION = "xgblora._host"
 SOURCES = ("host.cpp", "host_bindings.cpp")
@@ -96,25 +94,16 @@ def host_command(
 
 def compile_host(plan: HostPlan, output: Path) -> Outcome:
     """Run the compiler; an `Outcome` that says why where that fails."""
-    try:
-        import pybind11
-    except ImportError:
-        return Outcome(built=False, reason="pybind11 is not installed")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    command = host_command(plan.compiler, [pybind11.get_include(), sysconfig.get_path("include")], output)
-    start = time.monotonic()
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     name = Path(plan.compiler[0]).name
-    if done.returncode != 0:
-        print(done.stdout, file=sys.stderr)
-        return Outcome(built=False, reason=f"{name} failed: {first_error(done.stdout)}")
+    outcome = compiled(lambda includes: host_command(plan.compiler, includes, output), output, name)
+    if not outcome.built:
+        return outcome
     asked = subprocess.run([*plan.compiler, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True)
-    version = f"{name} {asked.stdout.strip()}".strip()
-    return Outcome(built=True, compiler=version, seconds=round(time.monotonic() - start, 1))
+    return replace(outcome, compiler=f"{name} {asked.stdout.strip()}".strip())
 
 
 def host_target(plan: HostPlan) -> Target:
-    """The extension as `build_extension.commands` builds it."""
+    """The extension as `build.commands` builds it."""
     return Target(
         EXTENSION,
         SOURCES,

@@ -22,7 +22,7 @@ inline void words_of(uint64_t seed, uint64_t first, BlockOfWords& made) {
     memcpy(&c0, counters + i, sizeof c0);
     Lanes c1 = c0 >> 32, c2 = zero + DIRECTION_STREAM, c3 = zero;
     uint32_t key_0 = static_cast<uint32_t>(seed), key_1 = static_cast<uint32_t>(seed >> 32);
-    for (int round = 0; round < 10; ++round) {
+    for (int round = 0; round < PHILOX_ROUNDS; ++round) {
       const Lanes product_0 = product(c0, multiplier_0), product_1 = product(c2, multiplier_1);
       c0 = product_1 >> 32 ^ c1 ^ uint64_t{key_0};
       c2 = product_0 >> 32 ^ c3 ^ uint64_t{key_1};

@@ -6,7 +6,7 @@
 namespace xgblora {
 
 // A weight as it lies in memory, `rows` x `columns` without gaps: [N, K], or [K, N] where `transposed`.
-// Ten int64, in the order in which xgblora/ops/merge_rank1_cuda.py writes them.
+// Ten int64, in the order in which xgblora/ops/backends/cuda.py writes them.
 struct Layer {
   int64_t weight, remainder;  // addresses; the remainders lie as the weights do, 0 where there are none
   int64_t a, b;               // addresses of fp32 [K] and [N]

@@ -1,17 +1,19 @@
 // Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011): the words of
-// xgblora.ops.noise. Word i of (seed, stream) is word i % 4 of the counter (i / 4 low, i / 4 high, stream, 0).
+// xgblora.ops.noise, by the numbers of kernels/noise_numbers.py. Word i of (seed, stream) is word i % 4 of the counter
+// (i / 4 low, i / 4 high, stream, 0).
 #pragma once
 
 #include "portable.h"
 
 namespace xgblora {
 
-// xgblora.ops.noise.Stream
+// `Stream`
 constexpr uint32_t DIRECTION_STREAM = 0;
 constexpr uint32_t ROUNDING_STREAM = 1;
 
 constexpr uint32_t PHILOX_MULTIPLIER_0 = 0xD2511F53u, PHILOX_MULTIPLIER_1 = 0xCD9E8D57u;
 constexpr uint32_t PHILOX_INCREMENT_0 = 0x9E3779B9u, PHILOX_INCREMENT_1 = 0xBB67AE85u;
+constexpr int PHILOX_ROUNDS = 10;
 
 struct Words {
   uint32_t word[4];
@@ -20,7 +22,7 @@ struct Words {
 XGBLORA_HOST_DEVICE Words philox4x32(Words counter, uint32_t key_0, uint32_t key_1) {
   uint32_t* c = counter.word;
 #pragma unroll
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < PHILOX_ROUNDS; ++round) {
     const uint64_t product_0 = static_cast<uint64_t>(c[0]) * PHILOX_MULTIPLIER_0;
     const uint64_t product_1 = static_cast<uint64_t>(c[2]) * PHILOX_MULTIPLIER_1;
     c[0] = static_cast<uint32_t>(product_1 >> 32) ^ c[1] ^ key_0;

@@ -1,4 +1,4 @@
-// The numbers of kernels/power_series.py, by the same operations: equal bits need equal numbers.
+// The numbers of kernels/noise_numbers.py, by the same operations: equal bits need equal numbers.
 #pragma once
 
 #include "portable.h"

@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from xgblora.kernels.noise_numbers import Stream
 from xgblora.kernels.philox import random_words
 from xgblora.kernels.rounding import as_fp32, round_stochastically, round_to, round_with_remainder, running_sum
 from xgblora.kernels.weight_storage import is_transposed, share_memory
@@ -33,10 +34,8 @@ BLOCK_R = 16
 BLOCK_C = 256
 WARPS = 4
 SEARCH = 128
-# the stream of `xgblora.ops.noise.Stream.ROUNDING`
-ROUNDING_STREAM = 1
 
-_ROUNDING_STREAM = tl.constexpr(ROUNDING_STREAM)
+_ROUNDING_STREAM = tl.constexpr(int(Stream.ROUNDING))
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 

@@ -5,41 +5,37 @@ into four 32-bit words; element `i` of a vector is word `i % 4` of counter `i //
 calls: a block of B counters gives 4 B neighbouring elements, no word is thrown away, and the join of the four words
 leaves four neighbours in one thread, which stores them as one 16-byte vector.
 
-Normals come from Box-Muller in fp64, rounded to fp32 at the end, with the power series of `power_series.py` for
+Normals come from Box-Muller in fp64, rounded to fp32 at the end, with the power series of `noise_numbers.py` for
 logarithm, sine and cosine: additions, multiplications, a division and a square root, which IEEE 754 rounds the same
 way everywhere, so that reference, interpreter and GPU agree by construction. `tl.log`, `tl.cos` and `tl.sin` would be
 another library on each side, and on a GPU keep a table walk in local memory for angles that never occur here. Kernels
 that call this must be launched with `enable_fp_fusion=False`: a fused multiply-add rounds once where two are meant.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from xgblora.kernels.power_series import COS_SERIES, LOG_SERIES, SIN_SERIES, SQRT_HALF_BITS, SQRT_HALF_TO_ONE
+from xgblora.kernels import noise_numbers as numbers
 
 BLOCK = 256
-# the stream of `xgblora.ops.noise.Stream.DIRECTION`
-DIRECTION_STREAM = 0
+# an integer like others for Triton, which does not know enumerations
+DIRECTION_STREAM = int(numbers.Stream.DIRECTION)
 
-_MULTIPLIER_0 = tl.constexpr(0xD2511F53)
-_MULTIPLIER_1 = tl.constexpr(0xCD9E8D57)
-_KEY_INCREMENT_0 = tl.constexpr(0x9E3779B9)
-_KEY_INCREMENT_1 = tl.constexpr(0xBB67AE85)
-_ROUNDS = tl.constexpr(10)
+_MULTIPLIER_0, _MULTIPLIER_1 = map(tl.constexpr, numbers.PHILOX_MULTIPLIERS)
+_KEY_INCREMENT_0, _KEY_INCREMENT_1 = map(tl.constexpr, numbers.PHILOX_KEY_INCREMENTS)
+_ROUNDS = tl.constexpr(numbers.PHILOX_ROUNDS)
 _WORD = tl.constexpr(0xFFFFFFFF)
 
-_TWO_PI_2_M32 = tl.constexpr(2.0 * math.pi * 2.0**-32)
+_TWO_PI_2_M32 = tl.constexpr(numbers.TWO_PI_2_M32)
 _2_M32 = tl.constexpr(2.0**-32)
-_LN2 = tl.constexpr(math.log(2.0))
-_SQRT_HALF_BITS = tl.constexpr(SQRT_HALF_BITS)
-_SQRT_HALF_TO_ONE = tl.constexpr(SQRT_HALF_TO_ONE)
-_LOG_0, _LOG_1, _LOG_2, _LOG_3, _LOG_4, _LOG_5, _LOG_6, _LOG_7, _LOG_8, _LOG_9 = map(tl.constexpr, LOG_SERIES)
-_SIN_0, _SIN_1, _SIN_2, _SIN_3, _SIN_4, _SIN_5, _SIN_6, _SIN_7, _SIN_8 = map(tl.constexpr, SIN_SERIES)
-_COS_0, _COS_1, _COS_2, _COS_3, _COS_4, _COS_5, _COS_6, _COS_7, _COS_8 = map(tl.constexpr, COS_SERIES)
+_LN_2 = tl.constexpr(numbers.LN_2)
+_SQRT_HALF_BITS = tl.constexpr(numbers.SQRT_HALF_BITS)
+_SQRT_HALF_TO_ONE = tl.constexpr(numbers.SQRT_HALF_TO_ONE)
+_LOG_0, _LOG_1, _LOG_2, _LOG_3, _LOG_4, _LOG_5, _LOG_6, _LOG_7, _LOG_8, _LOG_9 = map(tl.constexpr, numbers.LOG_SERIES)
+_SIN_0, _SIN_1, _SIN_2, _SIN_3, _SIN_4, _SIN_5, _SIN_6, _SIN_7, _SIN_8 = map(tl.constexpr, numbers.SIN_SERIES)
+_COS_0, _COS_1, _COS_2, _COS_3, _COS_4, _COS_5, _COS_6, _COS_7, _COS_8 = map(tl.constexpr, numbers.COS_SERIES)
 
 
 @triton.jit
@@ -88,7 +84,7 @@ def _log(x):
     z = s * s
     upper = ((((z * _LOG_9 + _LOG_8) * z + _LOG_7) * z + _LOG_6) * z + _LOG_5) * z + _LOG_4
     series = (((upper * z + _LOG_3) * z + _LOG_2) * z + _LOG_1) * z + _LOG_0
-    return exponent * _LN2 + series * s * 2.0
+    return exponent * _LN_2 + series * s * 2.0
 
 
 @triton.jit

@@ -267,7 +267,7 @@ def tune(shape: Shape, most: int = 0) -> Found:
 def runnable(shape: Shape, plans: Sequence[Plan], cache_bytes: int) -> Iterator[tuple[Plan, Callable[[], float]]]:
     """The plans that run here and are accurate, each with a function that gives the seconds of one call."""
     from xgblora.kernels.rank1_linear import linear_by
-    from xgblora.ops.backend import eager
+    from xgblora.ops.eager import eager
 
     device, groups = torch.device("cuda"), 2 if shape.rows > 1 else 1
     generator = torch.Generator(device).manual_seed(0)

@@ -234,6 +234,25 @@ def reached(edges: dict[str, set[str]]) -> dict[str, set[str]]:
     return reaches
 
 
+def packages_of(path: Path) -> set[str]:
+    """The packages that a file imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    names |= {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    return {name.partition(".")[0] for name in names}
+
+
+def kernels_of(path: Path) -> set[str]:
+    """The modules of `xgblora.kernels` that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "xgblora.kernels":
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("xgblora.kernels."):
+            found.add(node.module.removeprefix("xgblora.kernels."))
+    return found
+
+
 def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -286,6 +305,18 @@ class TestRooms:
     def test_kernels_know_nothing_of_the_package_but_themselves_and_its_error(self):
         for path in (ROOT / "kernels").glob("*.py"):
             assert imports_of(path) <= {"kernels", "errors"}, path
+
+    def test_operations_import_those_of_the_kernels_that_need_no_triton(self):
+        free = {path.stem for path in (ROOT / "kernels").glob("*.py") if "triton" not in packages_of(path)}
+        wanted = set().union(*(kernels_of(path) for path in SOURCES if room_of(path) == "ops"))
+        assert wanted
+        assert wanted <= free
+        # and what they import in turn
+        assert set().union(*(kernels_of(ROOT / "kernels" / f"{name}.py") for name in wanted)) <= free
+
+    def test_the_numbers_of_the_noise_need_no_package(self):
+        program = "import sys, xgblora.kernels.noise_numbers; print({'torch', 'triton', 'numpy'} & set(sys.modules))"
+        assert python(program) == "set()\n"
 
     def test_no_room_is_called_utils_common_or_helpers(self):
         names = {part for path in SOURCES for part in path.relative_to(PACKAGE).with_suffix("").parts}
@@ -372,13 +403,16 @@ class TestDistribution:
     def test_every_file_of_csrc_is_in_the_source_distribution(self):
         assert "graft csrc" in (ROOT / "MANIFEST.in").read_text().splitlines()
 
-    def test_the_table_of_measured_plans_is_built_in(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("built", "source"),
+        [("kernels/tuning_table.json", "kernels/tuning_table.json"), ("py.typed", "xgblora/py.typed")],
+    )
+    def test_what_is_no_code_is_built_in(self, tmp_path, built, source):
         pytest.importorskip("setuptools", minversion="77", reason="needs the setuptools of the build")
         command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", tmp_path]
         environment = {**os.environ, "XGBLORA_BUILD_CUDA": "0", "XGBLORA_BUILD_HOST": "0"}
         subprocess.run(command, cwd=ROOT, env=environment, check=True)
-        built = tmp_path / "xgblora" / "kernels" / "tuning_table.json"
-        assert built.read_bytes() == (ROOT / "kernels" / "tuning_table.json").read_bytes()
+        assert (tmp_path / "xgblora" / built).read_bytes() == (ROOT / source).read_bytes()
 
     def test_the_build_needs_no_torch(self):
         pytest.importorskip("setuptools", reason="needs setuptools")

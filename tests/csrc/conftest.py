@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xgblora.ops import merge_rank1_cuda
+from xgblora.ops.backends import cuda
 from xgblora.ops.extension import Extension
 from xgblora.ops.merge_rank1 import ROUNDINGS
 
@@ -55,6 +55,12 @@ class HostLibrary:
         made = (ctypes.c_float * 256)()
         gaussian = int(distribution == "gaussian")
         self._functions.xgblora_noise_block(gaussian, ctypes.c_uint64(seed), ctypes.c_uint64(first), made)
+        return list(made)
+
+    def power_series(self, count: int) -> list[float]:
+        """The `count` numbers of power_series.h: series of -4 log, sine and cosine, ln 2, 2 pi 2^-32."""
+        made = (ctypes.c_double * count)()
+        self._functions.xgblora_power_series(made)
         return list(made)
 
     def merge_elements(self, rounding: str, weights: Tensor, updates: Tensor, words: Tensor, remainders: Tensor):
@@ -108,12 +114,12 @@ def merge_on_host(host, monkeypatch):
 
     Takes the operation's arguments and the launch; gives the number of tiles of each launch.
     """
-    monkeypatch.setattr(merge_rank1_cuda, "extension", lambda: Extension(host, "on the CPU"))
+    monkeypatch.setattr(cuda, "extension", lambda: Extension(host, "on the CPU"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
 
     def merge(*arguments, blocks: int = 7, lanes: int = 256) -> list[int]:
         host.blocks, host.lanes, host.launches = blocks, lanes, []
-        merge_rank1_cuda.merge_rank1_(*arguments)
+        cuda.merge_rank1_(*arguments)
         return host.launches
 
     return merge
@@ -172,13 +178,19 @@ def make_case():
 
 
 @pytest.fixture(scope="session")
-def build_extension() -> ModuleType:
-    """csrc/build_extension.py, as setup.py imports it."""
+def build() -> ModuleType:
+    """csrc/build.py, as setup.py imports it."""
+    yield from _imported("build")
+
+
+@pytest.fixture(scope="session")
+def build_extension(build) -> ModuleType:
+    """csrc/build_extension.py, likewise."""
     yield from _imported("build_extension")
 
 
 @pytest.fixture(scope="session")
-def build_host(build_extension) -> ModuleType:
+def build_host(build) -> ModuleType:
     """csrc/build_host.py, likewise."""
     yield from _imported("build_host")
 

@@ -63,6 +63,19 @@ void xgblora_noise_block(int gaussian, uint64_t seed, uint64_t first, float* mad
   memcpy(made, z, sizeof z);
 }
 
+// The series and factors of power_series.h, one after another.
+void xgblora_power_series(double* made) {
+  const auto append = [&made](const auto& numbers) {
+    memcpy(made, numbers, sizeof numbers);
+    made += sizeof numbers / sizeof(double);
+  };
+  append(LOG_SERIES_TIMES_MINUS_4);
+  append(SIN_SERIES);
+  append(COS_SERIES);
+  const double factors[] = {LN_2, TWO_PI_2_M32};
+  append(factors);
+}
+
 // weights[i] += updates[i], one element after another.
 void xgblora_merge_elements(int64_t dtype, int rounding, int64_t count, void* weights, const float* updates,
                             const uint32_t* words, int16_t* remainders) {

@@ -1,6 +1,6 @@
-"""The choices of the build: variables, compiler, architectures, and the record of what came of it."""
+"""The choices of the build of `xgblora._C`: variables, compiler, architectures, command, and what came of it."""
 
-import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,20 +30,6 @@ def nowhere(tmp_path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("environment", "value"),
-    [({}, "auto"), ({"XGBLORA_BUILD_CUDA": "1"}, "1"), ({"XGBLORA_BUILD_CUDA": " AUTO "}, "auto")],
-)
-def test_what_is_wanted(build_extension, environment, value):
-    assert build_extension.wanted(environment, "XGBLORA_BUILD_CUDA") == value
-
-
-@pytest.mark.parametrize("value", ["yes", "2", "", "true"])
-def test_what_is_wanted_must_be_known(build_extension, value):
-    with pytest.raises(build_extension.BuildError, match=rf"^XGBLORA_BUILD_CUDA={value}: must be auto, 1 or 0$"):
-        build_extension.plan_build({"XGBLORA_BUILD_CUDA": value})
-
-
-@pytest.mark.parametrize(
     ("value", "numbers"), [("90", (90,)), ("90;80", (80, 90)), (" 80 ; 90 ;90", (80, 90)), ("", ()), ("120", (120,))]
 )
 def test_named_architectures(build_extension, value, numbers):
@@ -51,8 +37,8 @@ def test_named_architectures(build_extension, value, numbers):
 
 
 @pytest.mark.parametrize("value", ["ninety", "8.0", "80,90", "80;", "9", "sm_90", "80;90a"])
-def test_named_architectures_must_be_numbers(build_extension, value):
-    with pytest.raises(build_extension.BuildError, match=r"^XGBLORA_CUDA_ARCHS=.*: must be numbers separated by ';'"):
+def test_named_architectures_must_be_numbers(build, build_extension, value):
+    with pytest.raises(build.BuildError, match=r"^XGBLORA_CUDA_ARCHS=.*: must be numbers separated by ';'"):
         build_extension.plan_build({"XGBLORA_CUDA_ARCHS": value, "XGBLORA_BUILD_CUDA": "0"})
 
 
@@ -62,10 +48,10 @@ def test_the_default_is_what_the_compiler_knows_of_it(build_extension):
     assert build_extension.choose_architectures((75, 90), compiler) == (75, 90)
 
 
-def test_a_named_architecture_that_the_compiler_does_not_know_is_an_error(build_extension, toolkit):
+def test_a_named_architecture_that_the_compiler_does_not_know_is_an_error(build, build_extension, toolkit):
     environment = {"CUDA_HOME": str(toolkit()), "XGBLORA_CUDA_ARCHS": "90;130"}
     with pytest.raises(
-        build_extension.BuildError,
+        build.BuildError,
         match=r"^XGBLORA_CUDA_ARCHS=90;130: nvcc 12\.8 does not know 130, it knows 75, 80, 86, 89, 90, 100$",
     ):
         build_extension.plan_build(environment, "linux")
@@ -83,12 +69,12 @@ class TestTheCompiler:
         fourth = toolkit("fourth")
         assert build_extension.find_nvcc({"PATH": str(tmp_path)}, default=fourth) == fourth / "bin" / "nvcc"
 
-    def test_none_anywhere(self, build_extension, tmp_path):
-        with pytest.raises(build_extension.BuildError, match=r"^nvcc not found$"):
+    def test_none_anywhere(self, build, build_extension, tmp_path):
+        with pytest.raises(build.BuildError, match=r"^nvcc not found$"):
             build_extension.find_nvcc({"PATH": str(tmp_path)}, default=tmp_path / "no cuda")
 
-    def test_a_cuda_home_without_one_is_said_to_be(self, build_extension, tmp_path):
-        with pytest.raises(build_extension.BuildError, match=r"^nvcc not found in CUDA_HOME=.*nowhere$"):
+    def test_a_cuda_home_without_one_is_said_to_be(self, build, build_extension, tmp_path):
+        with pytest.raises(build.BuildError, match=r"^nvcc not found in CUDA_HOME=.*nowhere$"):
             build_extension.find_nvcc(nowhere(tmp_path))
 
     def test_what_it_says_of_itself(self, build_extension, toolkit):
@@ -99,14 +85,14 @@ class TestTheCompiler:
 class TestThePlan:
     """XGBLORA_BUILD_CUDA against what is there."""
 
-    def test_with_a_compiler(self, build_extension, toolkit):
+    def test_with_a_compiler(self, build, build_extension, toolkit):
         environment = {"CUDA_HOME": str(toolkit())}
         plan = build_extension.plan_build(environment, "linux")
         assert (plan.compiler.release, plan.architectures, plan.required) == ("12.8", (80, 86, 89, 90, 100), False)
         assert build_extension.plan_build({**environment, "XGBLORA_BUILD_CUDA": "1"}, "linux").required
-        (extension,) = build_extension.extensions([build_extension.cuda_target(plan)])
+        (extension,) = build.extensions([build_extension.cuda_target(plan)])
         assert extension.name == "xgblora._C"
-        assert all((Path(build_extension.ROOT) / source).exists() for source in extension.sources)
+        assert all((Path(build.ROOT) / source).exists() for source in extension.sources)
 
     @pytest.mark.parametrize(
         ("environment", "platform", "reason"),
@@ -117,16 +103,16 @@ class TestThePlan:
             ({}, "darwin", r"^built on Linux only, this is darwin$"),
         ],
     )
-    def test_left_out_with_the_reason(self, build_extension, tmp_path, environment, platform, reason):
+    def test_left_out_with_the_reason(self, build, build_extension, tmp_path, environment, platform, reason):
         plan = build_extension.plan_build({**nowhere(tmp_path), **environment}, platform)
         assert plan.compiler is None
-        assert build_extension.re.search(reason, plan.reason)
-        assert build_extension.extensions([build_extension.cuda_target(plan)]) == []
+        assert re.search(reason, plan.reason)
+        assert build.extensions([build_extension.cuda_target(plan)]) == []
 
     @pytest.mark.parametrize(("platform", "reason"), [("linux", "nvcc not found"), ("win32", "built on Linux only")])
-    def test_required_and_not_possible_is_one_line(self, build_extension, tmp_path, platform, reason):
+    def test_required_and_not_possible_is_one_line(self, build, build_extension, tmp_path, platform, reason):
         environment = {**nowhere(tmp_path), "XGBLORA_BUILD_CUDA": "1"}
-        with pytest.raises(build_extension.BuildError, match=rf"^XGBLORA_BUILD_CUDA=1: {reason}") as raised:
+        with pytest.raises(build.BuildError, match=rf"^XGBLORA_BUILD_CUDA=1: {reason}") as raised:
             build_extension.plan_build(environment, platform)
         assert "\n" not in str(raised.value)
 
@@ -153,17 +139,3 @@ def test_a_compiler_that_fails_leaves_the_reason(build_extension, toolkit, tmp_p
     outcome = build_extension.compile_extension(build_extension.Plan(compiler, (90,)), tmp_path / "out" / "_C.so")
     assert (outcome.built, outcome.reason) == (False, "nvcc 12.8 failed: nvcc fatal: error 7")
     assert "nvcc fatal" in capsys.readouterr().err, "all that the compiler said is shown"
-
-
-def test_the_record_replaces_what_an_earlier_build_left(build_extension, tmp_path):
-    stale, other = (tmp_path / f"{name}.cpython-311-x86_64-linux-gnu.so" for name in ("_C", "_host"))
-    stale.touch()
-    other.touch()
-    target = build_extension.cuda_target(build_extension.Plan())
-    outcome = build_extension.Outcome(built=True, nvcc="12.8", architectures=(90,), ptx=90)
-    build_extension.record(target, outcome, tmp_path)
-    assert stale.exists()
-    build_extension.record(target, build_extension.Outcome(built=False, reason="nvcc not found"), tmp_path)
-    assert not stale.exists()
-    assert other.exists(), "that of the other extension"
-    assert json.loads((tmp_path / "_build.json").read_text())["reason"] == "nvcc not found"

@@ -36,20 +36,20 @@ def test_cxx_comes_before_path_with_its_arguments(build_host, compiler):
     ],
 )
 def test_left_out_with_the_reason_or_an_error_where_it_is_required(
-    build_extension, build_host, tmp_path, environment, platform, reason
+    build, build_host, tmp_path, environment, platform, reason
 ):
     environment = {"PATH": str(tmp_path), **environment}
     plan = build_host.plan_host(environment, platform)
     assert plan == build_host.HostPlan(reason=reason)
-    assert build_extension.extensions([build_host.host_target(plan)]) == []
+    assert build.extensions([build_host.host_target(plan)]) == []
     if "XGBLORA_BUILD_HOST" not in environment:
-        with pytest.raises(build_extension.BuildError) as raised:
+        with pytest.raises(build.BuildError) as raised:
             build_host.plan_host({**environment, "XGBLORA_BUILD_HOST": "1"}, platform)
         assert str(raised.value) == f"XGBLORA_BUILD_HOST=1: {reason}"
 
 
-def test_a_value_that_is_not_known_is_refused(build_extension, build_host):
-    with pytest.raises(build_extension.BuildError, match=r"^XGBLORA_BUILD_HOST=yes: must be auto, 1 or 0$"):
+def test_a_value_that_is_not_known_is_refused(build, build_host):
+    with pytest.raises(build.BuildError, match=r"^XGBLORA_BUILD_HOST=yes: must be auto, 1 or 0$"):
         build_host.plan_host({"XGBLORA_BUILD_HOST": "yes"})
 
 

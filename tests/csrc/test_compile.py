@@ -12,13 +12,13 @@ ARCHITECTURE = 90
 
 
 @pytest.fixture(scope="module")
-def compiled(build_extension, tmp_path_factory):
+def compiled(build, build_extension, tmp_path_factory):
     """A cubin of merge.cu and the cuobjdump to read it with: that of CUDA, or the one that Triton brings."""
     import os
 
     try:
         compiler = build_extension.ask_compiler(build_extension.find_nvcc(os.environ))
-    except build_extension.BuildError as error:
+    except build.BuildError as error:
         pytest.skip(f"needs nvcc: {error}")
     cuobjdump = shutil.which("cuobjdump", path=str(compiler.path.parent)) or shutil.which("cuobjdump")
     triton = importlib.util.find_spec("triton")
@@ -31,7 +31,7 @@ def compiled(build_extension, tmp_path_factory):
     # the flags of the build, without what makes a library of it
     command = build_extension.compile_command(plan, [], cubin)
     flags = [word for word in command if word in ("-O3", "-std=c++17", "--fmad=false")]
-    source = str(build_extension.SOURCE / "merge.cu")
+    source = str(build.SOURCE / "merge.cu")
     subprocess.run(
         [compiler.path, "-cubin", f"-arch=sm_{ARCHITECTURE}", *flags, source, "-o", cubin],
         check=True,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xgblora.ops.backend import eager
+from xgblora.ops.eager import eager
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
 
 

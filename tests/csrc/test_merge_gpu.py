@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from xgblora import ops
-from xgblora.ops.backend import eager
+from xgblora.ops.backends.cuda import merge_rank1_
+from xgblora.ops.eager import eager
 from xgblora.ops.extension import extension
 from xgblora.ops.merge_rank1 import ROUNDINGS
-from xgblora.ops.merge_rank1_cuda import merge_rank1_
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xgblora.ops.backend import available
+from xgblora.ops.choice import available
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" or not torch.cuda.is_available()
 

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from xgblora.ops import merge_rank1_host, perturb_host, update_host
+from xgblora.ops.backends import host
 from xgblora.ops.extension import Extension
 from xgblora.ops.host_extension import host_extension
 
@@ -25,8 +25,7 @@ def instruction_set(request, monkeypatch) -> str:
     chosen = types.SimpleNamespace(
         **{name: functools.partial(getattr(module, name), set=number) for name in ("perturb", "update", "merge")}
     )
-    for user in (merge_rank1_host, perturb_host, update_host):
-        monkeypatch.setattr(user, "host_extension", lambda: Extension(chosen, request.param))
+    monkeypatch.setattr(host, "host_extension", lambda: Extension(chosen, request.param))
     return request.param
 
 

@@ -38,25 +38,3 @@ def test_an_extension_that_cannot_be_imported(monkeypatch):
 def test_what_it_was_built_with(monkeypatch):
     monkeypatch.setattr(extension.importlib, "import_module", lambda name: "the module")
     assert extension._load(BUILT) == extension.Extension("the module", "built with nvcc 13.0 for sm_80, sm_90 + PTX 90")
-
-
-class Module:
-    """An extension whose kernel runs, or raises `error`."""
-
-    def __init__(self, error: str = ""):
-        self.error = error
-
-    def merge_facts(self, rounding, device):
-        if self.error:
-            raise RuntimeError(self.error)
-
-
-@pytest.mark.parametrize("error", ["", "cudaErrorNoKernelImageForDevice: no kernel image is available"])
-def test_an_obstacle_on_this_gpu(monkeypatch, error):
-    monkeypatch.setattr(extension, "extension", lambda: extension.Extension(Module(error), "built"))
-    assert extension.obstacle() == error
-
-
-def test_an_extension_that_is_not_there_is_an_obstacle(monkeypatch):
-    monkeypatch.setattr(extension, "extension", lambda: extension.Extension(None, "not built: nvcc not found"))
-    assert extension.obstacle() == "not built: nvcc not found"

@@ -28,9 +28,3 @@ def test_what_it_was_built_with_and_runs(monkeypatch):
     module = types.SimpleNamespace(instruction_sets=lambda: ["AVX2", "baseline"])
     monkeypatch.setattr(host_extension.importlib, "import_module", lambda name: module)
     assert host_extension._load(BUILT) == Extension(module, "built with g++ 12.2.0, runs AVX2 here")
-
-
-@pytest.mark.parametrize("module", [None, "the module"])
-def test_what_is_not_there_is_an_obstacle(monkeypatch, module):
-    monkeypatch.setattr(host_extension, "host_extension", lambda: Extension(module, "not built: reason"))
-    assert host_extension.obstacle() == ("" if module else "not built: reason")

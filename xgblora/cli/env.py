@@ -3,7 +3,6 @@
 import os
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,20 +11,10 @@ from xgblora import ops
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.environment import versions
 from xgblora.errors import InputError
-from xgblora.ops.backend import available
-from xgblora.ops.extension import extension
-from xgblora.ops.host_extension import host_extension
-from xgblora.ops.self_check import SMALL_LINEAR_SHAPES, SMALL_SIZES, Check, Tested, check, check_eager
+from xgblora.ops.backends.registry import registry
+from xgblora.ops.self_check import Check, check_backends, check_eager
 
-VARIABLES = (
-    "XGBLORA_BACKEND",
-    "XGBLORA_STRICT",
-    "XGBLORA_BUILD_CUDA",
-    "XGBLORA_BUILD_HOST",
-    "XGBLORA_CUDA_ARCHS",
-    "TRITON_INTERPRET",
-    "OMP_NUM_THREADS",
-)
+DEVICE_TYPES = ("cpu", "cuda")
 
 
 @exits_with_one_line
@@ -57,16 +46,8 @@ def report() -> list[str]:
         InputError: an environment variable of xgblora is wrong.
     """
     lines = [f"{name} {version or 'not installed'}" for name, version in versions().items()]
-    lines += [
-        "",
-        memory(),
-        *devices(),
-        "",
-        f"extension: {extension().state}",
-        f"host extension: {host_extension().state}",
-    ]
-    device_types = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    for device_type in device_types:
+    lines += ["", memory(), *devices(), "", *backends()]
+    for device_type in DEVICE_TYPES if torch.cuda.is_available() else DEVICE_TYPES[:1]:
         for operation in ops.operations():
             choice = ops.choose(operation, device_type)
             lines.append(f"{operation} on {device_type}: {choice.backend} ({choice.reason})")
@@ -74,41 +55,34 @@ def report() -> list[str]:
     return lines
 
 
+def backends() -> list[str]:
+    """All backends by name, those that another package failed to add, and what was built."""
+    found = registry()
+    names = [f"{name} ({found.origins[name]})" if name in found.origins else name for name in found.backends]
+    return [
+        f"backends: {', '.join(names)}",
+        *(f"backend {name} of {why}" for name, why in found.refused.items()),
+        *(backend.state() for backend in found.backends.values() if backend.state is not None),
+    ]
+
+
 def checked() -> tuple[list[str], bool]:
     """A line for each operation and implementation on this machine, also for what could not be checked; if all passed.
 
     The Triton interpreter counts as an implementation where TRITON_INTERPRET=1.
     """
-    lines, passed = [], True
-    for name, result in _grouped(check_eager(), "cpu"):
-        lines.append(f"check {name}: {_verdict(result)}")
-        passed = passed and all(one.passed for one in result)
-    for device_type in ("cpu", "cuda"):
+    results, unchecked = _grouped(check_eager(), "cpu"), []
+    for device_type in DEVICE_TYPES:
         if device_type == "cuda" and not torch.cuda.is_available():
-            lines.append(
-                "check on cuda: not checked, there is no CUDA device; what runs there is untested on this machine"
-            )
+            untested = "there is no CUDA device; what runs there is untested on this machine"
+            unchecked.append(f"on cuda: not checked, {untested}")
             continue
-        backends = ("host", "triton", "cuda") if device_type == "cpu" else ("eager", "triton", "cuda")
-        for backend in backends:
-            found = {operation: available(operation, device_type).get(backend) for operation in ops.operations()}
-            functions = {name: (backend, one) for name, one in found.items() if isinstance(one, Callable)}
-            for name, result in _grouped(check(_tested(device_type, functions)), device_type):
-                lines.append(f"check {name}: {_verdict(result)}")
-                passed = passed and all(one.passed for one in result)
-            if functions and backend == "triton" and device_type == "cpu":
-                lines.append(f"check rank1_linear, {backend} on cpu, bfloat16: not checked, the interpreter cannot")
-            for obstacle in sorted({one for one in found.values() if isinstance(one, str)}):
-                lines.append(f"check {backend} on {device_type}: not checked, {obstacle}")
-    return lines, passed
-
-
-def _tested(device_type: str, functions: dict) -> Tested:
-    if device_type == "cpu":
-        # in bf16 the interpreter of Triton 3.9 multiplies bit patterns
-        dtypes = (torch.float32, torch.float16)
-        return Tested(torch.device("cpu"), functions, SMALL_SIZES, SMALL_LINEAR_SHAPES, dtypes)
-    return Tested(torch.device(device_type), functions)
+        for found in check_backends(torch.device(device_type)):
+            results += _grouped(found.checks, device_type)
+            unchecked += found.unchecked
+    lines = [f"check {name}: {_verdict(checks)}" for name, checks in results]
+    passed = all(one.passed for _, checks in results for one in checks)
+    return [*lines, *(f"check {line}" for line in unchecked)], passed
 
 
 def _grouped(checks: list[Check], device_type: str) -> list[tuple[str, list[Check]]]:
@@ -167,4 +141,6 @@ def devices() -> list[str]:
 
 def environment_variables() -> list[tuple[str, str]]:
     """The variables that change how xgblora runs, with their values."""
-    return [(name, os.environ.get(name, "(not set)")) for name in VARIABLES]
+    of_backends = [name for backend in registry().backends.values() for name in backend.variables]
+    names = ("XGBLORA_BACKEND", "XGBLORA_STRICT", *of_backends, "OMP_NUM_THREADS")
+    return [(name, os.environ.get(name, "(not set)")) for name in names]

@@ -4,7 +4,8 @@ Each is registered as `torch.ops.xgblora.*` with a schema, an eager reference, a
 autograd. They know tensors; they know no model and no trainer.
 """
 
-from xgblora.ops.backend import Choice, choose, operations
+from xgblora.ops.choice import Choice, choose
+from xgblora.ops.eager import operations
 from xgblora.ops.low_rank_linear import low_rank_linear
 from xgblora.ops.merge_rank1 import merge_rank1_, new_remainders
 from xgblora.ops.noise import derive_seed

@@ -1,4 +1,4 @@
-"""`xgblora._C`, the CUDA extension: what came of its build, and whether it can be used here."""
+"""`xgblora._C`, the CUDA extension: what came of its build."""
 
 import importlib
 import json
@@ -33,21 +33,8 @@ def extension() -> Extension:
     return _load(read_record(RECORD))
 
 
-def obstacle() -> str:
-    """Why the extension cannot run on the current GPU; empty where it can."""
-    found = extension()
-    if found.module is None:
-        return found.state
-    try:
-        found.module.merge_facts("nearest", torch.cuda.current_device() if torch.cuda.is_available() else 0)
-    except RuntimeError as error:
-        # a GPU that the architectures leave out, a driver that is too old, no GPU
-        return str(error)
-    return ""
-
-
 def read_record(path: Path) -> dict:
-    """What csrc/build_extension.py wrote of an extension."""
+    """What csrc/build.py wrote of an extension."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""`xgblora._host`, the C++ extension for CPU tensors: what came of its build, and whether it can be used here."""
+"""`xgblora._host`, the C++ extension for CPU tensors: what came of its build."""
 
 import importlib
 from functools import cache
@@ -12,12 +12,6 @@ HOST_RECORD = RECORD.with_name("_build_host.json")
 def host_extension() -> Extension:
     """Import the extension that the build left, once a process."""
     return _load(read_record(HOST_RECORD))
-
-
-def obstacle() -> str:
-    """Why the extension cannot be used; empty where it can."""
-    found = host_extension()
-    return "" if found.module is not None else found.state
 
 
 def _load(record: dict) -> Extension:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from xgblora.ops import backend
+from xgblora.ops.choice import choose
+from xgblora.ops.eager import register_eager
 
 LIBRARY = torch.library.Library("xgblora", "DEF")
 
@@ -22,7 +23,7 @@ def register(schema: str, eager: Callable, fake: Callable) -> None:
         fake: shapes and dtypes of the result for tensors without storage.
     """
     name = schema.split("(", 1)[0]
-    backend.register_eager(name, eager)
+    register_eager(name, eager)
     LIBRARY.define(schema)
     for device_type, key in (("cpu", "CPU"), ("cuda", "CUDA")):
         LIBRARY.impl(name, _dispatcher(name, device_type), key)
@@ -31,6 +32,6 @@ def register(schema: str, eager: Callable, fake: Callable) -> None:
 
 def _dispatcher(name: str, device_type: str) -> Callable:
     def run(*arguments):
-        return backend.choose(name, device_type).function(*arguments)
+        return choose(name, device_type).function(*arguments)
 
     return run

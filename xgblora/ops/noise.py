@@ -12,29 +12,26 @@ a CPU and a GPU agree by construction. With library functions they agree by luck
 between two libraries, in fp64 about one in 2^28.
 """
 
-import math
-from enum import IntEnum
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from xgblora.kernels.power_series import COS_SERIES, LOG_SERIES, SIN_SERIES, SQRT_HALF_BITS, SQRT_HALF_TO_ONE
+from xgblora.kernels.noise_numbers import (
+    COS_SERIES,
+    LN_2,
+    LOG_SERIES,
+    PHILOX_KEY_INCREMENTS,
+    PHILOX_MULTIPLIERS,
+    PHILOX_ROUNDS,
+    SIN_SERIES,
+    SQRT_HALF_BITS,
+    SQRT_HALF_TO_ONE,
+    TWO_PI_2_M32,
+    Stream,
+)
 
-PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-PHILOX_KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
-PHILOX_ROUNDS = 10
 _WORD = 0xFFFFFFFF
 _BLOCK = 1 << 16
-
-
-class Stream(IntEnum):
-    """What a noise vector is for; vectors of one seed and different streams are independent."""
-
-    DIRECTION = 0
-    ROUNDING = 1
-    INITIALISATION = 2
-    LAYERS = 3
 
 
 def derive_seed(seed: int, *indices: int) -> int:
@@ -128,14 +125,14 @@ def _log(x: Tensor) -> Tensor:
     exponent = ((shifted >> 52) - 0x3FF).to(torch.float64)
     mantissa = ((shifted & 0x000FFFFFFFFFFFFF) + SQRT_HALF_BITS).view(torch.float64)
     s = (mantissa - 1.0) / (mantissa + 1.0)
-    return exponent.mul_(math.log(2.0)).add_(_series(LOG_SERIES, s * s).mul_(s).mul_(2.0))
+    return exponent.mul_(LN_2).add_(_series(LOG_SERIES, s * s).mul_(s).mul_(2.0))
 
 
 def _cos_sin(word: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the angle `word * 2 pi / 2^32`, fp64, of int64 words."""
     # the nearest quarter turn and the rest, both exact in integers
     quadrant = (word + (1 << 29)) >> 30
-    x = (word - (quadrant << 30)).to(torch.float64).mul_(2.0 * math.pi * 2.0**-32)
+    x = (word - (quadrant << 30)).to(torch.float64).mul_(TWO_PI_2_M32)
     square = x * x
     cosine, sine = _series(COS_SERIES, square), _series(SIN_SERIES, square).mul_(x)
     odd = (quadrant & 1) == 1

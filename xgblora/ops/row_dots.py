@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from xgblora.errors import InputError
-from xgblora.kernels import tuning
-from xgblora.ops.backend import choose
+from xgblora.ops.backends.registry import registry
+from xgblora.ops.choice import choose
 from xgblora.ops.library import register
 
 
@@ -45,13 +45,11 @@ def row_dots(x: Tensor, a: Sequence[Tensor]) -> Tensor:
 def reads_dots(x: Tensor, weight: Tensor) -> bool:
     """Whether `rank1_linear` of these shapes reads dots that were made before; where it does not, they are wasted.
 
-    False for few rows, where one kernel makes them in its own K loop, and for eager code, which sharing made no faster
+    The backend that runs `rank1_linear` says so. Eager code reads none: sharing made it no faster
     (benchmarks/NOTES.md).
     """
-    if choose("rank1_linear", x.device.type).backend != "triton":
-        return False
-    plan = tuning.plan_for("rank1_linear", x.device, x.dtype, x.shape[:-1].numel(), *weight.shape)
-    return plan.path != tuning.FEW_ROWS
+    backend = registry().backends.get(choose("rank1_linear", x.device.type).backend)
+    return backend is not None and backend.reads_dots(x, weight)
 
 
 def project(x: Tensor, a: Tensor) -> Tensor:

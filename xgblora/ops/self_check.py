@@ -1,6 +1,6 @@
 """Check that what runs on a machine agrees with the reference: the same bits where the contract says so.
 
-Triton and CUDA are compared with eager code on the CPU. `rank1_linear` sums in an order of its own, so its rule is an
+Backends are compared with eager code on the CPU. `rank1_linear` sums in an order of its own, so its rule is an
 error bound: against fp64 it must be under twice that of eager code in the same dtype on the same device (the rule of
 quack, Dao-AILab). Eager code itself is compared with its formulas in fp64, and its noise with published numbers.
 """
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xgblora.ops.backend import choose, eager, operations
+from xgblora.ops.backends.registry import registry
+from xgblora.ops.choice import available, choose
+from xgblora.ops.eager import eager, operations
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
 from xgblora.ops.noise import Stream, normal, philox4x32
 from xgblora.ops.update import RULES
@@ -22,9 +24,8 @@ CPU = torch.device("cpu")
 SIZES = (1, 1023, 100_003)
 # rows, K, N, groups: one row, a few, a prefill, odd sizes
 LINEAR_SHAPES = ((1, 64, 48, 1), (16, 256, 512, 2), (257, 129, 77, 1), (1024, 768, 768, 4))
-
-# of the interpreter of Triton, which takes seconds for the others
 SMALL_SIZES, SMALL_LINEAR_SHAPES = (1, 1023), ((1, 64, 48, 1), (16, 65, 77, 2))
+LINEAR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Random123's known answers of philox4x32-10: counter, key, words
 KNOWN_WORDS = (
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -72,7 +73,7 @@ class Tested:
     functions: dict[str, tuple[str, Callable]]
     sizes: tuple[int, ...] = SIZES
     linear_shapes: tuple[tuple[int, int, int, int], ...] = LINEAR_SHAPES
-    linear_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+    linear_dtypes: tuple[torch.dtype, ...] = LINEAR_DTYPES
 
     def on(self, operation: str) -> Callable:
         """The implementation of `operation`."""
@@ -83,6 +84,45 @@ def self_check(device: torch.device) -> list[Check]:
     """Compare every operation, as it is chosen on `device`, with its reference."""
     choices = [choose(operation, device.type) for operation in operations()]
     return check(Tested(device, {choice.operation: (choice.backend, choice.function) for choice in choices}))
+
+
+@dataclass(frozen=True)
+class BackendChecks:
+    """What one backend came to on one device.
+
+    Attributes:
+        checks: the comparisons of all operations that it can run there.
+        unchecked: what could not be compared and why, a line each.
+    """
+
+    checks: list[Check]
+    unchecked: list[str]
+
+
+def check_backends(device: torch.device) -> Iterator[BackendChecks]:
+    """Compare every operation of every backend on `device` with its reference; on a GPU eager code too."""
+    found = {operation: available(operation, device.type) for operation in operations()}
+    for name in registry().backends if device == CPU else ("eager", *registry().backends):
+        yield _check_backend(name, device, {one: those[name] for one, those in found.items() if name in those})
+
+
+def _check_backend(name: str, device: torch.device, found: dict[str, Callable | str]) -> BackendChecks:
+    functions = {operation: (name, one) for operation, one in found.items() if not isinstance(one, str)}
+    obstacles = sorted({one for one in found.values() if isinstance(one, str)})
+    place = f"{name} on {device.type}"
+    unchecked = [f"{place}: not checked, {why}" for why in obstacles]
+    left_out = _left_out(name, device.type) if functions else {}
+    unchecked += [f"rank1_linear, {place}, {_name(dtype)}: not checked, {why}" for dtype, why in left_out.items()]
+    dtypes = tuple(dtype for dtype in LINEAR_DTYPES if dtype not in left_out)
+    # a CPU may be the interpreter of Triton, which takes seconds for the others
+    sizes = (SMALL_SIZES, SMALL_LINEAR_SHAPES) if device == CPU else (SIZES, LINEAR_SHAPES)
+    return BackendChecks(check(Tested(device, functions, *sizes, dtypes)), unchecked)
+
+
+def _left_out(name: str, device_type: str) -> dict[torch.dtype, str]:
+    """The dtypes of layers that a backend has no checks of on a device type, and why."""
+    unchecked = registry().backends[name].unchecked if name in registry().backends else {}
+    return {dtype: why for (place, dtype), why in unchecked.items() if place == device_type}
 
 
 def check(tested: Tested) -> list[Check]:

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from xgblora.ops import backend
+from xgblora.ops.backends.host import merge_rank1_
+from xgblora.ops.eager import eager
 from xgblora.ops.merge_rank1 import ROUNDINGS, WEIGHT_DTYPES, new_remainders
-from xgblora.ops.merge_rank1_host import merge_rank1_
 
 SHAPES = ((1, 1), (33, 65), (64, 40), (7, 513), (0, 4), (5, 0))
 
@@ -25,8 +25,7 @@ def merged(function, make_weights, rounding, scale=0.37, merges=3):
 
 def agree(make_weights, rounding, **settings):
     ours, theirs = (
-        merged(function, make_weights, rounding, **settings)
-        for function in (merge_rank1_, backend.eager("merge_rank1_"))
+        merged(function, make_weights, rounding, **settings) for function in (merge_rank1_, eager("merge_rank1_"))
     )
     return all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 

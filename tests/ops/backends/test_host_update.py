@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
-from xgblora.ops import backend
+from xgblora.ops.backends.host import update_
+from xgblora.ops.eager import eager
 from xgblora.ops.noise import DISTRIBUTIONS
 from xgblora.ops.update import RULES
-from xgblora.ops.update_host import update_
 
 SEEDS = torch.tensor([11, -5, 2**62, 0, 9])
 COEFFICIENTS = torch.tensor([0.37, -1.9, 12.5, 3e-4, -0.0])
@@ -42,7 +42,7 @@ def all_equal(ours, theirs):
 def test_any_size_rule_and_number_of_directions(instruction_set, optimizer):
     for size, directions, distribution in itertools.product(SIZES, (1, 5), DISTRIBUTIONS):
         results = []
-        for function in (update_, backend.eager("update_")):
+        for function in (update_, eager("update_")):
             tensors = state(optimizer, size)
             for _ in range(2):
                 step(function, tensors, optimizer, directions, distribution)
@@ -61,7 +61,7 @@ def test_nothing_else_is_written_and_addresses_may_be_odd(instruction_set, insid
             return values
 
         tensors = step(update_, state(optimizer, size, place), optimizer, 2)
-        assert all_equal(tensors, step(backend.eager("update_"), state(optimizer, size), optimizer, 2))
+        assert all_equal(tensors, step(eager("update_"), state(optimizer, size), optimizer, 2))
         for tensor, storage in zip(tensors, storages, strict=True):
             tensor.fill_(12345.0)
             assert (storage == 12345.0).all()
@@ -72,14 +72,14 @@ def test_numbers_at_the_edges(instruction_set):
     edges = torch.tensor([0.0, -0.0, 1e-45, 1e-38, 3e38, -3e38, float("inf"), 1.0]).repeat(40)
     for optimizer, lr in itertools.product(RULES, (0.0, 0.03, 3e38)):
         results = []
-        for function in (update_, backend.eager("update_")):
+        for function in (update_, eager("update_")):
             tensors = [edges.clone(), *(edges.abs() for _ in RULES[optimizer][0])]
             results.append([tensor.nan_to_num(7.0) for tensor in step(function, tensors, optimizer, 2, lr=lr)])
         assert all_equal(*results)
 
 
 def test_the_number_of_threads_changes_no_bit(threads):
-    wanted = step(backend.eager("update_"), state("adam", 300_001), "adam", 2)
+    wanted = step(eager("update_"), state("adam", 300_001), "adam", 2)
     for count in (1, 2, 5):
         threads(count)
         assert all_equal(step(update_, state("adam", 300_001), "adam", 2), wanted)
@@ -87,7 +87,7 @@ def test_the_number_of_threads_changes_no_bit(threads):
 
 def test_seeds_and_coefficients_with_gaps_between_them():
     results = []
-    for function in (update_, backend.eager("update_")):
+    for function in (update_, eager("update_")):
         master, one = torch.ones(300), torch.ones(1)
         function(master, SEEDS[::2], COEFFICIENTS[::2], one, one, "gaussian", "sgd", None, None, None)
         results.append(master)

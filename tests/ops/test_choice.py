@@ -1,13 +1,18 @@
+"""Which backend runs an operation, and why."""
+
 import logging
 import re
 import types
+from dataclasses import replace
 
 import pytest
 import torch
 
 from xgblora import ops
 from xgblora.errors import InputError
-from xgblora.ops import backend
+from xgblora.ops import choice as choices
+from xgblora.ops.backends import backend
+from xgblora.ops.backends.registry import BUILT_IN, Registry
 
 OPERATIONS = {"row_dots", "rank1_linear", "rank1_linear_backward", "perturb", "update_", "merge_rank1_"}
 
@@ -19,6 +24,29 @@ def fresh_choices(monkeypatch):
     ops.choose.cache_clear()
     yield
     ops.choose.cache_clear()
+
+
+@pytest.fixture
+def backends(monkeypatch):
+    """A function that gives the backends other attributes, by their names, in this test."""
+
+    def become(**attributes: dict) -> None:
+        changed = {one.name: replace(one, **attributes.get(one.name, {})) for one in BUILT_IN}
+        monkeypatch.setattr(choices, "registry", lambda: Registry(changed))
+
+    return become
+
+
+@pytest.fixture
+def obstacles(monkeypatch, backends):
+    """A function that says what stands in the way of each backend, and puts functions in place of the modules."""
+
+    def there_are(**found: str | None) -> None:
+        backends(**{name: {"obstacle": lambda _, why=why: why} for name, why in found.items()})
+        functions = types.SimpleNamespace(perturb=lambda: "perturb", merge_rank1_=lambda: "merge")
+        monkeypatch.setattr(backend, "import_module", lambda name: functions)
+
+    return there_are
 
 
 def test_all_operations_are_registered():
@@ -36,21 +64,23 @@ def test_cpu_tensors_run_the_eager_reference_where_it_is_wanted(monkeypatch, ope
 
 @pytest.mark.parametrize("operation", sorted(OPERATIONS))
 @pytest.mark.parametrize("wanted", ["auto", "host"])
-@pytest.mark.parametrize("missing", ["", "not built: no C++ compiler"])
-def test_cpu_tensors_run_the_host_extension_where_it_is_written_and_built(monkeypatch, operation, wanted, missing):
+@pytest.mark.parametrize("missing", [None, "not built: no C++ compiler"])
+def test_cpu_tensors_run_the_host_extension_where_it_is_written_and_built(
+    backends, monkeypatch, operation, wanted, missing
+):
     monkeypatch.setenv("XGBLORA_BACKEND", wanted)
-    monkeypatch.setattr(backend.host_extension, "obstacle", lambda: missing)
+    backends(host={"obstacle": lambda device_type: missing})
     choice = ops.choose(operation, "cpu")
-    if "host" in backend._CHAINS[operation]:
+    if operation in ("perturb", "update_", "merge_rank1_"):
         assert choice.backend == ("eager" if missing else "host")
-        assert missing in choice.reason
+        assert (missing or "") in choice.reason
     else:
         assert choice.backend == "eager"
         assert choice.reason.endswith("CPU tensors run the eager reference")
 
 
-def test_a_missing_host_extension_is_no_warning_and_under_strict_an_error(monkeypatch, caplog):
-    monkeypatch.setattr(backend.host_extension, "obstacle", lambda: "not built: no C++ compiler")
+def test_a_missing_host_extension_is_no_warning_and_under_strict_an_error(monkeypatch, caplog, backends):
+    backends(host={"obstacle": lambda device_type: "not built: no C++ compiler"})
     with caplog.at_level(logging.INFO, logger="xgblora"):
         assert ops.choose("perturb", "cpu").reason == "the host extension cannot be used: not built: no C++ compiler"
     assert not caplog.records
@@ -65,7 +95,7 @@ def test_a_missing_host_extension_is_no_warning_and_under_strict_an_error(monkey
 
 def test_the_host_extension_takes_no_cuda_tensors(monkeypatch, obstacles):
     monkeypatch.setenv("XGBLORA_BACKEND", "host")
-    obstacles(triton="", cuda="", host="it takes CPU tensors only")
+    obstacles(triton=None, cuda=None)
     choice = ops.choose("perturb", "cuda")
     assert choice.backend == "triton"
     assert choice.reason == "the host extension cannot be used: it takes CPU tensors only; XGBLORA_BACKEND=host"
@@ -90,17 +120,6 @@ def test_triton_that_cannot_run_falls_back_and_says_why(monkeypatch):
     assert "TRITON_INTERPRET" in choice.reason
 
 
-@pytest.mark.parametrize(
-    ("triton", "numpy", "works"), [("3.6.0", "2.4.0", False), ("3.6.0", "2.3.5", True), ("3.7.0", "2.5.2", True)]
-)
-def test_an_interpreter_that_numpy_broke_is_an_obstacle(monkeypatch, triton, numpy, works):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(backend, "installed", {"triton": triton, "numpy": numpy}.__getitem__)
-    obstacle = backend._obstacle_to_triton("cpu")
-    assert (obstacle == "") == works
-    assert backend._obstacle_to_triton("cuda") == ""
-
-
 def test_strict_makes_the_fallback_an_error(monkeypatch):
     monkeypatch.setenv("XGBLORA_BACKEND", "triton")
     monkeypatch.setenv("XGBLORA_STRICT", "1")
@@ -111,18 +130,6 @@ def test_strict_makes_the_fallback_an_error(monkeypatch):
 def test_strict_does_not_refuse_eager_on_the_cpu(monkeypatch):
     monkeypatch.setenv("XGBLORA_STRICT", "1")
     assert ops.choose("rank1_linear", "cpu").backend == "eager"
-
-
-@pytest.fixture
-def obstacles(monkeypatch):
-    """A function that says what stands in the way of each backend, and puts functions in place of the modules."""
-
-    def there_are(**found: str) -> None:
-        monkeypatch.setattr(backend, "_OBSTACLES", {name: lambda _, why=why: why for name, why in found.items()})
-        functions = types.SimpleNamespace(perturb="perturb of Triton", merge_rank1_="merge of CUDA")
-        monkeypatch.setattr(backend.importlib, "import_module", lambda name: functions)
-
-    return there_are
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -146,7 +153,7 @@ def test_a_module_that_cannot_be_imported_is_an_obstacle(monkeypatch):
     def refuse(name):
         raise ImportError("no module named triton")
 
-    monkeypatch.setattr(backend.importlib, "import_module", refuse)
+    monkeypatch.setattr(backend, "import_module", refuse)
     choice = ops.choose("perturb", "cuda")
     assert (choice.backend, choice.reason) == ("eager", "Triton cannot be used: no module named triton")
 
@@ -157,28 +164,23 @@ def test_cuda_tensors_run_what_each_operation_is_written_for(monkeypatch, obstac
     # one that is not written for the wanted backend is no fallback, under STRICT either
     monkeypatch.setenv("XGBLORA_BACKEND", wanted)
     monkeypatch.setenv("XGBLORA_STRICT", strict)
-    monkeypatch.setitem(backend._CHAINS, "merge_rank1_", {"cuda": "its only module"})
-    obstacles(triton="", cuda="")
+    obstacles(triton=None, cuda=None)
     perturb, merge = ops.choose("perturb", "cuda"), ops.choose("merge_rank1_", "cuda")
-    assert (perturb.backend, perturb.function) == ("triton", "perturb of Triton")
-    assert (merge.backend, merge.function) == ("cuda", "merge of CUDA")
+    assert (perturb.backend, perturb.function()) == ("triton", "perturb")
+    assert (merge.backend, merge.function()) == ("triton" if wanted == "triton" else "cuda", "merge")
     reasons = {
         "auto": ("CUDA tensors run Triton", "CUDA tensors run the CUDA extension"),
         "cuda": (
             "XGBLORA_BACKEND=cuda, which it is not written for; CUDA tensors run Triton",
             "XGBLORA_BACKEND=cuda",
         ),
-        "triton": (
-            "XGBLORA_BACKEND=triton",
-            "XGBLORA_BACKEND=triton, which it is not written for; CUDA tensors run the CUDA extension",
-        ),
+        "triton": ("XGBLORA_BACKEND=triton", "XGBLORA_BACKEND=triton"),
     }
     assert (perturb.reason, merge.reason) == reasons[wanted]
 
 
 def test_the_next_of_a_chain_is_taken_and_the_first_one_is_named(monkeypatch, obstacles):
-    monkeypatch.setitem(backend._CHAINS, "merge_rank1_", {"cuda": "one", "triton": "another"})
-    obstacles(triton="", cuda="not built: nvcc not found")
+    obstacles(triton=None, cuda="not built: nvcc not found")
     choice = ops.choose("merge_rank1_", "cuda")
     assert choice.backend == "triton"
     assert "the CUDA extension cannot be used: not built: nvcc not found" in choice.reason

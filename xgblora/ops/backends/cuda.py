@@ -1,4 +1,4 @@
-"""`merge_rank1_` on CUDA tensors: every layer in one launch of the kernel in csrc/merge.cu.
+"""`cuda`: `merge_rank1_` on CUDA tensors by `xgblora._C`: every layer in one launch of the kernel in csrc/merge.cu.
 
 Python writes a table of addresses and shapes, one row a weight; the kernel finds the layer of each tile in it. All
 memory is torch's and comes from the current stream, on which the kernel runs, so none is given out again too early.
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from xgblora.kernels.weight_storage import is_transposed, share_memory
-from xgblora.ops.backend import eager
+from xgblora.ops.backends.backend import Backend
+from xgblora.ops.eager import eager
 from xgblora.ops.extension import DTYPE_CODES, extension
 
 # the columns of `Layer` in csrc
@@ -79,3 +80,34 @@ def _launch(
     on_device = table.to(device, non_blocking=True)
     stream = torch.cuda.current_stream(device).cuda_stream
     module.merge_rank1(on_device.data_ptr(), len(rows), tiles, rounding, scale, seed, device.index, stream)
+
+
+def obstacle(device_type: str) -> str | None:
+    """Why the extension cannot run: it was not built, or the current GPU refuses its kernel."""
+    if device_type == "cpu":
+        return "it takes no CPU tensors"
+    found = extension()
+    if found.module is None:
+        return found.state
+    try:
+        found.module.merge_facts("nearest", torch.cuda.current_device() if torch.cuda.is_available() else 0)
+    except RuntimeError as error:
+        # a GPU that the architectures leave out, a driver that is too old, no GPU
+        return str(error)
+    return None
+
+
+def state() -> str:
+    """What the extension was built with, or why it cannot be used."""
+    return f"extension: {extension().state}"
+
+
+BACKEND = Backend(
+    name="cuda",
+    title="the CUDA extension",
+    device_types=("cuda",),
+    modules={"merge_rank1_": __name__},
+    obstacle=obstacle,
+    state=state,
+    variables=("XGBLORA_BUILD_CUDA", "XGBLORA_CUDA_ARCHS"),
+)

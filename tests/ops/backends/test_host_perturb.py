@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
-from xgblora.ops import backend
+from xgblora.ops.backends.host import perturb
+from xgblora.ops.eager import eager
 from xgblora.ops.noise import DISTRIBUTIONS, normal
 from xgblora.ops.perturb import LIVE_DTYPES
-from xgblora.ops.perturb_host import perturb
 
 # around a Philox call, around a block of 256, several blocks
 SIZES = (0, 1, 2, 3, 7, 255, 256, 257, 1021)
@@ -19,7 +19,7 @@ def both(master, dtype, seeds, signs, distribution="gaussian", eps=1e-3):
     """The result of the host and that of the reference, into NaN."""
     arguments = torch.tensor(seeds), torch.tensor([eps]), torch.tensor(signs), distribution
     lives = [torch.full((len(signs), master.numel()), float("nan"), dtype=dtype) for _ in range(2)]
-    for function, live in zip((perturb, backend.eager("perturb")), lives, strict=True):
+    for function, live in zip((perturb, eager("perturb")), lives, strict=True):
         function(master, live, *arguments)
     return lives
 
@@ -72,7 +72,7 @@ def test_nothing_but_live_is_written_and_addresses_may_be_odd(instruction_set, i
         seeds, eps, signs = torch.tensor([3]), torch.tensor([0.5]), torch.tensor([1.0, -1.0])
         perturb(master, live, seeds, eps, signs, "gaussian")
         wanted = torch.empty(2, size, dtype=dtype)
-        backend.eager("perturb")(master, wanted, seeds, eps, signs, "gaussian")
+        eager("perturb")(master, wanted, seeds, eps, signs, "gaussian")
         assert torch.equal(live, wanted)
         assert torch.equal(around_master, before)
         live.fill_(12345.0)
@@ -89,6 +89,6 @@ def test_the_number_of_threads_changes_no_bit(threads):
 def test_seeds_and_signs_with_gaps_between_them():
     master, lives = torch.randn(300), [torch.empty(4, 300) for _ in range(2)]
     seeds, signs = torch.tensor([3, 0, 4, 0])[::2], torch.tensor([1.0, 9, -1, 9, 0.5, 9, 2, 9])[::2]
-    for function, live in zip((perturb, backend.eager("perturb")), lives, strict=True):
+    for function, live in zip((perturb, eager("perturb")), lives, strict=True):
         function(master, live, seeds, torch.tensor([0.1]), signs, "gaussian")
     assert torch.equal(*lives)
