@@ -157,16 +157,21 @@ class TestImports:
         assert printed == "xgblora\n"
 
 
-def imports_of(path: Path) -> set[str]:
-    """The rooms and modules of xgblora that a file imports, wherever in it."""
+def modules_of(path: Path) -> set[str]:
+    """All that a file imports, wherever in it, by full names: the modules, and the names out of them."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import hides which room it reaches"
-            found |= {f"{node.module}.{name.name}" if node.module == "xgblora" else node.module for name in node.names}
-    return {name.split(".")[1] for name in found if name.startswith("xgblora.")} - {"__version__"}
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+    return found
+
+
+def imports_of(path: Path) -> set[str]:
+    """The rooms and modules of xgblora that a file imports, wherever in it."""
+    return {name.split(".")[1] for name in modules_of(path) if name.startswith("xgblora.")} - {"__version__"}
 
 
 def room_of(path: Path) -> str:
@@ -193,6 +198,16 @@ class TestRooms:
             for room, others in reaches.items():
                 reaches[room] = others.union(*(reaches[other] for other in others))
         assert [room for room, others in reaches.items() if room in others] == []
+
+    @pytest.mark.parametrize("room", [room for room in RANKS if (PACKAGE / room).is_dir()])
+    def test_modules_of_a_room_make_no_cycle(self, room):
+        names = {path: ".".join(["xgblora", *path.relative_to(PACKAGE).with_suffix("").parts]) for path in SOURCES}
+        inside = {names[path]: path for path in SOURCES if room_of(path) == room and path.name != "__init__.py"}
+        reaches = {name: modules_of(path) & inside.keys() for name, path in inside.items()}
+        for _ in inside:
+            for name, others in reaches.items():
+                reaches[name] = others.union(*(reaches[other] for other in others))
+        assert [name for name, others in reaches.items() if name in others] == []
 
     def test_tasks_know_no_adapters(self):
         known = set().union(*(imports_of(path) for path in SOURCES if room_of(path) == "tasks"))

@@ -72,9 +72,9 @@ def attach(
     layers = {}
     for name in names:
         layers[name] = Rank1Linear(candidates[name], alpha=alpha, rank=rank)
+        layers[name].frozen_with = frozen
         _replace(model, name, layers[name])
     adapters = AdapterSet(model=model, layers=layers, alpha=alpha, rank=rank, seed=seed)
-    adapters.arena.frozen = frozen
     _log(adapters)
     return adapters
 
@@ -94,8 +94,8 @@ def detach(model: nn.Module, *, fold: bool = True) -> nn.Module:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Rank1Linear)}
     if fold:
         _refuse_what_cannot_be_folded(layers)
-    for arena in {layer._arena for layer in layers.values() if layer._arena is not None}:
-        arena.unfreeze()
+    for parameter in {parameter for layer in layers.values() for parameter in layer.frozen_with}:
+        parameter.requires_grad_(True)
     for name, layer in layers.items():
         if fold and layer.mergeable:
             update = layer.scale * (layer.b.T @ layer.a)

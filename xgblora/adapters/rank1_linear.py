@@ -1,7 +1,7 @@
 """`Rank1Linear`: a frozen linear layer with a low-rank adapter beside it."""
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,9 @@ from xgblora.adapters.base_layer import (
     weight_of,
     writes_reach_the_output,
 )
+from xgblora.adapters.shared_inputs import SharedInputs
 from xgblora.errors import InputError
 from xgblora.ops.low_rank_linear import low_rank_term
-
-if TYPE_CHECKING:
-    from xgblora.adapters.arena import Arena
 
 
 class Rank1Linear(nn.Module):
@@ -43,6 +41,11 @@ class Rank1Linear(nn.Module):
             Not parameters and not in the state dict: base + ledger gives them again.
         in_use: False runs the layer without `a` and `b`: they are zero, and not trained in this round.
         trains_a: False gives `a` no gradient.
+        shared_inputs: None, or what computes for several layers at once that read the same input.
+        move_storage: None, or what moves `a` and `b` to another device where they are views into a larger tensor.
+        frozen_with: parameters that were frozen when this layer was attached; detaching lets them be trained again.
+
+    The last three, and `live`, are given to the layer from outside; a copy of it stands alone and has none of them.
 
     Raises:
         InputError: alpha or rank is out of range, or `base` is no linear layer.
@@ -66,7 +69,9 @@ class Rank1Linear(nn.Module):
         self.live: tuple[Tensor, Tensor] | None = None
         self.bank: tuple[Tensor, Tensor] | None = None
         self.in_use = self.trains_a = True
-        self._arena: Arena | None = None
+        self.shared_inputs: SharedInputs | None = None
+        self.move_storage: Callable[[torch.device], None] | None = None
+        self.frozen_with: Sequence[nn.Parameter] = ()
         self._writes_reach = runs_plain_linear(base) or (has_dense_weight(base) and writes_reach_the_output(base))
 
     @property
@@ -102,8 +107,8 @@ class Rank1Linear(nn.Module):
         if a.shape[1] == 1 and self.bank is None and runs_plain_linear(base) and has_dense_weight(base):
             weight = weight_of(base)
             # compiled code must not depend on what other layers did before
-            alone = torch.compiler.is_compiling() or self._arena is None
-            t = None if alone else self._arena.shared_inputs.dots_for(self, x, weight)
+            alone = torch.compiler.is_compiling() or self.shared_inputs is None
+            t = None if alone else self.shared_inputs.dots_for(self, x, weight)
             return torch.ops.xgblora.rank1_linear(x, weight, base.bias, a[:, 0], b[:, 0], self.scale, t)
         update = self.scale * low_rank_term(x, a, b) if self.in_use else 0.0
         if self.bank is not None:
@@ -143,8 +148,9 @@ class Rank1Linear(nn.Module):
         return f"rank={self.rank}, scale={self.scale:g}"
 
     def __getstate__(self):
-        # copied or unpickled, a layer stands alone: its `a` and `b` are no views into an arena
-        return {**self.__dict__, "_arena": None, "live": None}
+        # copied or unpickled, a layer stands alone: its `a` and `b` are no views into a larger tensor
+        given = {"live": None, "shared_inputs": None, "move_storage": None, "frozen_with": ()}
+        return {**self.__dict__, **given}
 
     def _apply(self, fn, recurse=True):
         # `model.to(...)` and `.half()` convert the base; adapters and bank stay fp32 and follow only to another device
@@ -153,8 +159,8 @@ class Rank1Linear(nn.Module):
         if self.bank is not None:
             self.bank = tuple(part.to(device) for part in self.bank)
         if device != self.a.device:
-            if self._arena is not None:
-                self._arena.move(device)
+            if self.move_storage is not None:
+                self.move_storage(device)
             else:
                 self.a.data, self.b.data = self.a.data.to(device), self.b.data.to(device)
         return self
