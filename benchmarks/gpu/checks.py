@@ -10,7 +10,8 @@ from dataclasses import asdict
 import torch
 
 from benchmarks.gpu.stages import NotHere, Part, Setting
-from xgblora.ops.backend import available, operations
+from xgblora.ops.choice import available
+from xgblora.ops.eager import operations
 from xgblora.ops.self_check import (
     LINEAR_SHAPES,
     SIZES,

@@ -10,7 +10,8 @@ from benchmarks.ceilings import bytes_per_second, flops_per_second
 from benchmarks.gpu.stages import Part, Setting
 from benchmarks.record import device_name
 from xgblora.environment import versions
-from xgblora.ops.backend import choose, operations
+from xgblora.ops.choice import choose
+from xgblora.ops.eager import operations
 from xgblora.ops.extension import extension
 from xgblora.ops.host_extension import host_extension
 from xgblora.ops.merge_rank1 import ROUNDINGS

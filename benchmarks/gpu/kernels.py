@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.clock import timer_of
 from benchmarks.gpu.stages import Part, Setting
 from xgblora import ops
-from xgblora.ops.backend import choose
+from xgblora.ops.choice import choose
 from xgblora.ops.merge_rank1 import ROUNDINGS
 from xgblora.ops.update import RULES
 

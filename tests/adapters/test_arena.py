@@ -267,4 +267,5 @@ def test_a_copy_of_the_model_stands_alone(odd, duplicate):
         adapters.arena.restore()
         assert torch.equal(twin(x), before)
         assert not torch.equal(odd(x), before)
-    assert twin.first._arena is None, "nothing is left of an arena that its parameters are no views into"
+    given = (twin.first.live, twin.first.shared_inputs, twin.first.move_storage, *twin.first.frozen_with)
+    assert given == (None, None, None), "nothing is left of an arena that its parameters are no views into"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xgblora.adapters.arena import Arena, Slot, arena_size
-from xgblora.adapters.base_layer import has_dense_weight, stored_tensors
+from xgblora.adapters.base_layer import stored_tensors
 from xgblora.adapters.rank1_linear import Rank1Linear, scale_of
 from xgblora.ops.merge_rank1 import WEIGHT_DTYPES
 from xgblora.ops.noise import Stream, derive_seed, uniform
@@ -48,11 +48,11 @@ class AdapterSet:
         That of the adapted weights. Beside quantised weights, what the layer says it computes in (`compute_dtype`, as
         bitsandbytes has it); else that of the first fp32, bf16 or fp16 parameter of the model.
         """
-        base = next(iter(self.layers.values())).base
-        if has_dense_weight(base):
-            return base.weight.dtype
-        if isinstance(getattr(base, "compute_dtype", None), torch.dtype):
-            return base.compute_dtype
+        first = next(iter(self.layers.values()))
+        if first.kind.has_dense_weight(first.base):
+            return first.weight.dtype
+        if isinstance(getattr(first.base, "compute_dtype", None), torch.dtype):
+            return first.base.compute_dtype
         ours = {id(parameter) for layer in self.layers.values() for parameter in (layer.a, layer.b)}
         theirs = [parameter for parameter in self.model.parameters() if id(parameter) not in ours]
         known = [parameter.dtype for parameter in theirs if parameter.dtype in WEIGHT_DTYPES]
@@ -65,9 +65,9 @@ class AdapterSet:
     def weights(self) -> list[Tensor]:
         """The frozen base weights [out_features, in_features] that merges write into, in model order.
 
-        Those of the layers that are `mergeable`, and no others; for `Conv1D` transposed views.
+        Those of the layers that are `mergeable`, and no others; views, where they are stored in another layout.
         """
-        return [layer.weight for layer in self.layers.values() if layer.mergeable]
+        return [matrix for layer in self.layers.values() if layer.mergeable for matrix in layer.matrices]
 
     def base_tensors(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """(layer, all that its base stores by name), in model order, without adapters and banks."""

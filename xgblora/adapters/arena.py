@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xgblora import ops
 from xgblora.adapters.rank1_linear import Rank1Linear
@@ -47,7 +47,6 @@ class Arena:
         slots: one per layer, in model order.
         moments: what an optimizer keeps of the adapters in training, by name; zero when a new adapter starts.
         untrained: bool [P], True where the round leaves `master` as it is; None while everything is trained.
-        frozen: parameters of the model that attaching froze.
         shared_inputs: what layers that read the same input compute for one another.
     """
 
@@ -63,10 +62,9 @@ class Arena:
         self._live_views: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self.moments: dict[str, Tensor] = {}
         self.untrained: Tensor | None = None
-        self.frozen: list[nn.Parameter] = []
         self.shared_inputs = SharedInputs()
         for slot, layer in zip(self.slots, layers.values(), strict=True):
-            layer._arena = self
+            layer.shared_inputs, layer.move_storage = self.shared_inputs, self.move
             a, b = slot.views(self.master.unsqueeze(0))
             a.copy_(layer.a.data.unsqueeze(0))
             b.copy_(layer.b.data.unsqueeze(0))
@@ -148,11 +146,6 @@ class Arena:
         """Let the layers read their parameters, the views into `master`: one group, differentiable."""
         for layer in self._layers.values():
             layer.live = None
-
-    def unfreeze(self) -> None:
-        """Let the parameters require gradients that did before the adapters were attached."""
-        for parameter in self.frozen:
-            parameter.requires_grad_(True)
 
     def move(self, device: torch.device) -> None:
         """Move the adapters to `device`; the layers read their parameters afterwards."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from xgblora.adapters.adapter_set import AdapterSet
-from xgblora.adapters.base_layer import features_of
+from xgblora.adapters.kinds.registry import kind_of
 from xgblora.adapters.memory import memory_of
 from xgblora.adapters.rank1_linear import Rank1Linear, scale_of
 from xgblora.adapters.shared_memory import shared_weights
@@ -45,8 +45,9 @@ def attach(
     """Freeze `model` and put an adapter on each target layer.
 
     Args:
-        model: any module; the layers in it that can carry an adapter are the candidates: `nn.Linear`, transformers'
-            `Conv1D`, and modules with `in_features`, `out_features` and a weight (quantised, custom).
+        model: any module; the layers in it that can carry an adapter are the candidates: those of the kinds that are
+            registered (`xgblora.adapters.kinds`), such as `nn.Linear`, transformers' `Conv1D`, and modules with
+            `in_features`, `out_features` and a weight (quantised, custom).
         target_modules: names or dotted suffixes of layers ("q_proj", "layers.3.fc1", a full name), or one regular
             expression that must match a layer's full name; None takes the query and value projections.
         alpha: the scale is `alpha / rank`; it has no default because comparisons hang on it.
@@ -71,10 +72,11 @@ def attach(
     model.requires_grad_(False)
     layers = {}
     for name in names:
-        layers[name] = Rank1Linear(candidates[name], alpha=alpha, rank=rank)
+        make = kind_of(candidates[name]).layer or Rank1Linear
+        layers[name] = make(candidates[name], alpha=alpha, rank=rank)
+        layers[name].frozen_with = frozen
         _replace(model, name, layers[name])
     adapters = AdapterSet(model=model, layers=layers, alpha=alpha, rank=rank, seed=seed)
-    adapters.arena.frozen = frozen
     _log(adapters)
     return adapters
 
@@ -94,12 +96,11 @@ def detach(model: nn.Module, *, fold: bool = True) -> nn.Module:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Rank1Linear)}
     if fold:
         _refuse_what_cannot_be_folded(layers)
-    for arena in {layer._arena for layer in layers.values() if layer._arena is not None}:
-        arena.unfreeze()
+    for parameter in {parameter for layer in layers.values() for parameter in layer.frozen_with}:
+        parameter.requires_grad_(True)
     for name, layer in layers.items():
         if fold and layer.mergeable:
-            update = layer.scale * (layer.b.T @ layer.a)
-            layer.weight.copy_(layer.weight.float() + update)
+            _fold(layer)
         _replace(model, name, layer.base)
     return model
 
@@ -114,7 +115,7 @@ def candidate_layers(model: nn.Module) -> dict[str, nn.Module]:
     last = None
     for name, module in model.named_modules():
         inside = last is not None and name.startswith(f"{last}.")
-        if name and not inside and features_of(module) is not None:
+        if name and not inside and kind_of(module) is not None:
             candidates[name], last = module, name
     return candidates
 
@@ -185,9 +186,16 @@ def _refuse_what_cannot_be_folded(layers: dict[str, Rank1Linear]) -> None:
     for name, layer in layers.items():
         if layer.bank is not None or (not layer.mergeable and bool(torch.any(layer.b != 0))):
             raise InputError(
-                f"{name}: its boosters cannot be folded into a {_kind(layer.base)}; export them as a PEFT "
+                f"{name}: its boosters cannot be folded into a {_described(layer)}; export them as a PEFT "
                 "adapter (xgblora-export RUN --format peft), or drop them with detach(model, fold=False)"
             )
+
+
+def _fold(layer: Rank1Linear) -> None:
+    matrices = layer.matrices
+    parts = (part.unflatten(0, (len(matrices), -1)) for part in (layer.a, layer.b))
+    for matrix, a, b in zip(matrices, *parts, strict=True):
+        matrix.copy_(matrix.float() + layer.scale * (b.T @ a))
 
 
 def _log(adapters: AdapterSet) -> None:
@@ -198,7 +206,7 @@ def _log(adapters: AdapterSet) -> None:
         f"{adapters.num_parameters():,}",
         memory_of(adapters),
     )
-    kinds = Counter(_kind(layer.base) for layer in layers if not layer.mergeable)
+    kinds = Counter(_described(layer) for layer in layers if not layer.mergeable)
     if kinds:
         logger.info(
             "%d of %d adapted layers cannot be merged into (%s): their boosters stay in a bank beside the weights",
@@ -208,9 +216,10 @@ def _log(adapters: AdapterSet) -> None:
         )
 
 
-def _kind(base: nn.Module) -> str:
-    """What a layer is, for a message: "Linear4bit of Params4bit uint8", "Linear of Int8Tensor bfloat16"."""
-    weight = getattr(base, "weight", getattr(base, "qweight", None))
+def _described(layer: Rank1Linear) -> str:
+    """What a layer's base is, for a message: "Linear4bit of Params4bit uint8", "Linear of Int8Tensor bfloat16"."""
+    base = layer.base
+    weight = getattr(base, layer.kind.weight_name, getattr(base, "qweight", None))
     if not isinstance(weight, torch.Tensor):
         return type(base).__name__
     subclass = "" if type(weight) in (torch.Tensor, nn.Parameter) else f"{type(weight).__name__} "

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from xgblora import ops
 from xgblora.adapters.arena import ALIGNMENT
 from xgblora.adapters.attach import candidate_layers
-from xgblora.adapters.base_layer import has_dense_weight
+from xgblora.adapters.kinds.registry import kind_of
 from xgblora.adapters.rank1_linear import Rank1Linear
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import WEIGHT_DTYPES
@@ -172,7 +172,7 @@ class FullParameters:
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     if any(isinstance(module, Rank1Linear) for module in model.modules()):
         raise InputError("full parameters: the model has adapters; xgblora.detach(model) first")
-    packed = [name for name, layer in candidate_layers(model).items() if not has_dense_weight(layer)]
+    packed = [name for name, layer in candidate_layers(model).items() if not kind_of(layer).has_dense_weight(layer)]
     parameters = dict(model.named_parameters())
     packed += [name for name, one in parameters.items() if not _is_dense(one)]
     if packed:

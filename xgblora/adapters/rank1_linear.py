@@ -1,39 +1,32 @@
 """`Rank1Linear`: a frozen linear layer with a low-rank adapter beside it."""
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from xgblora.adapters.base_layer import (
-    device_of,
-    features_of,
-    has_dense_weight,
-    runs_plain_linear,
-    weight_of,
-    writes_reach_the_output,
-)
+from xgblora.adapters.base_layer import device_of
+from xgblora.adapters.kinds.registry import kind_of, names_of_kinds
+from xgblora.adapters.shared_inputs import SharedInputs
 from xgblora.errors import InputError
 from xgblora.ops.low_rank_linear import low_rank_term
-
-if TYPE_CHECKING:
-    from xgblora.adapters.arena import Arena
 
 
 class Rank1Linear(nn.Module):
     """`base(x) + scale * (x a^T) b` with `scale = alpha / rank`, and the boosters of the bank where there is one.
 
-    Rank 1 beside a plain `nn.Linear` or `Conv1D` runs the fused operation; every other base computes its own forward,
-    and the low-rank terms are added to the result in fp32. Usable alone (autograd included) or as part of an
+    Rank 1 beside a base that only multiplies runs the fused operation; every other base computes its own forward, and
+    the low-rank terms are added to the result in fp32. Usable alone (autograd included) or as part of an
     `AdapterSet`, whose arena then holds `a` and `b`.
 
     Args:
-        base: the layer to adapt, see `xgblora.adapters.base_layer`; its parameters are frozen.
+        base: the layer to adapt, of one of `xgblora.adapters.kinds`; its parameters are frozen.
         alpha: numerator of the scale, finite and positive.
         rank: 1 for XGBLoRA; larger for plain LoRA (Hu et al., 2021).
 
     Attributes:
+        kind: what kind of layer `base` is.
         a: fp32 parameter [rank, in_features], Kaiming-uniform at the start.
         b: fp32 parameter [rank, out_features], zero at the start, so that the layer starts as `base`.
         live: None, or the pair of tensors ([G, rank, in_features], [G, rank, out_features]) that the forward reads in
@@ -43,6 +36,11 @@ class Rank1Linear(nn.Module):
             Not parameters and not in the state dict: base + ledger gives them again.
         in_use: False runs the layer without `a` and `b`: they are zero, and not trained in this round.
         trains_a: False gives `a` no gradient.
+        shared_inputs: None, or what computes for several layers at once that read the same input.
+        move_storage: None, or what moves `a` and `b` to another device where they are views into a larger tensor.
+        frozen_with: parameters that were frozen when this layer was attached; detaching lets them be trained again.
+
+    The last three, and `live`, are given to the layer from outside; a copy of it stands alone and has none of them.
 
     Raises:
         InputError: alpha or rank is out of range, or `base` is no linear layer.
@@ -50,13 +48,13 @@ class Rank1Linear(nn.Module):
 
     def __init__(self, base: nn.Module, *, alpha: float, rank: int = 1):
         super().__init__()
-        features = features_of(base)
-        if features is None:
+        kind = kind_of(base)
+        if kind is None:
             raise InputError(
-                f"only linear layers can carry an adapter, not {type(base).__name__}: a module with in_features, "
-                "out_features and a weight, or transformers' Conv1D"
+                f"only linear layers can carry an adapter, not {type(base).__name__}: {', '.join(names_of_kinds())}"
             )
-        self.in_features, self.out_features = features
+        self.kind = kind
+        self.in_features, self.out_features = kind.features(base)
         self.scale = scale_of(alpha, rank)
         self.base = base.requires_grad_(False)
         options = {"dtype": torch.float32, "device": device_of(base)}
@@ -66,16 +64,26 @@ class Rank1Linear(nn.Module):
         self.live: tuple[Tensor, Tensor] | None = None
         self.bank: tuple[Tensor, Tensor] | None = None
         self.in_use = self.trains_a = True
-        self._arena: Arena | None = None
-        self._writes_reach = runs_plain_linear(base) or (has_dense_weight(base) and writes_reach_the_output(base))
+        self.shared_inputs: SharedInputs | None = None
+        self.move_storage: Callable[[torch.device], None] | None = None
+        self.frozen_with: Sequence[nn.Parameter] = ()
+        self._takes_merges = kind.takes_merges(base)
 
     @property
     def weight(self) -> Tensor:
-        """The frozen base weight [out_features, in_features], for `Conv1D` a transposed view of it.
+        """The frozen base weight [out_features, in_features], a view of how it is stored.
 
         What a layer that is not mergeable calls its weight is given as it is (packed, or not at all).
         """
-        return weight_of(self.base)
+        return self.kind.weight_of(self.base)
+
+    @property
+    def matrices(self) -> tuple[Tensor, ...]:
+        """The matrices [out_features, in_features] that merges write: `weight`, unless its kind has several.
+
+        Each has its own rows of `a` and `b`, one matrix after the other.
+        """
+        return (self.weight,)
 
     @property
     def bias(self) -> Tensor | None:
@@ -89,21 +97,21 @@ class Rank1Linear(nn.Module):
     @property
     def mergeable(self) -> bool:
         """Whether a booster may be written into `weight`; if not, it goes into the bank."""
-        return self._writes_reach and not self.base.weight.is_meta and has_dense_weight(self.base)
+        return self._takes_merges and self.kind.has_dense_weight(self.base) and not self.weight.is_meta
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], in the dtype that the base gives (for most, that of `x`)."""
-        base = self.base
+        base, kind = self.base, self.kind
         if not self.in_use and self.bank is None:
             return base(x)
         a, b = self.live if self.live is not None else (self.a.unsqueeze(0), self.b.unsqueeze(0))
         if not self.trains_a:
             a = a.detach()
-        if a.shape[1] == 1 and self.bank is None and runs_plain_linear(base) and has_dense_weight(base):
-            weight = weight_of(base)
+        if a.shape[1] == 1 and self.bank is None and kind.only_multiplies(base) and kind.has_dense_weight(base):
+            weight = kind.weight_of(base)
             # compiled code must not depend on what other layers did before
-            alone = torch.compiler.is_compiling() or self._arena is None
-            t = None if alone else self._arena.shared_inputs.dots_for(self, x, weight)
+            alone = torch.compiler.is_compiling() or self.shared_inputs is None
+            t = None if alone else self.shared_inputs.dots_for(self, x, weight)
             return torch.ops.xgblora.rank1_linear(x, weight, base.bias, a[:, 0], b[:, 0], self.scale, t)
         update = self.scale * low_rank_term(x, a, b) if self.in_use else 0.0
         if self.bank is not None:
@@ -143,8 +151,9 @@ class Rank1Linear(nn.Module):
         return f"rank={self.rank}, scale={self.scale:g}"
 
     def __getstate__(self):
-        # copied or unpickled, a layer stands alone: its `a` and `b` are no views into an arena
-        return {**self.__dict__, "_arena": None, "live": None}
+        # copied or unpickled, a layer stands alone: its `a` and `b` are no views into a larger tensor
+        given = {"live": None, "shared_inputs": None, "move_storage": None, "frozen_with": ()}
+        return {**self.__dict__, **given}
 
     def _apply(self, fn, recurse=True):
         # `model.to(...)` and `.half()` convert the base; adapters and bank stay fp32 and follow only to another device
@@ -153,8 +162,8 @@ class Rank1Linear(nn.Module):
         if self.bank is not None:
             self.bank = tuple(part.to(device) for part in self.bank)
         if device != self.a.device:
-            if self._arena is not None:
-                self._arena.move(device)
+            if self.move_storage is not None:
+                self.move_storage(device)
             else:
                 self.a.data, self.b.data = self.a.data.to(device), self.b.data.to(device)
         return self

@@ -17,15 +17,24 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from xgblora.ops.row_dots import reads_dots, row_dots
 
-if TYPE_CHECKING:
-    from xgblora.adapters.rank1_linear import Rank1Linear
+
+class Reader(Protocol):
+    """A layer that reads inputs, known by its identity; `Rank1Linear` is one.
+
+    Attributes:
+        live: the pair of tensors ([G, rank, K], [G, rank, N]) that it computes with; None for its own parameters.
+        in_use: whether it computes with them at all.
+    """
+
+    live: tuple[Tensor, Tensor] | None
+    in_use: bool
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,8 @@ class _Read:
 
     x: weakref.ref[Tensor]
     state: tuple[int, int, int]
-    readers: "list[Rank1Linear]"
-    made: "dict[Rank1Linear, _Dots]"
+    readers: list[Reader]
+    made: dict[Reader, _Dots]
 
 
 class SharedInputs:
@@ -63,7 +72,7 @@ class SharedInputs:
 
     def __init__(self):
         # by the first reader of an input: all that read it the last time
-        self._readers: dict[Rank1Linear, list[Rank1Linear]] = {}
+        self._readers: dict[Reader, list[Reader]] = {}
         self._last: _Read | None = None
         self._shares = False
 
@@ -76,7 +85,7 @@ class SharedInputs:
         finally:
             self._shares, self._last = False, None
 
-    def dots_for(self, layer: "Rank1Linear", x: Tensor, weight: Tensor) -> Tensor | None:
+    def dots_for(self, layer: Reader, x: Tensor, weight: Tensor) -> Tensor | None:
         """The dots [M] of the rows of `x` with the live adapter of `layer`, or None: the layer makes them itself.
 
         `weight` [N, K] is that of the layer, which has it at hand: to ask for it again took a fifth of the time here.
@@ -115,7 +124,7 @@ def _state_of(x: Tensor) -> tuple[int, int, int]:
     return x._version, x.data_ptr(), torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
 
 
-def _made_for(layers: "list[Rank1Linear]", x: Tensor) -> "dict[Rank1Linear, _Dots]":
+def _made_for(layers: list[Reader], x: Tensor) -> dict[Reader, _Dots]:
     """The dots of `x` for the adapters of `layers`, in one launch; none for a layer that reads alone."""
     adapters = {layer: layer.live[0] for layer in layers if layer.live is not None and layer.in_use}
     if len(adapters) < 2 or len({a.shape for a in adapters.values()}) > 1:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from xgblora.adapters.kinds.registry import kind_of
+
 
 @dataclass(frozen=True)
 class _Span:
@@ -43,10 +45,11 @@ def shared_weights(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str
 
 def _spans(name: str, module: nn.Module, is_target: bool) -> Iterator[_Span]:
     yield _Span("modules", id(module), id(module) + 1, name, is_target)
+    written = kind_of(module).weight_name if is_target else None
     for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
         if tensor is not None and tensor.numel():
             # sharing a bias, a scale or a table does no harm: they are never written
-            yield _Span(*_place(tensor), name, is_target and key == "weight")
+            yield _Span(*_place(tensor), name, key == written)
 
 
 def _place(tensor: Tensor) -> tuple[str, int, int]:

@@ -186,7 +186,8 @@ class Booster:
         for slot, layer in zip(self.ledger.slots, self.adapters.layers.values(), strict=True):
             a, b = (part[0] for part in slot.views(rows))
             if layer.mergeable:
-                merged.append((a, b))
+                # of every matrix of the layer its own rows
+                merged.extend(zip(*(part.unflatten(0, (-1, self.adapters.rank)) for part in (a, b)), strict=True))
             elif bool(b.any()):
                 layer.extend_bank(a, b * term.scale)
         for row in range(self.adapters.rank if merged else 0):

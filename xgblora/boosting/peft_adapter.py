@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from xgblora.adapters import Rank1Linear
-from xgblora.adapters.base_layer import is_conv1d
+from xgblora.adapters.kinds.registry import kind_of
 from xgblora.atomic_file import replacing_folder
 from xgblora.boosting.ledger import Ledger
 from xgblora.boosting.truncation import Factors, TruncationCost, stacked_factors, truncated
@@ -36,8 +36,8 @@ def export_peft(
         ledger: the boosters.
         folder: where to.
         base_model: the base model where the ledger's name for it is not the right one: another name, or the module (on
-            any device, the meta device included), which also says whether its layers store their weights transposed
-            (`Conv1D` of GPT-2). PEFT finds that out by itself too, and warns.
+            any device, the meta device included), which also says of what kind its layers are: whether they store
+            their weights transposed (`Conv1D` of GPT-2), which PEFT finds out by itself too, and warns.
         rank: at most this rank, by the nearest adapter that has it (see `truncation`).
         task_type: what PEFT makes of it; "CAUSAL_LM", "SEQ_CLS", ..., None for a model that is not transformers'.
 
@@ -45,19 +45,21 @@ def export_peft(
         What the smaller rank cost; None if nothing had to be cut off.
 
     Raises:
-        InputError: the ledger is empty or holds numbers that are not finite, or rank is below 1.
+        InputError: the ledger is empty or holds numbers that are not finite, rank is below 1, or PEFT adapts no layer
+            of a kind that `base_model` has.
     """
     if not len(ledger):
         raise InputError("the ledger is empty: there is no booster to export")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise InputError(f"rank={rank}: must be a whole number, 1 or more")
+    fan_in_fan_out = isinstance(base_model, nn.Module) and _fan_in_fan_out(base_model, ledger)
     factors, cost = stacked_factors(ledger), None
     _refuse_non_finite(factors)
     if rank is not None and rank < rank_of(factors):
         factors, cost = truncated(factors, rank)
     with replacing_folder(folder) as temporary:
         save_file(_state(factors), temporary / WEIGHTS, metadata={"format": "pt"})
-        text = json.dumps(_config(ledger, factors, base_model, task_type), indent=2)
+        text = json.dumps(_config(ledger, factors, base_model, task_type, fan_in_fan_out), indent=2)
         (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
     return cost
 
@@ -77,7 +79,11 @@ def _state(factors: dict[str, Factors]) -> dict[str, torch.Tensor]:
 
 
 def _config(
-    ledger: Ledger, factors: dict[str, Factors], base_model: str | nn.Module | None, task_type: str | None
+    ledger: Ledger,
+    factors: dict[str, Factors],
+    base_model: str | nn.Module | None,
+    task_type: str | None,
+    fan_in_fan_out: bool,
 ) -> dict:
     other_name = base_model if isinstance(base_model, str) else None
     return {
@@ -93,15 +99,21 @@ def _config(
         "use_dora": False,
         # full names: a suffix could match layers that were not adapted
         "target_modules": list(factors),
-        "fan_in_fan_out": isinstance(base_model, nn.Module) and _stores_transposed(base_model, ledger),
+        "fan_in_fan_out": fan_in_fan_out,
         "inference_mode": True,
     }
 
 
-def _stores_transposed(model: nn.Module, ledger: Ledger) -> bool:
+def _fan_in_fan_out(model: nn.Module, ledger: Ledger) -> bool:
+    """PEFT's entry for the adapted layers of `model`; an InputError where it adapts no such layer."""
     modules = dict(model.named_modules())
-    layers = [modules[name] for name in ledger.origin.layers if name in modules]
-    return any(is_conv1d(layer.base if isinstance(layer, Rank1Linear) else layer) for layer in layers)
+    layers = {name: modules[name] for name in ledger.origin.layers if name in modules}
+    kinds = {name: layer.kind if isinstance(layer, Rank1Linear) else kind_of(layer) for name, layer in layers.items()}
+    known = {name: kind for name, kind in kinds.items() if kind is not None}
+    for name, kind in known.items():
+        if kind.fan_in_fan_out is None:
+            raise InputError(f"{name}: PEFT adapts no layer of its kind ({kind.name}); export the merged model instead")
+    return any(kind.fan_in_fan_out for kind in known.values())
 
 
 def _refuse_non_finite(factors: dict[str, Factors]) -> None:

@@ -1,6 +1,8 @@
 """GPT-2: layers that store their weight as [in_features, out_features]."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -140,3 +142,18 @@ def test_a_merge_changes_no_logit_and_rolling_back_gives_the_base_again(make_gpt
         assert torch.allclose(model(**batch).logits, adapted, rtol=1e-4, atol=1e-4)
         booster.rollback(round=0)
         assert torch.equal(model(**batch).logits, base)
+
+
+def test_recognising_conv1d_imports_no_transformers():
+    code = (
+        "import sys, torch, xgblora.adapters as adapters\n"
+        "class Conv1D(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.nf, self.nx, self.bias = 4, 6, None\n"
+        "        self.weight = torch.nn.Parameter(torch.randn(6, 4))\n"
+        "layer = adapters.Rank1Linear(Conv1D(), alpha=1.0)\n"
+        "assert layer(torch.ones(2, 6)).shape == (2, 4) and layer.mergeable\n"
+        "assert 'transformers' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
