@@ -13,8 +13,8 @@ from xgblora.adapters import LayerKind, register_kind
 from xgblora.adapters.attach import candidate_layers
 from xgblora.adapters.kinds import registry
 from xgblora.boosting.peft_adapter import CONFIG
-from xgblora.boosting.replay import rebuild
 from xgblora.errors import InputError
+from xgblora.replaying import rebuild
 
 
 class Blocks(nn.Module):
