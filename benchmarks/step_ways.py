@@ -63,8 +63,8 @@ def check_losses(model: nn.Module, batch: dict) -> None:
         ours = CandidateObjective(model, classification)(model, batch)
         same_rows = same_rows_losses(model, one_text_an_example(batch))
         mezo = full_logits_loss(model, one_text_a_candidate(batch))
-    # bf16 has three digits, and the vocabulary is where they go
-    tolerance = 1e-4 if ours.dtype == next(model.parameters()).dtype else 2e-2
+    # of the peers' log-probabilities, about -10, bf16 keeps steps of 1/16
+    tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 6e-2
     torch.testing.assert_close(same_rows, ours, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(mezo, ours.mean(), rtol=tolerance, atol=tolerance)
 

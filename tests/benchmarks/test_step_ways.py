@@ -37,6 +37,6 @@ def test_the_texts_of_the_forms_are_the_same_examples(tiny):
 @pytest.mark.parametrize("form", ["same_rows_losses", "full_logits_loss"])
 def test_other_losses_are_refused(tiny, monkeypatch, form):
     theirs = getattr(step_ways, form)
-    monkeypatch.setattr(step_ways, form, lambda model, batch: theirs(model, batch) + 0.05)
+    monkeypatch.setattr(step_ways, form, lambda model, batch: theirs(model, batch) + 0.001)
     with pytest.raises(AssertionError, match="not close"):
-        step_ways.step_ways(tiny, CPU, torch.bfloat16, LENGTH)
+        step_ways.step_ways(tiny, CPU, torch.float32, LENGTH)
