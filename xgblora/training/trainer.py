@@ -27,6 +27,7 @@ from xgblora.training.arguments import NEED_ROUNDS, XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress, RunFilesCallback
 from xgblora.training.console import logger, silenced
 from xgblora.training.objective import ChoosingObjective, model_loss
+from xgblora.training.round_samples import samples_of
 from xgblora.training.run_folder import RunFolder
 from xgblora.training.run_identity import identity_of_flags
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer, without_gradients
@@ -91,6 +92,8 @@ class XGBLoRATrainer(Trainer):
         self.zo = _zero_order(self.adapters, self.objective, args) if args.trainer == "zo" else None
         self.tape = start_tape(self.zo, self.booster) if self.zo is not None else None
         self._forward_parameters = sum(parameter.numel() for parameter in model.parameters())
+        if self.booster.ledger.start.measures:
+            self.booster.samples = samples_of(self, self.objective)
         self._set_callbacks()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
