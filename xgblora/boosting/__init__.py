@@ -4,7 +4,7 @@ from xgblora.boosting.adaptive import AdaptiveMerging, AdaptiveRule
 from xgblora.boosting.booster import Booster
 from xgblora.boosting.ledger import Ledger, MergedAdapter
 from xgblora.boosting.policy import MergePolicy
-from xgblora.boosting.reinit import RoundStart
+from xgblora.boosting.starts import RoundStart, Samples
 from xgblora.boosting.unboosted import Unboosted
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "MergePolicy",
     "MergedAdapter",
     "RoundStart",
+    "Samples",
     "Unboosted",
 ]

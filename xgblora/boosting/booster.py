@@ -10,7 +10,7 @@ from torch import Tensor
 from xgblora import ops
 from xgblora.adapters import AdapterSet, Origin
 from xgblora.boosting.ledger import Ledger, MergedAdapter, Term
-from xgblora.boosting.reinit import RoundStart, check_share
+from xgblora.boosting.starts import RoundStart, Samples, check_share
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
 from xgblora.ops.noise import derive_seed
@@ -25,11 +25,13 @@ class Booster:
     Args:
         adapters: from `xgblora.attach`, nothing merged yet. An adapter of rank r is merged as r rank-1 terms.
         rounding: "remainder" (exact; 16-bit weights carry an int16 plane), "stochastic" or "nearest".
-        reinit: how a round's adapter starts, one of `xgblora.boosting.reinit.REINITS`.
+        reinit: how a round's adapter starts, one of `xgblora.boosting.starts.REINITS`.
         colsample: share of the layers that a round trains.
+        samples: what a measured start looks at; of no meaning to the others.
 
     Attributes:
         ledger: all boosters merged so far.
+        samples: as given; may be set as long as no merge needs it.
         tape: where merges and rollbacks are recorded, None unless `start_tape` began one.
 
     A weight that cannot be written (quantised) keeps its boosters in a bank beside it. The first merge keeps a copy of
@@ -40,11 +42,17 @@ class Booster:
     """
 
     def __init__(
-        self, adapters: AdapterSet, *, rounding: str = "remainder", reinit: str = "kaiming", colsample: float = 1.0
+        self,
+        adapters: AdapterSet,
+        *,
+        rounding: str = "remainder",
+        reinit: str = "kaiming",
+        colsample: float = 1.0,
+        samples: Samples | None = None,
     ):
         if rounding not in ROUNDINGS:
             raise InputError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
-        self.adapters, self.rounding = adapters, rounding
+        self.adapters, self.rounding, self.samples = adapters, rounding, samples
         self.tape: Tape | None = None
         self.ledger = Ledger(Origin.of(adapters), adapters.arena.slots, rounding, RoundStart(reinit, colsample))
         self._base: list[Tensor] | None = None
@@ -64,7 +72,14 @@ class Booster:
 
     @torch.no_grad()
     def merge(
-        self, *, step: int = 0, epoch: float = 0.0, held_out_loss: float | None = None, shrinkage: float = 1.0
+        self,
+        *,
+        step: int = 0,
+        epoch: float = 0.0,
+        held_out_loss: float | None = None,
+        shrinkage: float = 1.0,
+        start: Tensor | None = None,
+        last: bool = False,
     ) -> MergedAdapter:
         """End the round: write the adapter into the weights, record it, and start the next adapter.
 
@@ -74,13 +89,18 @@ class Booster:
             step, epoch: how far training is.
             held_out_loss: of the model with this booster, if it was measured.
             shrinkage: factor on the adapter's scale, above 0 and at most 1.
+            start: the next round's measured start, fp32 [P], where it is known from a record; None measures it.
+            last: no round follows, so that nothing is measured for one.
 
         Raises:
-            InputError: `shrinkage` is out of range, or not 1 though the base took back what the round started with.
+            InputError: `shrinkage` is out of range, or not 1 though the base took back what the round started with; a
+                start is to be measured without `samples`, or is given though starts are not measured.
         """
         check_share("shrinkage", shrinkage)
-        if shrinkage != 1.0 and self.ledger.start.takes_from_base(len(self.ledger)):
+        if shrinkage != 1.0 and self.ledger.takes_from_base(len(self.ledger)):
             raise InputError(f"shrinkage={shrinkage}: must be 1.0 with reinit={self.ledger.start.reinit}")
+        measures = self.ledger.start.measures and not last
+        self._check_start(start, measures)
         booster = MergedAdapter(
             round=self.round,
             step=step,
@@ -90,10 +110,15 @@ class Booster:
             adapters=self.adapters.arena.master.to("cpu", copy=True),
             held_out_loss=held_out_loss,
         )
-        if self.tape is not None:
-            self.tape.record_merge(booster.round, step, shrinkage, booster.adapters)
         self._write(Term(booster.round, booster.adapters, booster.scale))
         self.ledger.boosters.append(booster)
+        if measures:
+            start = self._measure() if start is None else start
+            self.ledger.measured[len(self.ledger)] = start.to("cpu", copy=True)
+        if self.tape is not None:
+            if measures:
+                self.tape.record_start(start)
+            self.tape.record_merge(booster.round, step, shrinkage, booster.adapters)
         self._start_round()
         return booster
 
@@ -107,7 +132,7 @@ class Booster:
 
         What a start that was not zero took from the base, and nothing was trained upon, is in it again.
         """
-        if self.ledger.start.takes_from_base(len(self.ledger)):
+        if self.ledger.takes_from_base(len(self.ledger)):
             self._reset_to_base()
             for term in self.ledger.terms():
                 self._write(term)
@@ -124,7 +149,7 @@ class Booster:
             raise InputError(f"round={round}: must be from 0 to {len(self.ledger)}, the number of boosters")
         if self.tape is not None:
             self.tape.record_rollback(round)
-        self.replay(replace(self.ledger, boosters=self.ledger.boosters[:round]))
+        self.replay(self.ledger.first(round))
 
     @torch.no_grad()
     def replay(self, ledger: Ledger) -> None:
@@ -145,8 +170,20 @@ class Booster:
         self._reset_to_base()
         for term in ledger.terms():
             self._write(term)
-        self.ledger = replace(ledger, boosters=list(ledger.boosters))
+        self.ledger = replace(ledger, boosters=list(ledger.boosters), measured=dict(ledger.measured))
         self._start_round()
+
+    def _check_start(self, start: Tensor | None, measures: bool) -> None:
+        # before anything is merged
+        reinit = self.ledger.start.reinit
+        if start is not None and not measures:
+            raise InputError(f"start: is for a round that starts as measured, and with reinit={reinit} none does here")
+        if start is None and measures and self.samples is None:
+            raise InputError(f"reinit={reinit}: measures how a round starts; give Booster(samples=...)")
+
+    def _measure(self) -> Tensor:
+        self.adapters.reinitialise(round=len(self.ledger))
+        return self.ledger.start.measure(self.adapters, self.samples, len(self.ledger))
 
     def _start_round(self) -> None:
         ledger, round = self.ledger, len(self.ledger)

@@ -24,7 +24,7 @@ def finish(
     """
     left = booster.is_trained()
     if left:
-        booster.merge(step=step, epoch=epoch, held_out_loss=held_out_loss)
+        booster.merge(step=step, epoch=epoch, held_out_loss=held_out_loss, last=True)
     booster.end()
     if booster.tape is not None:
         booster.tape.record_end(trained_hash(adapters))

@@ -134,7 +134,7 @@ def first_rounds(ledger: Ledger, rounds: int | None) -> Ledger:
         return ledger
     if not 1 <= rounds <= len(ledger):
         raise InputError(f"round={rounds}: must be from 1 to {len(ledger)}, the number of boosters")
-    return replace(ledger, boosters=ledger.boosters[:rounds])
+    return ledger.first(rounds)
 
 
 def default_folder(path: Path, export: ExportArguments) -> Path:

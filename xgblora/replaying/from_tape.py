@@ -17,6 +17,7 @@ from xgblora.tape import (
     MergeRecord,
     Record,
     RollbackRecord,
+    StartRecord,
     StepHeader,
     StepRecord,
     TakeRecord,
@@ -50,13 +51,17 @@ def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
     adapters, step = booster.adapters, tape.header.step
     rule = UpdateRule(step.optimizer, step.beta1, step.beta2, step.epsilon)
     optimizer = ArenaOptimizer(adapters.arena, rule, distribution=step.distribution, weight_decay=step.weight_decay)
-    verified, kept = False, None
+    verified, kept, start = False, None, None
     for record in tape.records() if records is None else records:
         if isinstance(record, StepRecord):
             _step(optimizer, step, record)
         elif isinstance(record, MergeRecord):
             _refuse_difference(f"the adapter of round {record.round}", checksum(adapters.arena.master), record.checksum)
-            booster.merge(step=record.step, shrinkage=record.shrinkage)
+            # without a start the run took no step after this merge
+            booster.merge(step=record.step, shrinkage=record.shrinkage, start=start, last=start is None)
+            start = None
+        elif isinstance(record, StartRecord):
+            start = record.adapter.to(adapters.arena.master.device)
         elif isinstance(record, RollbackRecord):
             booster.rollback(round=record.round)
         elif isinstance(record, KeepRecord):

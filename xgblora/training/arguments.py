@@ -9,8 +9,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.boosting import AdaptiveRule, MergePolicy
-from xgblora.boosting.reinit import REINITS, check_share
 from xgblora.boosting.shrinkage import FACTORS, Shrinkage
+from xgblora.boosting.starts import REINITS, check_share
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.tasks import TASKS
 from xgblora.training.idle_flags import idle_flags

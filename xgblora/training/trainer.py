@@ -29,6 +29,7 @@ from xgblora.replaying import start_tape
 from xgblora.scoring.packing import positions_of
 from xgblora.training.arguments import NEED_ROUNDS, XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress
+from xgblora.training.round_samples import samples_of
 from xgblora.training.run_identity import identity_of_flags
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer, without_gradients
 from xgblora.zo import ZeroOrder
@@ -94,6 +95,8 @@ class XGBLoRATrainer(Trainer):
         self.zo = _zero_order(self.adapters, self.objective, args) if args.trainer == "zo" else None
         self.tape = start_tape(self.zo, self.booster) if self.zo is not None else None
         self._forward_parameters = sum(parameter.numel() for parameter in model.parameters())
+        if self.booster.ledger.start.measures:
+            self.booster.samples = samples_of(self, self.objective)
         self._set_callbacks()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):

@@ -9,7 +9,7 @@ from xgblora.adapters.adapter_set import fresh_adapter
 from xgblora.boosting import RoundStart
 from xgblora.boosting.export import finish
 from xgblora.boosting.peft_adapter import export_peft
-from xgblora.boosting.reinit import REINITS
+from xgblora.boosting.starts import REINITS
 from xgblora.errors import InputError
 from xgblora.replaying import rebuild, replay
 from xgblora.tape import Tape
