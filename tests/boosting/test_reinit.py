@@ -7,7 +7,7 @@ import xgblora
 from xgblora import Ledger
 from xgblora.adapters.adapter_set import fresh_adapter
 from xgblora.boosting import RoundStart
-from xgblora.boosting.export import finish
+from xgblora.boosting.finish import finish
 from xgblora.boosting.peft_adapter import export_peft
 from xgblora.boosting.reinit import REINITS
 from xgblora.boosting.replay import rebuild, replay

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import xgblora
-from xgblora.adapters import Origin
 from xgblora.errors import InputError
 from xgblora.zo import Tape, UpdateRule
 from xgblora.zo.tape import (
@@ -33,7 +32,7 @@ def header(directions: int = 1) -> TapeHeader:
     nn.init.ones_(model["only"].weight)
     nn.init.ones_(model["only"].bias)
     adapters = xgblora.attach(model, ["only"], alpha=2.0)
-    return TapeHeader(Origin.of(adapters), directions, "gaussian", 0.0, "remainder")
+    return TapeHeader(adapters.origin, directions, "gaussian", 0.0, "remainder")
 
 
 def record_step(tape: Tape, step: int, seed: int = 7, lr: float = 0.5, grads=(1.5,), applied: bool = True) -> None:

@@ -1,6 +1,7 @@
 """`Booster`: merge the trained adapter into the base weights, record it, start the next."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xgblora import ops
-from xgblora.adapters import AdapterSet, Origin
+from xgblora.adapters import AdapterSet
 from xgblora.boosting.ledger import Ledger, MergedAdapter, Term
 from xgblora.boosting.reinit import RoundStart, check_share
 from xgblora.errors import InputError
@@ -49,7 +50,7 @@ class Booster:
             raise InputError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
         self.adapters, self.rounding = adapters, rounding
         self.tape: Tape | None = None
-        self.ledger = Ledger(Origin.of(adapters), adapters.arena.slots, rounding, RoundStart(reinit, colsample))
+        self.ledger = Ledger(adapters.identify(), adapters.arena.slots, rounding, RoundStart(reinit, colsample))
         self._base: list[Tensor] | None = None
         self._remainders: list[Tensor] | None = None
         if rounding == "nearest" and adapters.compute_dtype != torch.float32:
@@ -61,13 +62,29 @@ class Booster:
             self._start_round()
 
     @property
+    def boosters(self) -> Sequence[MergedAdapter]:
+        """All that were merged so far, as the ledger has them."""
+        return self.ledger.boosters
+
+    @property
+    def start(self) -> RoundStart:
+        """How rounds start."""
+        return self.ledger.start
+
+    @property
     def round(self) -> int:
         """The round in training: 1 before the first merge."""
         return len(self.ledger) + 1
 
     @torch.no_grad()
     def merge(
-        self, *, step: int = 0, epoch: float = 0.0, held_out_loss: float | None = None, shrinkage: float = 1.0
+        self,
+        *,
+        step: int = 0,
+        epoch: float = 0.0,
+        held_out_loss: float | None = None,
+        kept_step: int | None = None,
+        shrinkage: float = 1.0,
     ) -> MergedAdapter:
         """End the round: write the adapter into the weights, record it, and start the next adapter.
 
@@ -76,6 +93,7 @@ class Booster:
         Args:
             step, epoch: how far training is.
             held_out_loss: of the model with this booster, if it was measured.
+            kept_step: the step whose weights the round went back to, if it did.
             shrinkage: factor on the adapter's scale, above 0 and at most 1.
 
         Raises:
@@ -84,21 +102,27 @@ class Booster:
         check_share("shrinkage", shrinkage)
         if shrinkage != 1.0 and self.ledger.start.takes_from_base(len(self.ledger)):
             raise InputError(f"shrinkage={shrinkage}: must be 1.0 with reinit={self.ledger.start.reinit}")
+        trained = self.adapters.arena.master
         booster = MergedAdapter(
             round=self.round,
             step=step,
             epoch=epoch,
             scale=shrinkage * self.adapters.scale,
             # never a view: on a CPU `.cpu()` would hand back the arena itself
-            adapters=self.adapters.arena.master.to("cpu", copy=True),
+            adapters=trained.to("cpu", copy=True),
             held_out_loss=held_out_loss,
+            kept_step=kept_step,
         )
         if self.tape is not None:
             self.tape.record_merge(booster.round, step, shrinkage, booster.adapters)
-        self._write(Term(booster.round, booster.adapters, booster.scale))
-        self.ledger.boosters.append(booster)
+        self._write(Term(booster.round, trained, booster.scale))
+        self.ledger.add(booster)
         self._start_round()
         return booster
+
+    def record_held_out_loss(self, step: int, loss: float) -> None:
+        """Enter a loss that was measured after a merge, see `Ledger.record_held_out_loss`."""
+        self.ledger.record_held_out_loss(step, loss)
 
     def is_trained(self) -> bool:
         """Whether the adapter in training does anything that it did not do where the round started."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -84,6 +84,19 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self.boosters)
+
+    def add(self, booster: MergedAdapter) -> None:
+        """Enter the booster that was merged last."""
+        self.boosters.append(booster)
+
+    def record_held_out_loss(self, step: int, loss: float) -> None:
+        """Enter the held-out loss of the model with the last booster, measured after its merge.
+
+        Nothing is entered where it was not merged at `step`, or has a loss already.
+        """
+        last = self.boosters[-1] if self.boosters else None
+        if last is not None and last.step == step and last.held_out_loss is None:
+            self.boosters[-1] = replace(last, held_out_loss=loss)
 
     @property
     def full_scale(self) -> float:

@@ -36,14 +36,14 @@ def start_tape(zo: ZeroOrder, booster: Booster | Unboosted) -> Tape:
     """
     optimizer = zo.optimizer
     header = TapeHeader(
-        booster.ledger.origin,
+        booster.adapters.origin,
         zo.directions,
         optimizer.distribution,
         optimizer.weight_decay,
         booster.rounding,
         optimizer.rule,
-        booster.ledger.start.reinit,
-        booster.ledger.start.colsample,
+        booster.start.reinit,
+        booster.start.colsample,
     )
     zo.tape = booster.tape = Tape(header)
     return zo.tape
@@ -128,14 +128,14 @@ def _booster_of(model: nn.Module, origin: Origin, rounding: str, start: RoundSta
         raise InputError(f"{complaint}: this one has no layer {missing[0]}")
     adapters = attach(model, origin.layers, alpha=origin.alpha, rank=origin.rank, seed=origin.seed)
     booster = Booster(adapters, rounding=rounding, reinit=start.reinit, colsample=start.colsample)
-    booster.ledger.origin.refuse_other(origin, complaint)
+    booster.adapters.origin.refuse_other(origin, complaint)
     return booster
 
 
 def _full_parameters_of(model: nn.Module, origin: Origin, complaint: str) -> Unboosted:
     """The parameters of `model`, ready to be trained; an InputError beginning with `complaint` if it does not fit."""
     booster = Unboosted(FullParameters(model, seed=origin.seed))
-    booster.ledger.origin.refuse_other(origin, complaint)
+    booster.adapters.origin.refuse_other(origin, complaint)
     return booster
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from xgblora.adapters import FullParameters, Origin
-from xgblora.boosting.ledger import Ledger
+from xgblora.adapters import FullParameters
+from xgblora.boosting.reinit import RoundStart
 from xgblora.zo import Tape
 
 
@@ -15,21 +15,27 @@ class Unboosted:
 
     Attributes:
         adapters: likewise.
-        ledger: of no boosters; its origin says which model this was.
+        boosters: none.
         rounding: "none", there are no merges.
+        start: of rounds, of which there are none.
         tape: where the end of training is recorded, None unless `start_tape` began one.
     """
 
+    boosters = ()
     rounding = "none"
+    start = RoundStart()
 
     def __init__(self, adapters: FullParameters):
         self.adapters = adapters
-        self.ledger = Ledger(Origin.of(adapters), (), self.rounding)
+        adapters.identify()
         self.tape: Tape | None = None
 
     def is_trained(self) -> bool:
         """No: nothing stands beside the weights that has still to be merged into them."""
         return False
+
+    def record_held_out_loss(self, step: int, loss: float) -> None:
+        """Nothing: there is no booster that it could be of."""
 
     def end(self) -> None:
         """Nothing: the weights are what was trained."""

@@ -110,7 +110,7 @@ def boosters_of(folder: Path) -> Ledger:
     master = load_file(folder / ADAPTERS)["master"]
     if ledger.is_trained(master):
         last = MergedAdapter(len(ledger) + 1, manifest["step"], manifest["epoch"], ledger.full_scale, master)
-        ledger.boosters.append(last)
+        ledger.add(last)
     return ledger
 
 

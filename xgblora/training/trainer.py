@@ -152,7 +152,7 @@ class XGBLoRATrainer(Trainer):
     def _run_epoch(self, *args, **kwargs):
         # transformers would take one step more when a run is resumed from its last checkpoint, and knows nothing of one
         # that stopped early
-        stalled = has_stalled(self.booster.ledger.boosters, self.args.early_stopping_rounds)
+        stalled = has_stalled(self.booster.boosters, self.args.early_stopping_rounds)
         if self.state.global_step >= self.state.max_steps or stalled:
             self.control.should_training_stop = True
         else:
@@ -234,7 +234,7 @@ class XGBLoRATrainer(Trainer):
             written.rmdir()
             checkpoint.seal(
                 staging,
-                self.booster.ledger.origin,
+                self.adapters.origin,
                 step=self.state.global_step,
                 epoch=self.state.epoch,
                 run=self._identity,
@@ -282,7 +282,7 @@ class XGBLoRATrainer(Trainer):
             self._adaptive.save(folder / checkpoint.ROUND)
 
     def _check_checkpoint(self, folder: str | Path) -> dict:
-        return checkpoint.check(Path(folder), self.booster.ledger.origin, self._identity)
+        return checkpoint.check(Path(folder), self.adapters.origin, self._identity)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster)
@@ -296,7 +296,7 @@ class XGBLoRATrainer(Trainer):
 
     def _keep_best_round(self) -> None:
         """Go back to the round with the lowest held-out loss; the adapter still in training counts as the last one."""
-        boosters = self.booster.ledger.boosters
+        boosters = self.booster.boosters
         losses = {booster.round: booster.held_out_loss for booster in boosters}
         if self.booster.is_trained():
             losses[len(boosters) + 1] = self._held_out_loss_now()
@@ -315,7 +315,7 @@ class XGBLoRATrainer(Trainer):
             self.booster.rollback(round=self.best_round)
 
     def _held_out_loss_now(self) -> float:
-        boosters = self.booster.ledger.boosters
+        boosters = self.booster.boosters
         if boosters and boosters[-1].step == self.state.global_step and boosters[-1].held_out_loss is not None:
             # nothing was trained since that merge
             return boosters[-1].held_out_loss
