@@ -11,7 +11,7 @@ from xgblora.adapters.arena import Arena, Slot, arena_size
 from xgblora.adapters.base_layer import stored_tensors
 from xgblora.adapters.identity import origin_of
 from xgblora.adapters.origin import Origin
-from xgblora.adapters.rank1_linear import Rank1Linear, scale_of
+from xgblora.adapters.rank1_linear import Rank1Linear, scale_of, starting_a
 from xgblora.ops.merge_rank1 import WEIGHT_DTYPES
 from xgblora.ops.noise import Stream, derive_seed, uniform
 
@@ -121,14 +121,14 @@ def fresh_adapter(
 ) -> Tensor:
     """A fresh adapter, fp32 [P]: `a` Kaiming-uniform, `b` zero unless `b_size` says otherwise.
 
-    `a` lies in +-1/sqrt(in_features), as `nn.Linear` and LoRA start it (He et al., 2015, with a = sqrt(5)), `b` in
-    +-b_size/sqrt(out_features). It is noise of (seed, round), the same on every device.
+    `a` is as `starting_a` has it, `b` lies in +-b_size/sqrt(out_features). It is noise of (seed, round), the same on
+    every device.
     """
     noise = uniform(derive_seed(seed, round), arena_size(slots), device=device, stream=Stream.INITIALISATION)
     adapter = torch.zeros_like(noise)
     for slot in slots:
         (a, b), (a_noise, b_noise) = (slot.views(rows.unsqueeze(0)) for rows in (adapter, noise))
-        a.copy_(a_noise * (1.0 / math.sqrt(max(slot.in_features, 1))))
+        a.copy_(starting_a(a_noise))
         if b_size:
             b.copy_(b_noise * (b_size / math.sqrt(max(slot.out_features, 1))))
     return adapter

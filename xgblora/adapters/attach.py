@@ -73,7 +73,8 @@ def attach(
     layers = {}
     for name in names:
         make = kind_of(candidates[name]).layer or Rank1Linear
-        layers[name] = make(candidates[name], alpha=alpha, rank=rank)
+        # the arena draws all of them
+        layers[name] = make(candidates[name], alpha=alpha, rank=rank, seed=None)
         layers[name].frozen_with = frozen
         _replace(model, name, layers[name])
     adapters = AdapterSet(model=model, layers=layers, alpha=alpha, rank=rank, seed=seed)

@@ -11,6 +11,7 @@ from xgblora.adapters.kinds.registry import kind_of, names_of_kinds
 from xgblora.adapters.shared_inputs import SharedInputs
 from xgblora.errors import InputError
 from xgblora.ops.low_rank_linear import low_rank_term
+from xgblora.ops.noise import derive_seed, uniform
 
 
 class Rank1Linear(nn.Module):
@@ -24,10 +25,12 @@ class Rank1Linear(nn.Module):
         base: the layer to adapt, of one of `xgblora.adapters.kinds`; its parameters are frozen.
         alpha: numerator of the scale, finite and positive.
         rank: 1 for XGBLoRA; larger for plain LoRA (Hu et al., 2021).
+        seed: of `a`, which then starts as that of the first layer that `attach(..., seed=seed)` adapts; None leaves it
+            zero, where an arena will hold it.
 
     Attributes:
         kind: what kind of layer `base` is.
-        a: fp32 parameter [rank, in_features], Kaiming-uniform at the start.
+        a: fp32 parameter [rank, in_features], at the start Kaiming-uniform noise of the seed (see `starting_a`).
         b: fp32 parameter [rank, out_features], zero at the start, so that the layer starts as `base`.
         live: None, or the pair of tensors ([G, rank, in_features], [G, rank, out_features]) that the forward reads in
             place of `a` and `b`: what a zeroth-order step perturbs. The rows of the input fall into G groups.
@@ -46,7 +49,7 @@ class Rank1Linear(nn.Module):
         InputError: alpha or rank is out of range, or `base` is no linear layer.
     """
 
-    def __init__(self, base: nn.Module, *, alpha: float, rank: int = 1):
+    def __init__(self, base: nn.Module, *, alpha: float, rank: int = 1, seed: int | None = 0):
         super().__init__()
         kind = kind_of(base)
         if kind is None:
@@ -58,8 +61,10 @@ class Rank1Linear(nn.Module):
         self.scale = scale_of(alpha, rank)
         self.base = base.requires_grad_(False)
         options = {"dtype": torch.float32, "device": device_of(base)}
-        bound = 1.0 / math.sqrt(max(self.in_features, 1))
-        self.a = nn.Parameter(torch.empty(rank, self.in_features, **options).uniform_(-bound, bound))
+        self.a = nn.Parameter(torch.zeros(rank, self.in_features, **options))
+        if seed is not None:
+            noise = uniform(derive_seed(seed, 0), self.a.numel(), device=self.a.device)
+            self.a.data.copy_(starting_a(noise.view_as(self.a)))
         self.b = nn.Parameter(torch.zeros(rank, self.out_features, **options))
         self.live: tuple[Tensor, Tensor] | None = None
         self.bank: tuple[Tensor, Tensor] | None = None
@@ -167,6 +172,14 @@ class Rank1Linear(nn.Module):
             else:
                 self.a.data, self.b.data = self.a.data.to(device), self.b.data.to(device)
         return self
+
+
+def starting_a(noise: Tensor) -> Tensor:
+    """`a` [rank, K] of an adapter that starts, from uniform noise of the same shape in (-1, 1).
+
+    It lies in +-1/sqrt(K), as `nn.Linear` and LoRA start it (He et al., 2015, with a = sqrt(5)).
+    """
+    return noise * (1.0 / math.sqrt(max(noise.shape[-1], 1)))
 
 
 def scale_of(alpha: float, rank: int) -> float:
