@@ -109,7 +109,7 @@ def test_the_origin_is_that_of_the_base_before_the_first_merge(make_model_of):
 def test_the_origin_of_full_parameters_is_that_of_what_was_not_trained_yet(make_model_of):
     full = xgblora.FullParameters(make_model_of("Linear"))
     before = fingerprint(full)
-    xgblora.Unboosted(full)
+    xgblora.FullFineTuning(full)
     full.arena.master.add_(1.0)
     full.arena.restore()
     assert full.origin.fingerprint == before != fingerprint(full)

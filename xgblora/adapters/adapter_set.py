@@ -34,7 +34,7 @@ class AdapterSet:
     rank: int
     seed: int
     arena: Arena = field(init=False)
-    _origin: Origin | None = field(init=False, default=None)
+    _origin: Origin | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self):
         self.arena = Arena(self.layers)

@@ -37,7 +37,7 @@ class Rank1Linear(nn.Module):
         bank: None, or the pair of fp32 tensors ([T, in_features], [T, out_features]) of boosters that are kept beside
             the weight because they cannot be merged into it: `base(x) + sum_t (x . a_t) b_t`, the same for all groups.
             Not parameters and not in the state dict: base + ledger gives them again.
-        in_use: False runs the layer without `a` and `b`: they are zero, and not trained in this round.
+        active: False runs the layer without `a` and `b`: they are zero, and not trained in this round.
         trains_a: False gives `a` no gradient.
         shared_inputs: None, or what computes for several layers at once that read the same input.
         move_storage: None, or what moves `a` and `b` to another device where they are views into a larger tensor.
@@ -68,7 +68,7 @@ class Rank1Linear(nn.Module):
         self.b = nn.Parameter(torch.zeros(rank, self.out_features, **options))
         self.live: tuple[Tensor, Tensor] | None = None
         self.bank: tuple[Tensor, Tensor] | None = None
-        self.in_use = self.trains_a = True
+        self.active = self.trains_a = True
         self.shared_inputs: SharedInputs | None = None
         self.move_storage: Callable[[torch.device], None] | None = None
         self.frozen_with: Sequence[nn.Parameter] = ()
@@ -107,7 +107,7 @@ class Rank1Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], in the dtype that the base gives (for most, that of `x`)."""
         base, kind = self.base, self.kind
-        if not self.in_use and self.bank is None:
+        if not self.active and self.bank is None:
             return base(x)
         a, b = self.live if self.live is not None else (self.a.unsqueeze(0), self.b.unsqueeze(0))
         if not self.trains_a:
@@ -118,7 +118,7 @@ class Rank1Linear(nn.Module):
             alone = torch.compiler.is_compiling() or self.shared_inputs is None
             t = None if alone else self.shared_inputs.dots_for(self, x, weight)
             return torch.ops.xgblora.rank1_linear(x, weight, base.bias, a[:, 0], b[:, 0], self.scale, t)
-        update = self.scale * low_rank_term(x, a, b) if self.in_use else 0.0
+        update = self.scale * low_rank_term(x, a, b) if self.active else 0.0
         if self.bank is not None:
             update = update + low_rank_term(x, *(part.unsqueeze(0) for part in self.bank))
         y = base(x)

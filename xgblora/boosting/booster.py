@@ -183,9 +183,9 @@ class Booster:
             trained=ledger.start.layers(ledger.slots, ledger.origin.seed, round),
             trains_a=ledger.start.strategy.trains_a,
         )
-        withdrawal = ledger.withdrawal(round, arena.master.device)
-        if withdrawal is not None:
-            self._write(withdrawal)
+        offset = ledger.start_offset(round, arena.master.device)
+        if offset is not None:
+            self._write(offset)
 
     def save_ledger(self, path: Path, *, about: dict | None = None) -> None:
         """Write the ledger; `about` as of `Ledger.save`."""

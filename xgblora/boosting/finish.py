@@ -3,11 +3,16 @@
 from xgblora.adapters import Trainable, detach
 from xgblora.adapters.identity import trained_hash
 from xgblora.boosting.booster import Booster
-from xgblora.boosting.unboosted import Unboosted
+from xgblora.boosting.full_fine_tuning import FullFineTuning
 
 
 def finish(
-    adapters: Trainable, booster: Booster | Unboosted, *, step: int, epoch: float, held_out_loss: float | None = None
+    adapters: Trainable,
+    booster: Booster | FullFineTuning,
+    *,
+    step: int,
+    epoch: float,
+    held_out_loss: float | None = None,
 ) -> bool:
     """Make the adapter that is left when training ends the last booster, end the tape, and take the adapters off.
 

@@ -108,8 +108,11 @@ class Ledger:
         earlier = [booster.adapters for booster in self.boosters[:round]]
         return self.start.adapter(self.slots, self.origin.seed, round, earlier, device)
 
-    def withdrawal(self, round: int, device: torch.device | str = "cpu") -> Term | None:
-        """What the base takes when the round after `round` boosters starts: the start's negative; None for nothing."""
+    def start_offset(self, round: int, device: torch.device | str = "cpu") -> Term | None:
+        """What the base is offset by when the round after `round` boosters starts, so that the model stays as it was.
+
+        It is the start's negative; None where the start is zero.
+        """
         if not self.start.takes_from_base(round):
             return None
         return Term(round + 1, self.start_of(round, device), -self.full_scale)
@@ -117,9 +120,9 @@ class Ledger:
     def terms(self) -> Iterator[Term]:
         """All that was written into the weights after the last merge, in order."""
         for index, booster in enumerate(self.boosters):
-            withdrawal = self.withdrawal(index)
-            if withdrawal is not None:
-                yield withdrawal
+            offset = self.start_offset(index)
+            if offset is not None:
+                yield offset
             yield Term(booster.round, booster.adapters, booster.scale)
 
     def is_trained(self, adapter: Tensor) -> bool:

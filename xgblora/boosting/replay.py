@@ -9,9 +9,9 @@ from xgblora.adapters import FullParameters, Origin, attach
 from xgblora.adapters.identity import trained_hash
 from xgblora.boosting.adaptive import take_back
 from xgblora.boosting.booster import Booster
+from xgblora.boosting.full_fine_tuning import FullFineTuning
 from xgblora.boosting.ledger import Ledger
 from xgblora.boosting.reinit import RoundStart
-from xgblora.boosting.unboosted import Unboosted
 from xgblora.errors import InputError
 from xgblora.zo import ArenaOptimizer, Tape, ZeroOrder
 from xgblora.zo.tape import (
@@ -28,7 +28,7 @@ from xgblora.zo.tape import (
 from xgblora.zo.zero_order import direction_seeds
 
 
-def start_tape(zo: ZeroOrder, booster: Booster | Unboosted) -> Tape:
+def start_tape(zo: ZeroOrder, booster: Booster | FullFineTuning) -> Tape:
     """Record from now on what `zo` and `booster` do; to be called before the first step.
 
     Returns:
@@ -50,7 +50,9 @@ def start_tape(zo: ZeroOrder, booster: Booster | Unboosted) -> Tape:
 
 
 @torch.no_grad()
-def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None) -> tuple[Booster | Unboosted, bool]:
+def replay(
+    model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
+) -> tuple[Booster | FullFineTuning, bool]:
     """Train `model` as the tape says.
 
     Any device will do: noise, updates and merges have the same bits everywhere.
@@ -132,9 +134,9 @@ def _booster_of(model: nn.Module, origin: Origin, rounding: str, start: RoundSta
     return booster
 
 
-def _full_parameters_of(model: nn.Module, origin: Origin, complaint: str) -> Unboosted:
+def _full_parameters_of(model: nn.Module, origin: Origin, complaint: str) -> FullFineTuning:
     """The parameters of `model`, ready to be trained; an InputError beginning with `complaint` if it does not fit."""
-    booster = Unboosted(FullParameters(model, seed=origin.seed))
+    booster = FullFineTuning(FullParameters(model, seed=origin.seed))
     booster.adapters.origin.refuse_other(origin, complaint)
     return booster
 

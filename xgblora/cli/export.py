@@ -105,7 +105,7 @@ def boosters_at(path: Path) -> Ledger:
     if path.is_file():
         return Ledger.load(path)
     if is_checkpoint(path):
-        return checkpoint.boosters_of(path)
+        return checkpoint.ledger_of(path)
     run = RunFolder(path)
     if not run.ledger.is_file():
         raise InputError(f"{path}: {_what_else(run)}")

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from xgblora.atomic_file import sync_file, write_text
-from xgblora.boosting import AdaptiveMerging, Booster, MergePolicy, Unboosted
+from xgblora.boosting import AdaptiveMerging, Booster, FullFineTuning, MergePolicy
 from xgblora.boosting.early_stopping import best_of, has_stalled
 from xgblora.boosting.shrinkage import Shrinkage
 from xgblora.training.console import logger
@@ -27,7 +27,7 @@ class MergeCallback(TrainerCallback):
 
     def __init__(
         self,
-        booster: Booster | Unboosted,
+        booster: Booster | FullFineTuning,
         policy: MergePolicy,
         adaptive: AdaptiveMerging | None,
         shrinkage: Shrinkage,
@@ -131,7 +131,7 @@ class RunFilesCallback(TrainerCallback):
     """
 
     def __init__(
-        self, folder: RunFolder, step_losses: list[torch.Tensor], booster: Booster | Unboosted, policy: MergePolicy
+        self, folder: RunFolder, step_losses: list[torch.Tensor], booster: Booster | FullFineTuning, policy: MergePolicy
     ):
         self._folder, self._step_losses, self._booster, self._policy = folder, step_losses, booster, policy
         self._first_step = self._merges_written = self._tape_bytes_written = 0

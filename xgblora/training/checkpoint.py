@@ -20,7 +20,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 
 from xgblora.adapters import Origin, Trainable
 from xgblora.atomic_file import remove_leftovers
-from xgblora.boosting import Booster, Ledger, MergedAdapter, Unboosted
+from xgblora.boosting import Booster, FullFineTuning, Ledger, MergedAdapter
 from xgblora.errors import InputError
 from xgblora.zo import Tape
 
@@ -38,7 +38,7 @@ _SETTLED_AFTER = 2_000_000_000
 _NEEDED_TO_GO_ON = (OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth", TRAINER_STATE_NAME)
 
 
-def save(folder: Path, adapters: Trainable, booster: Booster | Unboosted) -> None:
+def save(folder: Path, adapters: Trainable, booster: Booster | FullFineTuning) -> None:
     """Write what is in training, the ledger, and the tape if there is one, into `folder`."""
     save_file({"master": adapters.arena.master}, folder / ADAPTERS)
     booster.save_ledger(folder / LEDGER)
@@ -80,7 +80,7 @@ def check(folder: Path, origin: Origin, run: dict) -> dict:
         raise InputError(f"resume_from_checkpoint={folder}: {error}{_offer(folder, origin, run)}") from None
 
 
-def load(folder: Path, adapters: Trainable, booster: Booster | Unboosted) -> None:
+def load(folder: Path, adapters: Trainable, booster: Booster | FullFineTuning) -> None:
     """Set the model to what `save` wrote: base + ledger, what is in training, and the tape up to there.
 
     Raises:
@@ -94,7 +94,7 @@ def load(folder: Path, adapters: Trainable, booster: Booster | Unboosted) -> Non
     adapters.arena.restore()
 
 
-def boosters_of(folder: Path) -> Ledger:
+def ledger_of(folder: Path) -> Ledger:
     """The ledger in the checkpoint `folder`, the adapter in training as its last booster unless it is still empty.
 
     Raises:

@@ -46,7 +46,7 @@ class Course:
     leftover: int
 
 
-def boosters_of(trainer: XGBLoRATrainer, course: Course) -> int:
+def expected_boosters(trainer: XGBLoRATrainer, course: Course) -> int:
     """How many boosters there will be at the end of `course`, those before its first step included."""
     return _merges_within(trainer, course.last, course.last, course.per_epoch) + course.leftover
 
@@ -190,7 +190,7 @@ class DiskSpace:
 
 def disk_space(trainer: XGBLoRATrainer, course: Course, memory: RunMemory) -> DiskSpace:
     """What the run of `course` leaves; everything that was merged before it counts too."""
-    count = boosters_of(trainer, course)
+    count = expected_boosters(trainer, course)
     adapters = trainer.adapters.arena.master.nbytes
     boosters = count * adapters
     tape = trainer.tape.size_after(course.last, count) if trainer.tape is not None else 0

@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from xgblora.adapters import FullParameters, Trainable, attach
 from xgblora.atomic_file import replacing_folder
-from xgblora.boosting import AdaptiveMerging, Booster, Unboosted, start_tape
+from xgblora.boosting import AdaptiveMerging, Booster, FullFineTuning, start_tape
 from xgblora.boosting.early_stopping import has_stalled
 from xgblora.errors import InputError
 from xgblora.tasks.packing import positions_of
@@ -344,9 +344,9 @@ def _trainable(model: nn.Module, args: XGBLoRAArguments) -> Trainable:
     return attach(model, _targets(args.target_modules), alpha=args.lora_alpha, rank=args.rank, seed=args.seed)
 
 
-def _booster(adapters: Trainable, args: XGBLoRAArguments) -> Booster | Unboosted:
+def _booster(adapters: Trainable, args: XGBLoRAArguments) -> Booster | FullFineTuning:
     if args.full:
-        return Unboosted(adapters)
+        return FullFineTuning(adapters)
     return Booster(adapters, rounding=args.rounding, reinit=args.xgblora_reinit, colsample=args.xgblora_colsample)
 
 

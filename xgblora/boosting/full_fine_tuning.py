@@ -1,4 +1,4 @@
-"""`Unboosted`: what stands in a `Booster`'s place where there are no rounds, no merges and no ledger file."""
+"""`FullFineTuning`: what stands in a `Booster`'s place where there are no rounds, no merges and no ledger file."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from xgblora.boosting.reinit import RoundStart
 from xgblora.zo import Tape
 
 
-class Unboosted:
+class FullFineTuning:
     """Full-parameter training as the trainer, checkpoints and the tape see it.
 
     Args:
