@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 import xgblora
-from xgblora.adapters import Origin
 from xgblora.errors import InputError
 from xgblora.tape import (
     EndRecord,
@@ -39,7 +38,7 @@ def header(directions: int = 1) -> TapeHeader:
     nn.init.ones_(model["only"].bias)
     adapters = xgblora.attach(model, ["only"], alpha=2.0)
     step = StepHeader(directions, "gaussian", 0.0, "sgd", 0.9, 0.999, 1e-8)
-    return TapeHeader(Origin.of(adapters), step, RoundsHeader("remainder"))
+    return TapeHeader(adapters.origin, step, RoundsHeader("remainder"))
 
 
 def record_step(tape: Tape, step: int, seed: int = 7, lr: float = 0.5, grads=(1.5,), applied: bool = True) -> None:

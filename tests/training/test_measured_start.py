@@ -6,7 +6,7 @@ import torch
 import xgblora
 from xgblora import Ledger, Tape
 from xgblora.adapters.adapter_set import fresh_adapter
-from xgblora.boosting.export import finish
+from xgblora.boosting.finish import finish
 from xgblora.boosting.starts import REINITS, Measured
 from xgblora.replaying import rebuild, replay
 

@@ -1,6 +1,7 @@
 """`Booster`: merge the trained adapter into the base weights, record it, start the next."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xgblora import ops
-from xgblora.adapters import AdapterSet, Origin
+from xgblora.adapters import AdapterSet
 from xgblora.boosting.ledger import Ledger, MergedAdapter, Term
 from xgblora.boosting.starts import RoundStart, Samples, check_share
 from xgblora.errors import InputError
@@ -54,7 +55,7 @@ class Booster:
             raise InputError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
         self.adapters, self.rounding, self.samples = adapters, rounding, samples
         self.tape: Tape | None = None
-        self.ledger = Ledger(Origin.of(adapters), adapters.arena.slots, rounding, RoundStart(reinit, colsample))
+        self.ledger = Ledger(adapters.identify(), adapters.arena.slots, rounding, RoundStart(reinit, colsample))
         self._base: list[Tensor] | None = None
         self._remainders: list[Tensor] | None = None
         if rounding == "nearest" and adapters.compute_dtype != torch.float32:
@@ -64,6 +65,16 @@ class Booster:
             )
         if self.ledger.start != RoundStart():
             self._start_round()
+
+    @property
+    def boosters(self) -> Sequence[MergedAdapter]:
+        """All that were merged so far, as the ledger has them."""
+        return self.ledger.boosters
+
+    @property
+    def start(self) -> RoundStart:
+        """How rounds start."""
+        return self.ledger.start
 
     @property
     def round(self) -> int:
@@ -77,6 +88,7 @@ class Booster:
         step: int = 0,
         epoch: float = 0.0,
         held_out_loss: float | None = None,
+        kept_step: int | None = None,
         shrinkage: float = 1.0,
         start: Tensor | None = None,
         last: bool = False,
@@ -88,6 +100,7 @@ class Booster:
         Args:
             step, epoch: how far training is.
             held_out_loss: of the model with this booster, if it was measured.
+            kept_step: the step whose weights the round went back to, if it did.
             shrinkage: factor on the adapter's scale, above 0 and at most 1.
             start: the next round's measured start, fp32 [P], where it is known from a record; None measures it.
             last: no round follows, so that nothing is measured for one.
@@ -101,17 +114,19 @@ class Booster:
             raise InputError(f"shrinkage={shrinkage}: must be 1.0 with reinit={self.ledger.start.reinit}")
         measures = self.ledger.start.measures and not last
         self._check_start(start, measures)
+        trained = self.adapters.arena.master
         booster = MergedAdapter(
             round=self.round,
             step=step,
             epoch=epoch,
             scale=shrinkage * self.adapters.scale,
             # never a view: on a CPU `.cpu()` would hand back the arena itself
-            adapters=self.adapters.arena.master.to("cpu", copy=True),
+            adapters=trained.to("cpu", copy=True),
             held_out_loss=held_out_loss,
+            kept_step=kept_step,
         )
-        self._write(Term(booster.round, booster.adapters, booster.scale))
-        self.ledger.boosters.append(booster)
+        self._write(Term(booster.round, trained, booster.scale))
+        self.ledger.add(booster)
         if measures:
             start = self._measure() if start is None else start
             self.ledger.measured[len(self.ledger)] = start.to("cpu", copy=True)
@@ -121,6 +136,10 @@ class Booster:
             self.tape.record_merge(booster.round, step, shrinkage, booster.adapters)
         self._start_round()
         return booster
+
+    def record_held_out_loss(self, step: int, loss: float) -> None:
+        """Enter a loss that was measured after a merge, see `Ledger.record_held_out_loss`."""
+        self.ledger.record_held_out_loss(step, loss)
 
     def is_trained(self) -> bool:
         """Whether the adapter in training does anything that it did not do where the round started."""
@@ -193,9 +212,9 @@ class Booster:
             trained=ledger.start.layers(ledger.slots, ledger.origin.seed, round),
             trains_a=ledger.start.strategy.trains_a,
         )
-        withdrawal = ledger.withdrawal(round, arena.master.device)
-        if withdrawal is not None:
-            self._write(withdrawal)
+        offset = ledger.start_offset(round, arena.master.device)
+        if offset is not None:
+            self._write(offset)
 
     def save_ledger(self, path: Path, *, about: dict | None = None) -> None:
         """Write the ledger; `about` as of `Ledger.save`."""

@@ -88,6 +88,19 @@ class Ledger:
     def __len__(self) -> int:
         return len(self.boosters)
 
+    def add(self, booster: MergedAdapter) -> None:
+        """Enter the booster that was merged last."""
+        self.boosters.append(booster)
+
+    def record_held_out_loss(self, step: int, loss: float) -> None:
+        """Enter the held-out loss of the model with the last booster, measured after its merge.
+
+        Nothing is entered where it was not merged at `step`, or has a loss already.
+        """
+        last = self.boosters[-1] if self.boosters else None
+        if last is not None and last.step == step and last.held_out_loss is None:
+            self.boosters[-1] = replace(last, held_out_loss=loss)
+
     @property
     def full_scale(self) -> float:
         """The scale of an adapter in training, `alpha / rank`; that of a booster may be smaller."""
@@ -111,8 +124,11 @@ class Ledger:
         begun = not self.start.measures or round in self.measured
         return begun and self.start.takes_from_base(round)
 
-    def withdrawal(self, round: int, device: torch.device | str = "cpu") -> Term | None:
-        """What the base takes when the round after `round` boosters starts: the start's negative; None for nothing."""
+    def start_offset(self, round: int, device: torch.device | str = "cpu") -> Term | None:
+        """What the base is offset by when the round after `round` boosters starts, so that the model stays as it was.
+
+        It is the start's negative; None where the start is zero.
+        """
         if not self.takes_from_base(round):
             return None
         return Term(round + 1, self.start_of(round, device), -self.full_scale)
@@ -120,9 +136,9 @@ class Ledger:
     def terms(self) -> Iterator[Term]:
         """All that was written into the weights after the last merge, in order."""
         for index, booster in enumerate(self.boosters):
-            withdrawal = self.withdrawal(index)
-            if withdrawal is not None:
-                yield withdrawal
+            offset = self.start_offset(index)
+            if offset is not None:
+                yield offset
             yield Term(booster.round, booster.adapters, booster.scale)
 
     def is_trained(self, adapter: Tensor) -> bool:

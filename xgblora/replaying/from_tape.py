@@ -7,7 +7,7 @@ from torch import nn
 
 from xgblora.adapters import FullParameters, Origin
 from xgblora.adapters.identity import trained_hash
-from xgblora.boosting import Booster, RoundStart, Unboosted
+from xgblora.boosting import Booster, FullFineTuning, RoundStart
 from xgblora.boosting.adaptive import take_back
 from xgblora.errors import InputError
 from xgblora.replaying.from_ledger import booster_of
@@ -30,7 +30,9 @@ from xgblora.zo.estimator import direction_seeds
 
 
 @torch.no_grad()
-def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None) -> tuple[Booster | Unboosted, bool]:
+def replay(
+    model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
+) -> tuple[Booster | FullFineTuning, bool]:
     """Train `model` as the tape says.
 
     Any device will do: noise, updates and merges have the same bits everywhere.
@@ -79,7 +81,7 @@ def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
     return booster, verified
 
 
-def _booster_of(model: nn.Module, header: TapeHeader) -> Booster | Unboosted:
+def _booster_of(model: nn.Module, header: TapeHeader) -> Booster | FullFineTuning:
     """What the run began with; an InputError if `model` is not its base."""
     complaint = "the tape was recorded on another model"
     if header.origin.full_parameters:
@@ -88,9 +90,9 @@ def _booster_of(model: nn.Module, header: TapeHeader) -> Booster | Unboosted:
     return booster_of(model, header.origin, rounds.rounding, RoundStart(rounds.reinit, rounds.colsample), complaint)
 
 
-def _full_parameters_of(model: nn.Module, origin: Origin, complaint: str) -> Unboosted:
-    booster = Unboosted(FullParameters(model, seed=origin.seed))
-    booster.ledger.origin.refuse_other(origin, complaint)
+def _full_parameters_of(model: nn.Module, origin: Origin, complaint: str) -> FullFineTuning:
+    booster = FullFineTuning(FullParameters(model, seed=origin.seed))
+    booster.adapters.origin.refuse_other(origin, complaint)
     return booster
 
 

@@ -46,7 +46,7 @@ class Course:
     leftover: int
 
 
-def boosters_of(trainer: XGBLoRATrainer, course: Course) -> int:
+def expected_boosters(trainer: XGBLoRATrainer, course: Course) -> int:
     """How many boosters there will be at the end of `course`, those before its first step included."""
     return _merges_within(trainer, course.last, course.last, course.per_epoch) + course.leftover
 
@@ -190,10 +190,10 @@ class DiskSpace:
 
 def disk_space(trainer: XGBLoRATrainer, course: Course, memory: RunMemory) -> DiskSpace:
     """What the run of `course` leaves; everything that was merged before it counts too."""
-    count = boosters_of(trainer, course)
+    count = expected_boosters(trainer, course)
     adapters = trainer.adapters.arena.master.nbytes
     boosters = count * _recorded(trainer)
-    measured = trainer.adapters.arena.master.numel() if trainer.booster.ledger.start.measures else 0
+    measured = trainer.adapters.arena.master.numel() if trainer.booster.start.measures else 0
     tape = trainer.tape.size_after(course.last, count, measured) if trainer.tape is not None else 0
     return DiskSpace(boosters, tape, memory.weights, adapters + boosters + tape + memory.optimizer)
 
@@ -201,7 +201,7 @@ def disk_space(trainer: XGBLoRATrainer, course: Course, memory: RunMemory) -> Di
 def _recorded(trainer: XGBLoRATrainer) -> int:
     """Bytes that a ledger holds of each round: the booster, and its start where that was measured."""
     adapters = trainer.adapters.arena.master.nbytes
-    return 2 * adapters if trainer.booster.ledger.start.measures else adapters
+    return 2 * adapters if trainer.booster.start.measures else adapters
 
 
 def _peak_of_step(trainer: XGBLoRATrainer, batch: dict[str, Tensor]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from xgblora.adapters import FullParameters, Trainable, attach
 from xgblora.atomic_file import replacing_folder
-from xgblora.boosting import AdaptiveMerging, Booster, Unboosted
+from xgblora.boosting import AdaptiveMerging, Booster, FullFineTuning
 from xgblora.boosting.early_stopping import has_stalled
 from xgblora.errors import InputError
 from xgblora.objectives.texts import ChoosingObjective, model_loss
@@ -95,7 +95,7 @@ class XGBLoRATrainer(Trainer):
         self.zo = _zero_order(self.adapters, self.objective, args) if args.trainer == "zo" else None
         self.tape = start_tape(self.zo, self.booster) if self.zo is not None else None
         self._forward_parameters = sum(parameter.numel() for parameter in model.parameters())
-        if self.booster.ledger.start.measures:
+        if self.booster.start.measures:
             self.booster.samples = samples_of(self, self.objective)
         self._set_callbacks()
 
@@ -159,7 +159,7 @@ class XGBLoRATrainer(Trainer):
     def _run_epoch(self, *args, **kwargs):
         # transformers would take one step more when a run is resumed from its last checkpoint, and knows nothing of one
         # that stopped early
-        stalled = has_stalled(self.booster.ledger.boosters, self.args.early_stopping_rounds)
+        stalled = has_stalled(self.booster.boosters, self.args.early_stopping_rounds)
         if self.state.global_step >= self.state.max_steps or stalled:
             self.control.should_training_stop = True
         else:
@@ -241,7 +241,7 @@ class XGBLoRATrainer(Trainer):
             written.rmdir()
             checkpoint.seal(
                 staging,
-                self.booster.ledger.origin,
+                self.adapters.origin,
                 step=self.state.global_step,
                 epoch=self.state.epoch,
                 run=self._identity,
@@ -287,7 +287,7 @@ class XGBLoRATrainer(Trainer):
         checkpoint.save(folder, self.adapters, self.booster, self._adaptive)
 
     def _check_checkpoint(self, folder: str | Path) -> dict:
-        return checkpoint.check(Path(folder), self.booster.ledger.origin, self._identity)
+        return checkpoint.check(Path(folder), self.adapters.origin, self._identity)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster, self._adaptive)
@@ -299,7 +299,7 @@ class XGBLoRATrainer(Trainer):
 
     def _keep_best_round(self) -> None:
         """Go back to the round with the lowest held-out loss; the adapter still in training counts as the last one."""
-        boosters = self.booster.ledger.boosters
+        boosters = self.booster.boosters
         losses = {booster.round: booster.held_out_loss for booster in boosters}
         if self.booster.is_trained():
             losses[len(boosters) + 1] = self._held_out_loss_now()
@@ -318,7 +318,7 @@ class XGBLoRATrainer(Trainer):
             self.booster.rollback(round=self.best_round)
 
     def _held_out_loss_now(self) -> float:
-        boosters = self.booster.ledger.boosters
+        boosters = self.booster.boosters
         if boosters and boosters[-1].step == self.state.global_step and boosters[-1].held_out_loss is not None:
             # nothing was trained since that merge
             return boosters[-1].held_out_loss
@@ -347,9 +347,9 @@ def _trainable(model: nn.Module, args: XGBLoRAArguments) -> Trainable:
     return attach(model, _targets(args.target_modules), alpha=args.lora_alpha, rank=args.rank, seed=args.seed)
 
 
-def _booster(adapters: Trainable, args: XGBLoRAArguments) -> Booster | Unboosted:
+def _booster(adapters: Trainable, args: XGBLoRAArguments) -> Booster | FullFineTuning:
     if args.full:
-        return Unboosted(adapters)
+        return FullFineTuning(adapters)
     return Booster(adapters, rounding=args.rounding, reinit=args.xgblora_reinit, colsample=args.xgblora_colsample)
 
 

@@ -170,7 +170,7 @@ class ZeroOrder:
         if self.adapters.model.training:
             self.adapters.model.eval()
         try:
-            (losses,) = self._run(("losses", self.pairing, self._layers_in_use()), self._losses_of, batch)
+            (losses,) = self._run(("losses", self.pairing, self._active_layers()), self._losses_of, batch)
         except BaseException:
             self.abandon_step()
             raise
@@ -227,8 +227,8 @@ class ZeroOrder:
         masks = [] if untrained is None else [untrained]
         return [*self._base, *banks, *masks, arena.master, arena.live, *arena.moments.values(), self.skipped_steps]
 
-    def _layers_in_use(self) -> tuple[bool, ...]:
-        return tuple(layer.in_use for layer in self.adapters.layers.values())
+    def _active_layers(self) -> tuple[bool, ...]:
+        return tuple(layer.active for layer in self.adapters.layers.values())
 
     def _start_step(self) -> None:
         self._first_seed = derive_seed(self.seed, self.step_index, 0)

@@ -7,7 +7,7 @@ import xgblora
 from xgblora import Ledger
 from xgblora.adapters.adapter_set import fresh_adapter
 from xgblora.boosting import Samples
-from xgblora.boosting.export import finish
+from xgblora.boosting.finish import finish
 from xgblora.boosting.peft_adapter import export_peft
 from xgblora.boosting.starts import REINITS, Measured
 from xgblora.errors import InputError
