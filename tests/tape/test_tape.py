@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import xgblora
+from xgblora.adapters import Origin
 from xgblora.errors import InputError
 from xgblora.tape import (
     EndRecord,
