@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from xgblora.zo.cuda_recorder import end_broken_capture
+
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of `call`; the device is idle before and after."""
@@ -55,6 +57,7 @@ def timer_of(
         return Timer(launched)
     torch.cuda.synchronize()
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    pool = pool or torch.cuda.graph_pool_handle()
     try:
         with torch.cuda.graph(graph, pool=pool):
             for call in calls:
@@ -65,6 +68,7 @@ def timer_of(
     except RuntimeError as error:
         # a capture that breaks off leaves its own stream behind as the current one
         torch.cuda.set_stream(stream)
+        end_broken_capture(device, pool)
         return Timer(launched, " ".join(f"{type(error).__name__}: {error}".split())[:200])
     return Timer(_between_events(graph.replay, len(calls)))
 
@@ -73,6 +77,8 @@ def _between_events(run: Callable[[], object], count: int) -> Callable[[], float
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def seconds() -> float:
+        # about a millisecond, in which the host launches what is timed: the device then goes through it without a gap
+        torch.cuda._sleep(2_000_000)
         start.record()
         run()
         end.record()

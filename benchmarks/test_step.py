@@ -27,9 +27,10 @@ def ways_of(device):
         if shape == "opt-1.3b" and device.type == "cpu":
             pytest.skip("opt-1.3b's shape takes minutes a step on a CPU: it is measured on a GPU")
         dtype, length = getattr(torch, dtype_name), 64 if device.type == "cuda" else 48
-        ways = step_ways(shape, device, dtype, length)
+        made = step_ways(shape, device, dtype, length)
+        assert not made.mismatch
         work = Work(flops=2 * forward_flops(shape, EXAMPLES * (length - 1)), dtype=dtype)
-        return {name: ways[name] for name in names if name in ways}, work
+        return {name: made.by_name[name] for name in names if name in made.by_name}, work
 
     return make
 

@@ -26,6 +26,9 @@ def main() -> None:
     arguments = parser.parse_args()
     files = arguments.results or committed(ROOT / "benchmarks" / "results")
     measured = [read(file) for file in files]
+    for file, results in zip(files, measured, strict=True):
+        if results["rehearsal"]:
+            sys.exit(f"error: {file}: of a rehearsal: its figures are a CPU's")
     figures = [f"gpu/{file.stem}.png" for file in files]
     try:
         readme = with_lines(arguments.readme.read_text(encoding="utf-8"), readme_lines(measured))
@@ -49,6 +52,9 @@ def read(file: Path) -> dict:
         found = json.loads(file.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise ValueError(f"its format is {found['format']}, not {FORMAT}")
+        missing = [name for name in ("rehearsal", "started", "commit", "stages") if name not in found]
+        if missing:
+            raise ValueError(f"it has no {missing[0]}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.exit(f"error: {file}: no results file of scripts/gpu_suite.py ({error})")
     return found

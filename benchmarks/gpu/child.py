@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu.child checks --events FILE --folder FOLDER --deadline 1790000000
 
-An event is `{"part", "event": "begin", "bound", "at"}`, `{"part", "record"}` or `{"part", "event": "end", "state",
-"seconds", "reason", "at"}`, where `at` is how many bytes were printed until then. The process ends at once when the
-process that started it does: that one holds the other end of its standard input.
+The first event is `{"parts"}`, the names of all there will be. Then come `{"part", "event": "begin", "bound", "at"}`,
+`{"part", "record"}` and `{"part", "event": "end", "state", "seconds", "reason", "at"}`, where `at` is how many bytes
+were printed until then. The process ends at once when the process that started it does: that one holds the other end of
+its standard input.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.gpu import faults
@@ -44,7 +46,9 @@ def main() -> None:
     module = importlib.import_module(f"benchmarks.gpu.{arguments.stage}")
     with open(arguments.events, "a", encoding="utf-8") as file:
         speaker = Speaker(file)
-        for part in [*faults.extra_parts(arguments.fault, arguments.stage), *module.parts(setting)]:
+        parts = [*faults.extra_parts(arguments.fault, arguments.stage), *module.parts(setting)]
+        speaker.say_all(part.name for part in parts)
+        for part in parts:
             if part.name in arguments.done:
                 continue
             carry_out(part, setting, speaker)
@@ -61,7 +65,14 @@ class Speaker:
 
     def say(self, part: str, **what) -> None:
         """Write one event of `part`."""
-        self.file.write(json.dumps(as_json({"part": part, **what}), allow_nan=False) + "\n")
+        self._write({"part": part, **what})
+
+    def say_all(self, names: Iterable[str]) -> None:
+        """Write which parts there will be."""
+        self._write({"parts": list(names)})
+
+    def _write(self, event: dict) -> None:
+        self.file.write(json.dumps(as_json(event), allow_nan=False) + "\n")
         self.file.flush()
 
 

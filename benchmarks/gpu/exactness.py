@@ -110,7 +110,8 @@ def captured(device: torch.device, dtypes: Iterable[torch.dtype], form: str, ste
             "note": f"{case}: {0 if graphs is None else len(graphs)} graphs; {getattr(graphs, 'reason', None) or ''}"
         }
         if device.type == "cuda":
-            yield {"check": "captured at all", "case": case, "passed": graphs is not None and len(graphs) > 0}
+            # two shapes of batches and the update
+            yield {"check": "all is captured", "case": case, "passed": graphs is not None and len(graphs) == 3}
         yield compared("losses, captured and not", case, with_graphs.losses, without.losses)
         yield compared("weights, captured and not", case, with_graphs.values, without.values)
         yield {"check": "tape, captured and not", "case": case, "passed": with_graphs.tape == without.tape}
@@ -142,9 +143,7 @@ def demonstration(setting: Setting) -> Iterator[dict]:
     yield {"check": "losses are finite", "case": f"{finite} of {steps}", "passed": finite == len(losses) == steps}
     tenth = max(1, steps // 10)
     first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
-    if not setting.tiny:
-        case = f"first tenth {first:.4f}, last tenth {last:.4f}"
-        yield {"check": "the loss falls", "case": case, "passed": last < first}
+    yield {"fact": "demonstration's loss", "value": f"first tenth {first:.4f}, last tenth {last:.4f}"}
 
 
 def demonstration_replayed(setting: Setting) -> Iterator[dict]:

@@ -30,7 +30,7 @@ def installed(root: Path, folder: Path, capability: str, environment: dict[str, 
     """
     began = time.time()
     state = probe(folder, environment)
-    if state.startswith("built with") or (state and not has_nvcc(root)):
+    if (state.startswith("built with") and not is_stale(root)) or (state and not has_nvcc(root)):
         return {"state": f"found installed; extension: {state}", "seconds": 0.0}
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation"]
     variables = {**environment, "XGBLORA_CUDA_ARCHS": environment.get("XGBLORA_CUDA_ARCHS", capability)}
@@ -60,6 +60,12 @@ def has_nvcc(root: Path) -> bool:
     program += "print(bool(build.find_nvcc(os.environ)))"
     done = subprocess.run([sys.executable, "-c", program, str(root / "csrc")], capture_output=True, text=True)
     return done.stdout.strip() == "True"
+
+
+def is_stale(root: Path) -> bool:
+    """Whether a source of the extension is newer than what was built of it here."""
+    built = [path.stat().st_mtime for path in (root / "xgblora").glob("_C*.so")]
+    return bool(built) and max(path.stat().st_mtime for path in (root / "csrc").iterdir()) > min(built)
 
 
 def use_links(root: Path, folder: Path, environment: dict[str, str]) -> None:

@@ -1,7 +1,8 @@
 """Stage: each operation against the least that it can cost, the device's own seconds of a call.
 
 `rank1_linear` and its backward are held against the bare product, what moves bytes against a copy of as many bytes in
-the same run. Every call of a measurement has other inputs, more of them than the cache holds.
+the same run. Every call of a measurement has other weights, or other rows where rows are what is read, up to 64 of
+them: more than the cache holds, but for `row_dots` of few rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,8 +58,11 @@ def timed(
     for calls in ways.values():
         for call in calls:
             call()
-    pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-    timers = {name: timer_of(calls, device, pool, capture=capture) for name, calls in ways.items()}
+    timers = {name: timer_of(calls, device, capture=capture) for name, calls in ways.items()}
+    obstacles = {name: timer.obstacle for name, timer in timers.items() if timer.obstacle}
+    if obstacles:
+        # a graph and calls that are launched one by one are not compared
+        timers = {name: timer_of(calls, device, capture=False) for name, calls in ways.items()}
     seconds = {name: [] for name in ways}
     for _ in range(rounds):
         for name, timer in timers.items():
@@ -71,8 +75,8 @@ def timed(
         "microseconds": {name: round(float(np.median(values)) * 1e6, 3) for name, values in seconds.items()},
         "ours_over": {name: round(value, 4) for name, value in over.items()},
     }
-    obstacles = {name: timer.obstacle for name, timer in timers.items() if timer.obstacle}
-    return {**record, "not_captured": obstacles} if obstacles else record
+    # launches count then: that is a failure of the measurement
+    return {**record, "passed": False, "detail": f"not captured: {obstacles}"} if obstacles else record
 
 
 def copies_of(size: int) -> int:
@@ -89,15 +93,14 @@ def linears(device: torch.device, dtype: torch.dtype, shapes: list, rounds: int)
             t = torch.bmm(x.view(len(a), -1, x.shape[1]), a.unsqueeze(2))
             return F.linear(x, weight) + (2.0 * t * b.unsqueeze(1)).view(x.shape[0], -1)
 
-        torch.testing.assert_close(
-            ops.rank1_linear(x, weights[0], None, a, b, 2.0), unfused(weights[0]), rtol=5e-2, atol=0.25
-        )
+        result, expected = ops.rank1_linear(x, weights[0], None, a, b, 2.0), unfused(weights[0])
+        case = f"M={rows} K=N={width} G={groups}"
+        yield {"check": "as unfused", "case": case, "passed": torch.allclose(result, expected, rtol=5e-2, atol=0.25)}
         ways = {
             "ours": [lambda w=w, x=x, a=a, b=b: ops.rank1_linear(x, w, None, a, b, 2.0) for w in weights],
             "floor": [lambda w=w, x=x: F.linear(x, w) for w in weights],
             "unfused": [lambda w=w, unfused=unfused: unfused(w) for w in weights],
         }
-        case = f"M={rows} K=N={width} G={groups}"
         yield {**timed("rank1_linear", case, "the bare product", ways, device, rounds), "rows": rows, "width": width}
 
 
@@ -149,17 +152,18 @@ def perturbs(device: torch.device, dtype: torch.dtype, size: int, rounds: int) -
 def updates(device: torch.device, size: int, rounds: int) -> Iterator[dict]:
     """One direction: `master` and what the rule remembers are read and written."""
     seed, one = torch.tensor([7], device=device), torch.ones(1, device=device)
-    lr = torch.tensor([1e-4], device=device)
+    # tensors, as a step has them: a number would be copied to the device, which a graph cannot hold
+    numbers = {"lr": 1e-4 * one, "weight_decay": 0.0 * one}
     for rule, (names, factors) in RULES.items():
         moved = 8 * size * (1 + len(names))
         count = copies_of(moved)
-        numbers = torch.tensor([0.9, 0.1, 0.999, 0.001, 1e-8, 1.0, 1.0][:factors], device=device)
-        given = {"optimizer": rule, **({"factors": numbers} if factors else {})}
+        of_rule = torch.tensor([0.9, 0.1, 0.999, 0.001, 1e-8, 1.0, 1.0][:factors], device=device)
+        given = {"optimizer": rule, **numbers, **({"factors": of_rule} if factors else {})}
         ours = []
         for _ in range(count):
             state = {name: torch.zeros(size, device=device) for name in names}
             master = torch.randn(size, device=device)
-            ours.append(lambda m=master, state=state, given=given: ops.update_(m, seed, one, lr=lr, **given, **state))
+            ours.append(lambda m=master, state=state, given=given: ops.update_(m, seed, one, **given, **state))
         ways = {"ours": ours, "floor": _copies(moved, count, device)}
         yield timed("update_", f"{size} values, {rule}", "a copy of the bytes", ways, device, rounds)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpu.report import counts, facts, failures, records
+from benchmarks.gpu.report import counts, facts, failures, timings
 from xgblora.figure_file import figure_file
 
 HEAD = """# On a GPU
@@ -59,8 +59,8 @@ class Goal:
         ratios = [
             record["ours_over"][self.way]
             for stage in ("step", "kernels")
-            for record in records(results, stage)
-            if record.get("timing") == self.timing and self.case in record["case"] and self.way in record["ours_over"]
+            for record in timings(results, stage)
+            if record["timing"] == self.timing and self.case in record["case"] and self.way in record["ours_over"]
         ]
         return max(ratios, default=None)
 
@@ -83,6 +83,7 @@ class Goal:
 
 GOALS = (
     Goal("zeroth-order step / two bare forwards, OPT-350m", "step", "opt-350m, bfloat16", "floor", 1.05),
+    Goal("the same / its rows in one bare forward", "step", "opt-350m, bfloat16", "floor_stacked", 1.05),
     Goal("MeZO's step in its own form / ours, OPT-350m", "step", "opt-350m, bfloat16", "mezo", 0.125, "times"),
     Goal("`rank1_linear` / bare linear, M = 4096, K = N = 4096", "rank1_linear", "M=4096 K=N=4096 G=1", "floor", 1.05),
     Goal("`rank1_linear` / bare linear, M = 16, K = N = 4096", "rank1_linear", "M=16 K=N=4096 G=1", "floor", 1.10),
@@ -138,7 +139,7 @@ def of_device(results: dict, figure: str) -> Iterator[str]:
     wrong = failures(results)
     if wrong:
         yield "\n".join(["What did not hold:\n", *(f"- {line}" for line in wrong), ""])
-    left_out = [stage for stage in results["stages"] if stage["state"] in ("skipped", "waiting", "running")]
+    left_out = [stage for stage in results["stages"] if stage["state"] in ("skipped", "partial", "waiting", "running")]
     if left_out:
         yield "\n".join(["Left out:\n", *(f"- {one['name']}: {one['reason'] or one['state']}" for one in left_out), ""])
     yield from _table(["goal", "asked", "measured"], [[one.title, one.asked, one.verdict(results)] for one in GOALS])
@@ -154,8 +155,7 @@ def device_of(results: dict) -> str:
 
 def draw(results: dict, path: Path) -> None:
     """The figure of one device: the step over its floor by model shape, and each operation's share of its ceiling."""
-    steps = [record for record in records(results, "step") if "timing" in record]
-    kernels = [record for record in records(results, "kernels") if "timing" in record]
+    steps, kernels = list(timings(results, "step")), list(timings(results, "kernels"))
     height = 1.5 + 0.3 * len(steps) * (len(PEERS) + 1) + 0.26 * len(kernels)
     ratios = [1.2 + 0.3 * len(steps) * (len(PEERS) + 1), 1.2 + 0.26 * len(kernels)]
     with figure_file(path, 2, size=(9, height), share_x=False, height_ratios=ratios) as (figure, (above, below)):
@@ -169,7 +169,7 @@ def _draw_steps(axes, steps: list[dict]) -> None:
     for record in steps:
         time = record["microseconds"]
         for way, title in {"ours": "ours", **PEERS}.items():
-            if way in time and "floor" in time:
+            if way in time:
                 names.append(f"{record['shape']}: {title}")
                 values.append(time[way] / time["floor"])
                 colors.append("tab:green" if way == "ours" else "tab:gray")
@@ -197,13 +197,11 @@ def _bars(axes, names: list[str], values: list[float], colors: list[str], label:
 
 def _steps(results: dict) -> Iterator[str]:
     rows = []
-    for record in records(results, "step"):
-        if "timing" not in record:
-            continue
+    for record in timings(results, "step"):
         over, time = record["ours_over"], record["microseconds"]
         peers = [f"{1 / over[way]:.2f}" if way in over else "" for way in PEERS]
         captured = f"{time['uncaptured'] / 1e3:.2f}" if "uncaptured" in time else ""
-        floor = f"{over['floor']:.3f}" if "floor" in over else ""
+        floor = f"{over['floor']:.3f}"
         rows.append([record["case"], f"{time['ours'] / 1e3:.2f}", captured, floor, *peers])
     if rows:
         yield "A step, and how many times as long each peer takes for the same batch:\n"
@@ -213,12 +211,11 @@ def _steps(results: dict) -> Iterator[str]:
 
 def _kernels(results: dict) -> Iterator[str]:
     rows = []
-    for record in records(results, "kernels"):
-        if "timing" in record:
-            time, over = record["microseconds"], record["ours_over"]
-            others = ", ".join(f"{1 / value:.2f} {name}" for name, value in over.items() if name != "floor")
-            figures = [f"{time['ours']:.1f}", f"{time['floor']:.1f}", f"{over['floor']:.3f}", others]
-            rows.append([f"`{record['timing']}`", record["case"], record["floor"], *figures])
+    for record in timings(results, "kernels"):
+        time, over = record["microseconds"], record["ours_over"]
+        others = ", ".join(f"{1 / value:.2f} {name}" for name, value in over.items() if name != "floor")
+        figures = [f"{time['ours']:.1f}", f"{time['floor']:.1f}", f"{over['floor']:.3f}", others]
+        rows.append([f"`{record['timing']}`", record["case"], record["floor"], *figures])
     if rows:
         yield "Operations, the device's own time; the last column is how many times as long others take:\n"
         yield from _table(["operation", "case", "floor", "us", "floor, us", "over the floor", "others"], rows)

@@ -11,6 +11,14 @@ def records(results: dict, stage: str) -> Iterator[dict]:
                 yield from part["records"]
 
 
+def timings(results: dict, stage: str) -> Iterator[dict]:
+    """Its records of times, those that have a floor and whose ratios are numbers."""
+    for record in records(results, stage):
+        ratios = record.get("ours_over", {})
+        if "floor" in ratios and all(isinstance(value, float) for value in ratios.values()):
+            yield record
+
+
 def facts(results: dict) -> dict:
     """What stage `device` found, by name."""
     return {record["fact"]: record["value"] for record in records(results, "device") if "fact" in record}
@@ -25,7 +33,7 @@ def failures(results: dict) -> list[str]:
             if part["state"] in ("failed", "hung", "died") and not wrong:
                 lines.append(f"{stage['name']} / {part['name']}: {part['state']}: {part['reason']}")
             for record in wrong:
-                name = record.get("check") or f"{record['operation']}, {record['backend']}"
+                name = record.get("check") or record.get("timing") or f"{record['operation']}, {record['backend']}"
                 figures = [record.get("case"), record.get("detail"), record.get("where")]
                 lines.append(f"{stage['name']} / {name}: {'; '.join(filter(None, figures))}")
     return lines
@@ -47,14 +55,16 @@ def summary(results: dict) -> list[str]:
     """A short table: ratios, then what failed and what was left out."""
     lines = []
     for stage in ("step", "kernels"):
-        for record in records(results, stage):
-            if "timing" in record:
-                ratios = ", ".join(f"{value:.3f} of {name}" for name, value in record["ours_over"].items())
-                lines.append(
-                    f"{record['microseconds']['ours']:12.1f} us  {record['timing']}, {record['case']}: {ratios}"
-                )
+        for record in timings(results, stage):
+            time, case = record["microseconds"]["ours"], f"{record['timing']}, {record['case']}"
+            ratios = ", ".join(f"{value:.3f} of {name}" for name, value in record["ours_over"].items())
+            lines.append(f"{time:12.1f} us  {case}: {ratios}")
     held, failed = counts(results)
     lines.append(f"checks: {held} held, {failed} failed")
     lines += [f"FAILED  {line}" for line in failures(results)]
-    lines += [f"left out  {one['name']}: {one['reason']}" for one in results["stages"] if one["state"] == "skipped"]
+    lines += [
+        f"left out  {one['name']}: {one['reason']}"
+        for one in results["stages"]
+        if one["state"] in ("skipped", "partial")
+    ]
     return lines

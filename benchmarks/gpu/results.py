@@ -6,19 +6,22 @@ It is JSON: `format`, `minutes`, `commit`, `started`, `rehearsal`, `install` and
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.gpu.stages import Stage
+from benchmarks.gpu.stages import STAGES, Stage
 from xgblora.atomic_file import write_text
 
 FORMAT = 1
 LINES_KEPT, LINE_LENGTH = 40, 400
-# states of a stage and of a part; a stage is `failed` if one of its parts is failed, hung or died
-WAITING, RUNNING, PASSED, FAILED, HUNG, DIED, SKIPPED = (
-    *("waiting", "running", "passed"),
-    *("failed", "hung", "died", "skipped"),
+# states of a stage and of a part; a stage is `failed` if one of its parts is failed, hung or died, and `partial` if
+# some of its parts were not reached
+WAITING, RUNNING, PASSED, FAILED, HUNG, DIED, SKIPPED, PARTIAL = (
+    *("waiting", "running", "passed", "failed"),
+    *("hung", "died", "skipped", "partial"),
 )
+NOT_REACHED = "not reached"
 RED = (FAILED, HUNG, DIED)
 
 
@@ -63,16 +66,19 @@ class StageResult:
         """The part at work."""
         return next((part for part in self.parts if part.state == RUNNING), None)
 
-    def close(self, seconds: float) -> None:
-        """The stage is over: its state is that of its parts."""
+    def close(self, seconds: float, announced: Sequence[str] = ()) -> None:
+        """The stage is over: its state is that of its parts; those `announced` that are not there were not reached."""
         self.seconds = round(seconds, 2)
+        known = {part.name for part in self.parts}
+        missing = [PartResult(name, SKIPPED, 0.0, NOT_REACHED) for name in announced if name not in known]
+        self.parts += missing
         if self.state == RUNNING:
-            self.state = FAILED if any(part.state in RED for part in self.parts) else PASSED
+            self.state = FAILED if any(part.state in RED for part in self.parts) else PARTIAL if missing else PASSED
         skipped = [part.name for part in self.parts if part.state == SKIPPED]
         if self.state == PASSED and skipped and len(skipped) == len(self.parts):
             self.state = SKIPPED
-        if skipped and not self.reason:
-            self.reason = f"skipped: {', '.join(skipped)}"
+        if skipped:
+            self.reason = "; ".join(filter(None, [self.reason, f"skipped: {', '.join(skipped)}"]))
 
 
 @dataclass
@@ -87,6 +93,16 @@ class Results:
         """Put the file in the place of the one before, whole."""
         content = {"format": FORMAT, **self.facts, "stages": [asdict(stage) for stage in self.stages]}
         write_text(self.path, json.dumps(content, indent=1) + "\n")
+
+    def keep(self, earlier: dict) -> None:
+        """Take the stages of an earlier file that this run has not."""
+        names = [stage.name for stage in self.stages]
+        for stage in earlier["stages"]:
+            if stage["name"] not in names and stage["state"] not in (WAITING, RUNNING):
+                parts = [PartResult(**part) for part in stage["parts"]]
+                self.stages.append(StageResult(**{**stage, "parts": parts}))
+        order = [stage.name for stage in STAGES]
+        self.stages.sort(key=lambda stage: order.index(stage.name))
 
     @property
     def is_green(self) -> bool:

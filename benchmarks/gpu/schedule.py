@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.gpu.results import DIED, FAILED, HUNG, RED, RUNNING, SKIPPED, PartResult, Results, StageResult
+from benchmarks.gpu.results import DIED, FAILED, HUNG, RED, RUNNING, SKIPPED, WAITING, PartResult, Results, StageResult
 
 ROOT = Path(__file__).resolve().parents[2]
 # a stage whose processes die again and again is broken as a whole
@@ -48,14 +48,20 @@ class Suite:
     def run(self) -> None:
         """Run every stage; the file is written whenever there is more to say."""
         began = time.time()
-        self.results.write()
-        for stage in self.results.stages:
+        for stage in [stage for stage in self.results.stages if stage.state == WAITING]:
             self._run_stage(stage)
-            self.results.write()
+            self.write()
             self.say(f"[{time.time() - began:5.0f} s] {line_of(stage)}")
             for part in stage.parts:
                 if part.state in RED:
                     self.say(f"          {part.name}: {part.state}: {part.reason}")
+
+    def write(self) -> None:
+        """Write the file; a disk that is full, say, does not end the run."""
+        try:
+            self.results.write()
+        except OSError as error:
+            self.say(f"{self.results.path} cannot be written: {error}")
 
     def _run_stage(self, stage: StageResult) -> None:
         left = self.deadline - _TAIL_SECONDS - time.time()
@@ -64,17 +70,18 @@ class Suite:
             stage.reason = f"takes about {stage.estimate:.0f} s, {max(left, 0):.0f} s are left"
             return
         stage.state, began = RUNNING, time.time()
-        self.results.write()
-        end = min(began + stage.bound, self.deadline - _TAIL_SECONDS)
+        self.write()
+        end, announced = min(began + stage.bound, self.deadline - _TAIL_SECONDS), []
         for _ in range(MOST_PROCESSES):
             process = StageProcess(self, stage, end)
             try:
                 process.follow()
             finally:
                 process.stop()
+            announced = process.announced or announced
             if process.is_done or time.time() >= end:
                 break
-        stage.close(time.time() - began)
+        stage.close(time.time() - began, announced)
 
 
 class StageProcess:
@@ -82,7 +89,7 @@ class StageProcess:
 
     def __init__(self, suite: Suite, stage: StageResult, end: float):
         self.suite, self.stage, self.end = suite, stage, end
-        self.is_done = False
+        self.is_done, self.announced = False, []
         number = len(list(suite.folder.glob(f"{stage.name}-*.log")))
         self.log = suite.folder / f"{stage.name}-{number}.log"
         self._events = suite.folder / f"{stage.name}-{number}.jsonl"
@@ -136,12 +143,14 @@ class StageProcess:
         for line in whole.splitlines():
             self._take(json.loads(line))
         if whole and time.time() - self._last_write > SECONDS_BETWEEN_WRITES:
-            self.suite.results.write()
+            self.suite.write()
             self._last_write = time.time()
 
     def _take(self, event: dict) -> None:
         part = self.stage.running_part
-        if "record" in event:
+        if "parts" in event:
+            self.announced = event["parts"]
+        elif "record" in event:
             part.records.append(event["record"])
         elif event["event"] == "begin":
             self.stage.parts.append(PartResult(event["part"]))
@@ -183,10 +192,15 @@ class StageProcess:
             return file.read(-1 if end is None else max(0, end - self._part_at)).decode(errors="replace")
 
 
-def child_environment(output: Path, *, rehearsal: bool) -> dict[str, str]:
-    """The environment of the stages' processes; a rehearsal sees no GPU and keeps to one thread."""
-    rehearsed = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, "GPU_SUITE_OUTPUT": str(output), **(rehearsed if rehearsal else {})}
+def child_environment(output: Path, folder: Path, *, rehearsal: bool) -> dict[str, str]:
+    """The environment of the stages' processes, without a network; a rehearsal sees no GPU and keeps to one thread."""
+    found = {**os.environ, "GPU_SUITE_OUTPUT": str(output), "HF_HUB_OFFLINE": "1", "MPLCONFIGDIR": str(folder)}
+    if not os.access(Path.home(), os.W_OK):
+        # else where it is, so that a second run finds what the first compiled
+        found.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+    if rehearsal:
+        found |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return found
 
 
 def line_of(stage: StageResult) -> str:

@@ -27,12 +27,12 @@ class Stage:
 
 
 STAGES = (
-    Stage("device", "device, versions, ceilings", 20, 60),
-    Stage("checks", "every implementation against the reference", 80, 120),
-    Stage("exactness", "the step bit for bit", 70, 110),
-    Stage("step", "the step against its floor and its peers", 80, 120),
-    Stage("kernels", "operations against their floors", 50, 80),
-    Stage("gpu_tests", "the tests marked gpu", 90, 120),
+    Stage("device", "device, versions, ceilings", 20, 45),
+    Stage("checks", "every implementation against the reference", 70, 100),
+    Stage("exactness", "the step bit for bit", 60, 80),
+    Stage("step", "the step against its floor and its peers", 70, 100),
+    Stage("kernels", "operations against their floors", 45, 70),
+    Stage("gpu_tests", "the tests marked gpu", 80, 100),
     Stage("tuning", "plans of rank1_linear, with what time is left", 40, 3600),
 )
 

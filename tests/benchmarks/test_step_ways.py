@@ -18,8 +18,10 @@ def tiny(monkeypatch) -> str:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_all_ways_run_twice(tiny, dtype):
-    ways = step_ways.step_ways(tiny, CPU, dtype, LENGTH)
-    assert list(ways) == ["step", "floor", "mezo", "mezo_same_rows", "lozo", "grzo", "full"]
+    made = step_ways.step_ways(tiny, CPU, dtype, LENGTH)
+    ways = made.by_name
+    assert list(ways) == ["step", "floor", "floor_stacked", "mezo", "mezo_same_rows", "lozo", "grzo", "full"]
+    assert made.mismatch == ""
     for way in (*ways.values(), *ways.values()):
         way()
 
@@ -34,9 +36,18 @@ def test_the_texts_of_the_forms_are_the_same_examples(tiny):
     assert torch.equal(candidate["input_ids"][:, -1].view(-1, 2), example["options"])
 
 
+@pytest.mark.parametrize("more", [0.001, float("nan")])
 @pytest.mark.parametrize(("form", "name"), [("same_rows_losses", "same rows"), ("full_logits_loss", "mezo")])
-def test_other_losses_are_refused(tiny, monkeypatch, form, name):
+def test_other_losses_are_told(tiny, monkeypatch, form, name, more):
     theirs = getattr(step_ways, form)
-    monkeypatch.setattr(step_ways, form, lambda model, batch: theirs(model, batch) + 0.001)
-    with pytest.raises(AssertionError, match=f"{name}: loss"):
-        step_ways.step_ways(tiny, CPU, torch.float32, LENGTH)
+    monkeypatch.setattr(step_ways, form, lambda model, batch: theirs(model, batch) + more)
+    assert step_ways.step_ways(tiny, CPU, torch.float32, LENGTH).mismatch.startswith(f"{name}: loss")
+
+
+def test_a_way_that_cannot_be_made_fails_when_it_is_called():
+    def make():
+        raise RuntimeError("no memory")
+
+    way = step_ways.made_once(make)
+    with pytest.raises(RuntimeError, match="no memory"):
+        way()

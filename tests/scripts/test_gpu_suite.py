@@ -27,6 +27,7 @@ def test_without_a_gpu_it_refuses_in_one_line():
     ("flags", "line"),
     [
         (("--minutes", "0"), "error: --minutes 0: must be more than 0, such as 8\n"),
+        (("--minutes", "nan"), "error: --minutes nan: must be more than 0, such as 8\n"),
         (("--fault", "hang"), "error: --fault hang: belongs to --rehearse\n"),
     ],
 )
@@ -40,8 +41,16 @@ def test_stages_that_do_not_fit_any_more_are_skipped_and_named(tmp_path):
     assert done.returncode == 1, "a run in which nothing passed is no success"
     stages = json.loads((tmp_path / "r.json").read_text())["stages"]
     assert {stage["state"] for stage in stages} == {"skipped"}
-    assert stages[1]["reason"] == "takes about 80 s, 0 s are left"
-    assert "left out  checks: takes about 80 s, 0 s are left" in done.stdout
+    assert stages[1]["reason"] == "takes about 70 s, 0 s are left"
+    assert "left out  checks: takes about 70 s, 0 s are left" in done.stdout
+    suite("--rehearse", "--fault", "none", "--minutes", "0.01", "--output", tmp_path / "r.json")
+    assert (tmp_path / "r.json.previous").is_file(), "an earlier file is not lost"
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
+    done = suite("--rehearse", "--fault", "none", "--output", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: --output {tmp_path}: ") and done.stderr.count("\n") == 1
 
 
 def test_the_rehearsal_names_every_fault_and_every_kill_leaves_a_whole_file(tmp_path):

@@ -1,5 +1,6 @@
 """`CudaRecorder`: the few calls of `torch.cuda` that recording and replaying a CUDA graph takes, and nothing else."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -81,7 +82,24 @@ class CudaRecorder:
             # thread_local: the threads of a data loader may pin memory meanwhile
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = work()
+        except BaseException:
+            end_broken_capture(self._device, self._pool)
+            raise
         finally:
             # a recording that fails may leave its own stream as the current one
             torch.cuda.set_stream(current)
         return graph.replay, outputs
+
+
+def end_broken_capture(device: torch.device, pool: tuple[int, int]) -> None:
+    """Let the allocator forget a capture into `pool` that was broken off.
+
+    torch ends a capture before it tells its allocator so. Where ending it fails, the allocator goes on believing in it,
+    and from then on every `torch.cuda.empty_cache` and every other capture of the process fails an internal assertion
+    (read in torch 2.11's CUDAGraph.cpp).
+    """
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    # it fails where nothing was begun, or all was ended in order
+    with contextlib.suppress(RuntimeError):
+        if end is not None:
+            end(device.index if device.index is not None else torch.cuda.current_device(), pool)

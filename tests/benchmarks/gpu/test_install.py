@@ -36,6 +36,19 @@ def test_what_is_installed_and_cannot_be_built_better_is_left_alone(tmp_path, mo
     assert found["state"] == "found installed; extension: not built: nvcc not found"
 
 
+def test_an_extension_that_is_older_than_its_sources_is_built_anew(tmp_path):
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "xgblora").mkdir()
+    source, built = tmp_path / "csrc" / "merge.cu", tmp_path / "xgblora" / "_C.cpython-312.so"
+    source.touch()
+    assert not install.is_stale(tmp_path), "nothing was built"
+    built.touch()
+    os.utime(source, (1, 1))
+    assert not install.is_stale(tmp_path)
+    os.utime(built, (0, 0))
+    assert install.is_stale(tmp_path)
+
+
 def test_a_pip_that_fails_is_told_with_its_output_and_links_are_tried(tmp_path, monkeypatch):
     states = iter(["", "", "not built: xgblora was not installed with pip"])
     asked = []

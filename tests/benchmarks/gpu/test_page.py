@@ -84,7 +84,7 @@ def test_the_lines_at_the_end_of_a_run_name_ratios_and_failures(results):
     assert "left out  tuning: takes about 40 s, 3 s are left" in lines
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', '{"format": 1'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', '{"format": 1', '{"format": 1}'])
 def test_what_is_no_results_file_is_one_line(tmp_path, content):
     path = tmp_path / "other.json"
     path.write_text(content)
@@ -93,6 +93,23 @@ def test_what_is_no_results_file_is_one_line(tmp_path, content):
     assert done.stderr.startswith(f"error: {path}: no results file of scripts/gpu_suite.py")
     assert done.stderr.count("\n") == 1
     assert not written.exists() and "old" in readme.read_text()
+
+
+def test_a_ratio_that_is_no_number_is_left_out(results):
+    (step, _) = results["stages"][2]["parts"]
+    step["records"][0]["ours_over"]["floor"] = "nan"
+    assert "| zeroth-order step / two bare forwards, OPT-350m | at most 1.050 | not measured |" in readme_lines(
+        [results]
+    )
+    assert "opt-350m" not in "\n".join(summary(results))
+
+
+def test_a_rehearsal_is_no_measurement(tmp_path, results):
+    path = tmp_path / "rehearsal.json"
+    path.write_text(json.dumps({**results, "rehearsal": True}))
+    done, written, _ = make(tmp_path, path)
+    assert (done.returncode, done.stderr) == (1, f"error: {path}: of a rehearsal: its figures are a CPU's\n")
+    assert not written.exists()
 
 
 def test_a_readme_without_a_place_is_refused():

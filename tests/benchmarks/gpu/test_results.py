@@ -4,7 +4,18 @@ import json
 
 import pytest
 
-from benchmarks.gpu.results import FAILED, HUNG, PASSED, RUNNING, SKIPPED, PartResult, Results, StageResult, ends_of
+from benchmarks.gpu.results import (
+    FAILED,
+    HUNG,
+    PARTIAL,
+    PASSED,
+    RUNNING,
+    SKIPPED,
+    PartResult,
+    Results,
+    StageResult,
+    ends_of,
+)
 from benchmarks.gpu.stages import STAGES
 
 
@@ -49,6 +60,31 @@ def test_parts_that_were_left_out_are_named():
 def test_a_run_is_green_if_something_passed_and_nothing_failed(tmp_path, states, green):
     results = Results(tmp_path / "r.json", {}, [stage_of(state) for state in states])
     assert results.is_green is green
+
+
+def test_parts_that_were_announced_and_not_reached_are_named_and_the_stage_is_not_passed():
+    stage = StageResult.waiting(STAGES[0])
+    stage.state, stage.parts = RUNNING, [PartResult("one", PASSED)]
+    stage.close(1.0, ["one", "two"])
+    assert (stage.state, stage.reason) == (PARTIAL, "skipped: two")
+    assert (stage.parts[1].state, stage.parts[1].reason) == (SKIPPED, "not reached")
+
+
+def test_a_run_of_one_stage_keeps_the_others_of_an_earlier_file(tmp_path):
+    earlier = Results(tmp_path / "r.json", {}, [StageResult.waiting(stage) for stage in STAGES])
+    for stage in (earlier.stages[0], earlier.stages[2]):
+        stage.state, stage.parts = RUNNING, [PartResult("one", PASSED)]
+        stage.close(1.0)
+    earlier.stages[3].state = RUNNING
+    earlier.write()
+    again = Results(earlier.path, {}, [StageResult.waiting(STAGES[1])])
+    again.keep(json.loads(earlier.path.read_text()))
+    assert [(stage.name, stage.state) for stage in again.stages] == [
+        (STAGES[0].name, PASSED),
+        (STAGES[1].name, "waiting"),
+        (STAGES[2].name, PASSED),
+    ]
+    assert again.stages[0].parts == earlier.stages[0].parts
 
 
 def test_a_part_keeps_its_output_only_if_it_is_red():
