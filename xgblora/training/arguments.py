@@ -24,8 +24,11 @@ _of_estimates = partial(
     declare,
     decides=Decides.ESTIMATE,
     needs=(Needs.ESTIMATE,),
+    idle={"regular": "backpropagation computes the gradient, nothing is estimated"},
 )
-_of_zeroth_order_rules = partial(declare, decides=Decides.OPTIMIZER, needs=(Needs.ESTIMATE,))
+_of_zeroth_order_rules = partial(
+    declare, decides=Decides.OPTIMIZER, needs=(Needs.ESTIMATE,), idle={"regular": "--optim chooses what steps"}
+)
 
 
 @dataclass
