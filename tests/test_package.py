@@ -70,6 +70,7 @@ class TestNames:
             "Rank1Linear",
             "ZeroOrder",
             "Booster",
+            "FullFineTuning",
             "Ledger",
             "MergePolicy",
             "Tape",
@@ -106,6 +107,12 @@ class TestNames:
     def test_a_name_that_is_not_there_is_an_attribute_error(self):
         with pytest.raises(AttributeError, match="no attribute 'nothing'"):
             xgblora.nothing  # noqa: B018
+
+    def test_a_name_of_before_works_with_a_warning(self):
+        with pytest.warns(DeprecationWarning, match=r"^xgblora\.Unboosted is now xgblora\.FullFineTuning$") as warned:
+            assert xgblora.Unboosted is xgblora.FullFineTuning
+        assert warned[0].filename == __file__
+        assert "Unboosted" not in xgblora.__all__
 
     def test_the_version_is_that_of_the_distribution(self):
         from importlib.metadata import version

@@ -4,6 +4,7 @@ Public names are imported on first use, so that `import xgblora.ops` does not im
 """
 
 import importlib
+import warnings
 
 __version__ = "0.1.0"
 
@@ -15,7 +16,7 @@ _HOMES = {
     "detach": "xgblora.adapters",
     "ZeroOrder": "xgblora.zo",
     "Booster": "xgblora.boosting",
-    "Unboosted": "xgblora.boosting",
+    "FullFineTuning": "xgblora.boosting",
     "Ledger": "xgblora.boosting",
     "MergePolicy": "xgblora.boosting",
     "Tape": "xgblora.tape",
@@ -28,11 +29,16 @@ _HOMES = {
     "InputError": "xgblora.errors",
 }
 __all__ = [*_HOMES, "ops"]
+# names of before, which still work
+_RENAMED = {"Unboosted": "FullFineTuning"}
 
 
 def __getattr__(name: str):
     if name == "ops":
         return importlib.import_module("xgblora.ops")
+    if name in _RENAMED:
+        warnings.warn(f"xgblora.{name} is now xgblora.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name not in _HOMES:
         raise AttributeError(f"module 'xgblora' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import xgblora
 from benchmarks.models import random_batch, random_model
-from xgblora.boosting.export import finish
+from xgblora.boosting.finish import finish
 from xgblora.objectives.texts import CandidateObjective, classification
 
 

@@ -90,9 +90,8 @@ class Directions:
     def signs(self, *shape: int) -> Tensor:
         """-1 and 1 in the dtype of the weight."""
         weight = self.layer.weight
-        return (
-            torch.randint(0, 2, shape, generator=self.generator, device=weight.device).mul_(2).sub_(1).to(weight.dtype)
-        )
+        bits = torch.randint(0, 2, shape, generator=self.generator, device=weight.device, dtype=torch.int8)
+        return (2 * bits - 1).to(weight.dtype)
 
 
 class LinearDirections(Directions):

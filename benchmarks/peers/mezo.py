@@ -42,14 +42,16 @@ class MezoStep:
 def full_logits_loss(model: nn.Module, batch: dict) -> Tensor:
     """The classification loss with every position through the vocabulary, one text a candidate: MeZO's own form.
 
+    Log-probabilities are in the dtype of the model, as there.
+
     Args:
         batch: `input_ids`, `attention_mask` [B * C, T] padded on the left, the candidate's one token last;
             `label` [B].
     """
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    log_probabilities = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+    log_probabilities = torch.log_softmax(logits[:, :-1], dim=-1)
     chosen = log_probabilities.gather(2, batch["input_ids"][:, 1:].unsqueeze(2)).squeeze(2)
-    scores = chosen[:, -1].view(len(batch["label"]), -1)
+    scores = chosen[:, -1].float().view(len(batch["label"]), -1)
     return nn.functional.cross_entropy(scores, batch["label"])
 
 
@@ -63,5 +65,5 @@ def same_rows_losses(model: nn.Module, batch: dict) -> Tensor:
             `label` [B].
     """
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    scores = torch.log_softmax(logits.float(), dim=-1)[:, -1].gather(1, batch["options"])
+    scores = torch.log_softmax(logits, dim=-1)[:, -1].gather(1, batch["options"]).float()
     return nn.functional.cross_entropy(scores, batch["label"], reduction="none")

@@ -207,3 +207,12 @@ def test_detach_makes_trainable_again_what_attach_froze(model):
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
     assert any(before.values())
     assert not all(before.values())
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_attaching_and_every_round_leave_torchs_generator_alone(make_model, rank):
+    model, before = make_model(), torch.get_rng_state()
+    adapters = xgblora.attach(model, alpha=1.0, rank=rank)
+    adapters.reinitialise(round=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert adapters.arena.master.abs().max() > 0

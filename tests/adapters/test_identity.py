@@ -86,6 +86,36 @@ def test_names_dtypes_shapes_and_order_count(make_base):
     assert len(set(digests)) == len(digests)
 
 
+def test_the_origin_is_that_of_the_base_before_the_first_merge(make_model_of):
+    adapters = attach(make_model_of("Linear"), rank=2, seed=4)
+    before = fingerprint(adapters)
+    booster = xgblora.Booster(adapters)
+    origin = adapters.origin
+    adapters.arena.master.normal_()
+    booster.merge()
+    assert fingerprint(adapters) != before
+    assert adapters.origin is origin is booster.ledger.origin
+    assert (origin.fingerprint, origin.layout, origin.layers) == (
+        before,
+        layout_hash(adapters.arena.slots),
+        ("first", "second"),
+    )
+    assert (origin.rank, origin.alpha, origin.seed, origin.dtype) == (2, 1.0, 4, "float32")
+    # whoever begins anew on merged weights has them as the base
+    xgblora.Booster(adapters)
+    assert adapters.origin.fingerprint == fingerprint(adapters) != before
+
+
+def test_the_origin_of_full_parameters_is_that_of_what_was_not_trained_yet(make_model_of):
+    full = xgblora.FullParameters(make_model_of("Linear"))
+    before = fingerprint(full)
+    xgblora.FullFineTuning(full)
+    full.arena.master.add_(1.0)
+    full.arena.restore()
+    assert full.origin.fingerprint == before != fingerprint(full)
+    assert full.origin.full_parameters
+
+
 def test_the_layout_in_memory_does_not_count(make_model_of):
     model, other = make_model_of("Linear"), make_model_of("Linear")
     other["first"].weight.data = other["first"].weight.data.T.contiguous().T

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+import xgblora
 from xgblora import Rank1Linear
 from xgblora.errors import InputError
 
@@ -53,6 +54,21 @@ def test_it_starts_as_its_base():
     assert 0 < layer.a.abs().max() <= 6**-0.5
     assert not base.weight.requires_grad
     assert not base.bias.requires_grad
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_alone_it_starts_as_the_first_layer_that_is_attached_with_its_seed(rank):
+    first, other = (Rank1Linear(nn.Linear(6, 5), alpha=3.0, rank=rank, seed=seed) for seed in (7, 8))
+    adapters = xgblora.attach(nn.ModuleDict({"only": nn.Linear(6, 5)}), ["only"], alpha=3.0, rank=rank, seed=7)
+    assert torch.equal(first.a, adapters.layers["only"].a)
+    assert not torch.equal(first.a, other.a)
+
+
+def test_torchs_generator_is_left_alone():
+    base, before = nn.Linear(6, 5), torch.get_rng_state()
+    layer = Rank1Linear(base, alpha=3.0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert layer.a.abs().max() > 0
 
 
 def test_converting_a_layer_alone_keeps_its_adapter_fp32():

@@ -9,7 +9,7 @@ import xgblora
 from xgblora.adapters.identity import trained_hash
 from xgblora.boosting import AdaptiveMerging, AdaptiveRule
 from xgblora.boosting.adaptive import AdaptiveRound
-from xgblora.boosting.export import finish
+from xgblora.boosting.finish import finish
 from xgblora.errors import InputError
 from xgblora.replaying import rebuild, replay
 from xgblora.tape import KeepRecord, MergeRecord, TakeRecord, Tape

@@ -91,6 +91,20 @@ def test_ledger_entries_are_copies(boosted):
     assert merged.adapters.untyped_storage().data_ptr() != master.untyped_storage().data_ptr()
 
 
+def test_a_merge_writes_from_the_arena_itself(boosted, monkeypatch):
+    booster, _ = boosted(0)
+    master = booster.adapters.arena.master
+    master.normal_()
+    written, merge = [], ops.merge_rank1_
+    monkeypatch.setattr(
+        ops, "merge_rank1_", lambda *given, **options: written.append(given[1]) or merge(*given, **options)
+    )
+    booster.merge()
+    (pairs,) = written
+    storages = {part.untyped_storage().data_ptr() for pair in pairs for part in pair}
+    assert storages == {master.untyped_storage().data_ptr()}
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_base_and_ledger_give_the_trained_weights_bit_for_bit(boosted, make_opt, dtype, rounding):

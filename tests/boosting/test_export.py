@@ -6,23 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import xgblora
-from xgblora.boosting.export import export_merged, finish
-
-
-@pytest.fixture
-def trained(make_model, randomise_adapters):
-    """A function that makes a model after one merge, with adapters trained further, and its booster."""
-
-    def make(dtype=torch.float32):
-        model = make_model(dtype=dtype)
-        adapters = xgblora.attach(model, alpha=2.0)
-        booster = xgblora.Booster(adapters)
-        randomise_adapters(adapters, seed=0)
-        booster.merge(step=1, epoch=0.5)
-        randomise_adapters(adapters, seed=1)
-        return model, adapters, booster
-
-    return make
+from xgblora.boosting.export import export_merged
+from xgblora.boosting.finish import finish
 
 
 def logits_of(model, batch):
@@ -42,41 +27,6 @@ def test_the_exported_folder_gives_the_trained_logits(trained, token_batch, tmp_
     assert torch.equal(logits_of(loaded, token_batch()), finished)
     assert (finished - before).abs().max() < 64 * torch.finfo(dtype).eps * before.abs().max()
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
-
-
-def test_the_adapter_that_is_left_becomes_the_last_booster(trained):
-    model, adapters, booster = trained()
-    weights = adapters.weights()
-    left = adapters.arena.master.clone()
-    assert finish(adapters, booster, step=2, epoch=1.0)
-    assert [merged.round for merged in booster.ledger.boosters] == [1, 2]
-    assert torch.equal(booster.ledger.boosters[1].adapters, left)
-    assert (booster.ledger.boosters[1].step, booster.ledger.boosters[1].epoch) == (2, 1.0)
-    assert not any(isinstance(module, xgblora.Rank1Linear) for module in model.modules())
-    assert all(torch.equal(w, layer.weight) for w, layer in zip(weights, adapters.layers.values(), strict=True))
-
-
-def test_a_round_that_has_not_begun_leaves_no_booster(trained, token_batch):
-    model, adapters, booster = trained()
-    booster.merge()
-    before = logits_of(model, token_batch())
-    assert not finish(adapters, booster, step=2, epoch=1.0)
-    assert len(booster.ledger) == 2
-    assert torch.equal(logits_of(model, token_batch()), before)
-
-
-def test_plain_lora_is_one_booster_of_its_rank(make_model, randomise_adapters, token_batch):
-    model = make_model()
-    adapters = xgblora.attach(model, alpha=2.0, rank=4)
-    booster = xgblora.Booster(adapters)
-    randomise_adapters(adapters)
-    before, trained = logits_of(model, token_batch()), adapters.arena.master.clone()
-    assert finish(adapters, booster, step=7, epoch=1.0, held_out_loss=0.5)
-    (merged,) = booster.ledger.boosters
-    assert (merged.step, merged.scale, merged.held_out_loss) == (7, 0.5, 0.5)
-    assert torch.equal(merged.adapters, trained)
-    assert torch.allclose(logits_of(model, token_batch()), before, atol=1e-5)
-    assert not any(isinstance(module, xgblora.Rank1Linear) for module in model.modules())
 
 
 def test_layers_that_cannot_be_written_keep_their_boosters(

@@ -55,6 +55,28 @@ def test_a_saved_ledger_is_loaded_bit_for_bit(tmp_path, rounds, rounding, rank):
     assert [path.name for path in tmp_path.iterdir()] == ["boosters.safetensors"]
 
 
+def test_a_loss_that_is_known_later_is_entered_once_and_only_for_the_merge_s_own_step(tmp_path):
+    booster = boosted(2)
+    ledger, before = booster.ledger, booster.ledger.boosters[1]
+    booster.record_held_out_loss(1, 0.7)
+    assert ledger.boosters[1] is before, "of an earlier step"
+    booster.record_held_out_loss(2, 0.6)
+    booster.record_held_out_loss(2, 0.5)
+    assert [entry.held_out_loss for entry in booster.boosters] == [0.1, 0.6]
+    assert before.held_out_loss is None, "an entry is never changed, another takes its place"
+    assert torch.equal(ledger.boosters[1].adapters, before.adapters)
+    ledger.save(tmp_path / "boosters.safetensors")
+    assert_same(Ledger.load(tmp_path / "boosters.safetensors"), ledger)
+    empty = boosted(0)
+    empty.record_held_out_loss(0, 0.5)
+    assert len(empty.ledger) == 0
+
+
+def test_a_merge_says_which_step_it_went_back_to():
+    booster = xgblora.Booster(attach())
+    assert [booster.merge(step=1).kept_step, booster.merge(step=5, kept_step=3).kept_step] == [None, 3]
+
+
 def test_every_booster_keeps_its_own_scale_and_what_is_not_finite_stays_so(tmp_path):
     ledger = boosted(2).ledger
     last = replace(ledger.boosters[1], scale=0.1, held_out_loss=float("nan"), adapters=ledger.boosters[1].adapters / 0)

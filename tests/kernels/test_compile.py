@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,10 @@ MATRIX_INSTRUCTION = {"80": "mma.sync", "90": "wgmma.mma_async", "100": "tcgen05
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
-    """{architecture: {variant: facts}} of every kernel, compiled side by side, in processes without an interpreter."""
+    """{architecture: {variant: facts}} of every kernel, compiled side by side, in processes without an interpreter.
+
+    A variant is compiled for one of the architectures, in turn.
+    """
     script = Path(__file__).with_name("compile_facts.py")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
@@ -40,8 +44,15 @@ def _variants(facts, *prefixes):
 
 
 def test_every_kernel_compiles_for_every_architecture(facts):
+    sources = [path.read_text() for path in (Path(__file__).parent.parent.parent / "kernels").glob("*.py")]
+    kernels = {name for source in sources for name in re.findall(r"^def (\w+_kernel)\(", source, re.MULTILINE)}
     assert set(facts) == set(MATRIX_INSTRUCTION)
-    assert all(len(variants) == 68 for variants in facts.values())
+    for architecture, variants in facts.items():
+        assert {found["kernel"] for found in variants.values()} == kernels, architecture
+
+
+def test_every_variant_compiles(facts):
+    assert len({name for variants in facts.values() for name in variants}) == 68
 
 
 def test_nothing_is_spilled_or_kept_in_local_memory(facts):
@@ -83,21 +94,26 @@ def test_aligned_merges_exchange_no_more_than_a_row_between_threads(facts):
         assert name.endswith("misaligned") or found["shared"] <= 1024, (architecture, name)
 
 
-def test_the_dots_of_an_adapter_are_added_in_one_order_whatever_stands_beside_it(facts):
-    for architecture, variants in facts.items():
-        for dtype in ("fp32", "bf16", "fp16"):
-            alone = variants[f"row_dots {dtype} of 1"]
-            assert len(alone["reduced"]) == 1, (architecture, dtype)
-            for adapters in (3, 4):
-                together = variants[f"row_dots {dtype} of {adapters}"]
-                assert together["reduced"] == alone["reduced"] * adapters, (architecture, dtype)
-                assert together["fma"] == alone["fma"] * adapters, (architecture, dtype)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_the_dots_of_an_adapter_are_added_in_one_order_whatever_stands_beside_it(facts, dtype):
+    (variants,) = (variants for variants in facts.values() if f"row_dots {dtype} of 1" in variants)
+    alone = variants[f"row_dots {dtype} of 1"]
+    assert len(alone["reduced"]) == 1
+    for adapters in (3, 4):
+        together = variants[f"row_dots {dtype} of {adapters}"]
+        assert together["reduced"] == alone["reduced"] * adapters
+        assert together["fma"] == alone["fma"] * adapters
 
 
 def test_gemms_use_matrix_instructions(facts):
-    for architecture, name, found in _variants(facts, "gemm bf16", "gemm fp16"):
-        assert MATRIX_INSTRUCTION[architecture] in found["matrix"], (architecture, name)
-    for architecture, name, found in _variants(facts, "few_rows bf16", "few_rows fp16"):
+    for architecture, instruction in MATRIX_INSTRUCTION.items():
+        variants = {name: found for name, found in facts[architecture].items() if re.match(r"gemm (bf16|fp16)", name)}
+        assert {name.endswith("transposed") for name in variants} == {True, False}
+        for name, found in variants.items():
+            assert instruction in found["matrix"], (architecture, name)
+    few_rows = _variants(facts, "few_rows bf16", "few_rows fp16")
+    assert {architecture for architecture, _, _ in few_rows} == set(facts)
+    for architecture, name, found in few_rows:
         assert "mma.sync" in found["matrix"], (architecture, name)
 
 

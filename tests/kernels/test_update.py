@@ -41,8 +41,7 @@ def test_sizes(device, size, distribution):
     check(device, size, 2, distribution)
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("directions", [1, 2, 3, 7, 16])
+@pytest.mark.parametrize(("directions", "weight_decay"), [(1, 0.1), (2, 0.0), (3, 0.1), (7, 0.0), (16, 0.1)])
 def test_directions(device, directions, weight_decay):
     check(device, 2051, directions, "gaussian", weight_decay)
 

@@ -199,8 +199,7 @@ def test_shapes_that_do_not_fit_are_refused_in_one_line(shapes, message):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("groups", "bias"), [(1, True), (2, False), (4, True)])
 def test_opcheck_of_the_forward_with_autograd(dtype, groups, bias):
     x, weight, bias, a, b, scale = make_case(4, groups, 6, 5, dtype, bias=bias)
     for needs in ((), (x,), (x, a, b)):

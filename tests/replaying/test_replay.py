@@ -8,7 +8,7 @@ import torch
 import xgblora
 from xgblora import Ledger
 from xgblora.adapters.identity import trained_hash
-from xgblora.boosting.export import finish
+from xgblora.boosting.finish import finish
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import ROUNDINGS
 from xgblora.replaying import rebuild, replay

@@ -31,7 +31,12 @@ def foreseen(tiny_flags, tmp_path):
         trainer = prepare(*parse([*tiny_flags, f"--output_dir={tmp_path / 'run'}", "--dry_run", *flags])).trainer
         course = forecast.course_of(trainer)
         batches = forecast.batches_of(trainer, course.last)
-        return trainer, course, batches, forecast.memory_of_run(trainer, batches, forecast.boosters_of(trainer, course))
+        return (
+            trainer,
+            course,
+            batches,
+            forecast.memory_of_run(trainer, batches, forecast.expected_boosters(trainer, course)),
+        )
 
     return look
 

@@ -21,6 +21,7 @@ from xgblora.tape import (
     MergeRecord,
     RollbackRecord,
     RoundsHeader,
+    StartRecord,
     StepHeader,
     StepRecord,
     TakeRecord,
@@ -38,7 +39,7 @@ def header(directions: int = 1) -> TapeHeader:
     nn.init.ones_(model["only"].bias)
     adapters = xgblora.attach(model, ["only"], alpha=2.0)
     step = StepHeader(directions, "gaussian", 0.0, "sgd", 0.9, 0.999, 1e-8)
-    return TapeHeader(Origin.of(adapters), step, RoundsHeader("remainder"))
+    return TapeHeader(adapters.origin, step, RoundsHeader("remainder"))
 
 
 def record_step(tape: Tape, step: int, seed: int = 7, lr: float = 0.5, grads=(1.5,), applied: bool = True) -> None:
@@ -50,6 +51,7 @@ def small_tape(directions: int = 1, *, end: bool = True) -> Tape:
     tape = Tape(header(directions))
     record_step(tape, 0, seed=-(2**63), grads=[0.25] * directions)
     record_step(tape, 1, seed=2**63 - 1, lr=1e-8, grads=[-3.0] * directions, applied=False)
+    tape.record_start(torch.arange(8.0) - 3.5)
     tape.record_merge(1, 2, 0.5, torch.arange(8.0))
     tape.record_rollback(0)
     tape.record_keep()
@@ -62,7 +64,7 @@ def small_tape(directions: int = 1, *, end: bool = True) -> Tape:
 def boundaries(tape: Tape) -> list[int]:
     """Where the header and each record end."""
     lengths = {StepRecord: 21 + 4 * tape.header.step.directions, MergeRecord: 25, RollbackRecord: 9, EndRecord: 37}
-    lengths |= {KeepRecord: 5, TakeRecord: 5}
+    lengths |= {KeepRecord: 5, TakeRecord: 5, StartRecord: 9 + 4 * 8}
     sizes = [lengths[type(record)] for record in tape.records()]
     ends = [len(tape.to_bytes()) - sum(sizes)]
     for size in sizes:
@@ -92,6 +94,7 @@ def test_what_was_recorded_is_read_again(tmp_path, directions):
     assert list(again.records()) == [
         StepRecord(0, 0.5, -(2**63), (0.25,) * directions, True),
         StepRecord(1, torch.tensor(1e-8).item(), 2**63 - 1, (-3.0,) * directions, False),
+        StartRecord.of(torch.arange(8.0) - 3.5),
         MergeRecord(1, 2, 0.5, checksum(torch.arange(8.0))),
         RollbackRecord(0),
         KeepRecord(),
@@ -117,6 +120,28 @@ def test_gradients_that_are_not_finite_are_kept(tmp_path):
     (record,) = load(tmp_path / "tape.bin", tape.to_bytes()).records()
     assert math.isnan(record.projected_grads[0])
     assert record.projected_grads[1:] == (math.inf, -math.inf)
+
+
+def test_a_start_is_kept_to_the_bit(tmp_path):
+    adapter = torch.tensor([0.1, -0.0, 1e-45, 3e38, float("inf")])
+    tape = Tape(header())
+    tape.record_start(adapter)
+    (record,) = load(tmp_path / "tape.bin", tape.to_bytes()).records()
+    assert torch.equal(record.adapter.view(torch.int32), adapter.view(torch.int32))
+
+
+@pytest.mark.parametrize("measured", [0, 8])
+def test_how_long_a_tape_will_be_is_known_before(measured):
+    tape = small_tape(end=False)
+    wanted = tape.size_after(3, 2, measured)
+    for step in range(3):
+        record_step(tape, step)
+    for round in range(2):
+        if measured:
+            tape.record_start(torch.zeros(measured))
+        tape.record_merge(round, 3, 1.0, torch.zeros(8))
+    tape.record_end(DIGEST)
+    assert len(tape.to_bytes()) == wanted
 
 
 def test_recording_goes_on_from_a_loaded_tape(tmp_path):

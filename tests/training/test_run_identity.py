@@ -138,7 +138,7 @@ def test_a_checkpoint_of_the_format_before_is_read_but_not_gone_on_from(run, run
     origin = Origin.from_json(manifest["origin"])
     checkpoint.seal(folder, origin, step=4, epoch=manifest["epoch"], run={}, unlogged=manifest["unlogged"])
     monkeypatch.undo()
-    assert len(checkpoint.boosters_of(folder)) == 2
+    assert len(checkpoint.ledger_of(folder)) == 2
     assert "is of an older version" in refusal(run_in, tmp_path, capsys, folder, *FLAGS)
 
 

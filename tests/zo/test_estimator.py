@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import xgblora
-from xgblora.boosting.export import finish
+from xgblora.boosting.finish import finish
 from xgblora.errors import InputError
 from xgblora.objectives.texts import CandidateObjective
 from xgblora.ops.noise import DISTRIBUTIONS

@@ -246,7 +246,7 @@ def test_a_round_that_trains_other_layers_has_graphs_of_its_own(toy, cpu_recorde
             arena.train(**options)
             arena.restore()
             losses.append(take(zo))
-        zo.adapters.layers["first"].in_use = False
+        zo.adapters.layers["first"].active = False
         losses.append(take(zo))
         outcomes.append(torch.cat([*losses, arena.master]))
         if recorder is not None:

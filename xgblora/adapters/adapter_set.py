@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from xgblora.adapters.arena import Arena, Slot, arena_size
 from xgblora.adapters.base_layer import stored_tensors
-from xgblora.adapters.rank1_linear import Rank1Linear, scale_of
+from xgblora.adapters.identity import origin_of
+from xgblora.adapters.origin import Origin
+from xgblora.adapters.rank1_linear import Rank1Linear, scale_of, starting_a
 from xgblora.ops.merge_rank1 import WEIGHT_DTYPES
 from xgblora.ops.noise import Stream, derive_seed, uniform
 
@@ -32,6 +34,7 @@ class AdapterSet:
     rank: int
     seed: int
     arena: Arena = field(init=False)
+    _origin: Origin | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self):
         self.arena = Arena(self.layers)
@@ -57,6 +60,20 @@ class AdapterSet:
         theirs = [parameter for parameter in self.model.parameters() if id(parameter) not in ours]
         known = [parameter.dtype for parameter in theirs if parameter.dtype in WEIGHT_DTYPES]
         return known[0] if known else next((p.dtype for p in theirs if p.is_floating_point()), torch.float32)
+
+    @property
+    def origin(self) -> Origin:
+        """Which base model this is, adapted how: as it was when `identify` was called last, or this asked first."""
+        return self._origin or self.identify()
+
+    def identify(self) -> Origin:
+        """Take the weights as they are now for the base that `origin` says; to be called before the first merge.
+
+        Raises:
+            InputError: a layer has no bytes (it is on the meta device).
+        """
+        self._origin = origin_of(self)
+        return self._origin
 
     def num_parameters(self) -> int:
         """Trainable numbers: rank * (in + out features), summed over the layers."""
@@ -104,14 +121,14 @@ def fresh_adapter(
 ) -> Tensor:
     """A fresh adapter, fp32 [P]: `a` Kaiming-uniform, `b` zero unless `b_size` says otherwise.
 
-    `a` lies in +-1/sqrt(in_features), as `nn.Linear` and LoRA start it (He et al., 2015, with a = sqrt(5)), `b` in
-    +-b_size/sqrt(out_features). It is noise of (seed, round), the same on every device.
+    `a` is as `starting_a` has it, `b` lies in +-b_size/sqrt(out_features). It is noise of (seed, round), the same on
+    every device.
     """
     noise = uniform(derive_seed(seed, round), arena_size(slots), device=device, stream=Stream.INITIALISATION)
     adapter = torch.zeros_like(noise)
     for slot in slots:
         (a, b), (a_noise, b_noise) = (slot.views(rows.unsqueeze(0)) for rows in (adapter, noise))
-        a.copy_(a_noise * (1.0 / math.sqrt(max(slot.in_features, 1))))
+        a.copy_(starting_a(a_noise))
         if b_size:
             b.copy_(b_noise * (b_size / math.sqrt(max(slot.out_features, 1))))
     return adapter

@@ -101,8 +101,8 @@ class Arena:
         """
         trained = torch.zeros_like(self.master, dtype=torch.bool)
         for slot, layer in zip(self.slots, self._layers.values(), strict=True):
-            layer.in_use, layer.trains_a = names is None or slot.name in names, trains_a
-            if layer.in_use:
+            layer.active, layer.trains_a = names is None or slot.name in names, trains_a
+            if layer.active:
                 a, b = slot.views(trained.unsqueeze(0))
                 a.fill_(trains_a)
                 b.fill_(True)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from xgblora.adapters.adapter_set import AdapterSet
+from xgblora.adapters.aliased_weights import aliased_weights
 from xgblora.adapters.kinds.registry import kind_of
 from xgblora.adapters.memory import memory_of
 from xgblora.adapters.rank1_linear import Rank1Linear, scale_of
-from xgblora.adapters.shared_memory import shared_weights
 from xgblora.errors import InputError
 
 logger = logging.getLogger("xgblora")
@@ -67,13 +67,14 @@ def attach(
     candidates = candidate_layers(model)
     names = match_layers(candidates, target_modules)
     _refuse_layers_never_called(model, names)
-    _refuse_shared_weights(model, names)
+    _refuse_aliased_weights(model, names)
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     layers = {}
     for name in names:
         make = kind_of(candidates[name]).layer or Rank1Linear
-        layers[name] = make(candidates[name], alpha=alpha, rank=rank)
+        # the arena draws all of them
+        layers[name] = make(candidates[name], alpha=alpha, rank=rank, seed=None)
         layers[name].frozen_with = frozen
         _replace(model, name, layers[name])
     adapters = AdapterSet(model=model, layers=layers, alpha=alpha, rank=rank, seed=seed)
@@ -177,8 +178,8 @@ def _refuse_layers_never_called(model: nn.Module, names: list[str]) -> None:
             )
 
 
-def _refuse_shared_weights(model: nn.Module, names: list[str]) -> None:
-    for name, other in shared_weights(model, names):
+def _refuse_aliased_weights(model: nn.Module, names: list[str]) -> None:
+    for name, other in aliased_weights(model, names):
         raise InputError(f"target_modules: the weight of {name} is shared with {other} and cannot be merged into")
 
 

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from xgblora import ops
 from xgblora.adapters.arena import ALIGNMENT
 from xgblora.adapters.attach import candidate_layers
+from xgblora.adapters.identity import origin_of
 from xgblora.adapters.kinds.registry import kind_of
+from xgblora.adapters.origin import Origin
 from xgblora.adapters.rank1_linear import Rank1Linear
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import WEIGHT_DTYPES
@@ -146,11 +148,26 @@ class FullParameters:
         self.layers: dict[str, nn.Module] = {}
         self.parameters = _trainable(model)
         self.arena = ParameterArena(self.parameters)
+        self._origin: Origin | None = None
 
     @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of the parameters."""
         return self.arena.live.dtype
+
+    @property
+    def origin(self) -> Origin:
+        """Which base model this is, adapted how: as it was when `identify` was called last, or this asked first."""
+        return self._origin or self.identify()
+
+    def identify(self) -> Origin:
+        """Take the parameters as they are now for the base that `origin` says; to be called before the first step.
+
+        Raises:
+            InputError: a parameter has no bytes (it is on the meta device).
+        """
+        self._origin = origin_of(self)
+        return self._origin
 
     def num_parameters(self) -> int:
         """Trainable numbers, those of shared parameters once."""

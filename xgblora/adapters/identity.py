@@ -13,8 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xgblora.adapters.origin import Origin
 from xgblora.adapters.trainable import Trainable
 from xgblora.errors import InputError
+
+
+def origin_of(adapters: Trainable) -> Origin:
+    """The origin of everything that is made from `adapters` and their base as it is now.
+
+    Raises what `fingerprint` raises.
+    """
+    config = getattr(adapters.model, "config", None)
+    return Origin(
+        model=getattr(config, "_name_or_path", None) or None,
+        revision=getattr(config, "_commit_hash", None),
+        dtype=str(adapters.compute_dtype).removeprefix("torch."),
+        fingerprint=fingerprint(adapters),
+        layout=layout_hash(adapters.arena.slots),
+        layers=tuple(adapters.layers),
+        alpha=float(adapters.alpha),
+        rank=adapters.rank,
+        seed=adapters.seed,
+    )
 
 
 def fingerprint(adapters: Trainable) -> str:

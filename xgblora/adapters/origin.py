@@ -3,8 +3,6 @@
 import json
 from dataclasses import asdict, dataclass
 
-from xgblora.adapters.identity import fingerprint, layout_hash
-from xgblora.adapters.trainable import Trainable
 from xgblora.errors import InputError
 
 # what must be the same for a file to fit a model, and how a message calls it
@@ -42,22 +40,6 @@ class Origin:
     alpha: float
     rank: int
     seed: int
-
-    @classmethod
-    def of(cls, adapters: Trainable) -> "Origin":
-        """The origin of everything that is made from `adapters`; to be asked before the first merge."""
-        config = getattr(adapters.model, "config", None)
-        return cls(
-            model=getattr(config, "_name_or_path", None) or None,
-            revision=getattr(config, "_commit_hash", None),
-            dtype=str(adapters.compute_dtype).removeprefix("torch."),
-            fingerprint=fingerprint(adapters),
-            layout=layout_hash(adapters.arena.slots),
-            layers=tuple(adapters.layers),
-            alpha=float(adapters.alpha),
-            rank=adapters.rank,
-            seed=adapters.seed,
-        )
 
     @property
     def full_parameters(self) -> bool:

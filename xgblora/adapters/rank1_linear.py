@@ -11,6 +11,7 @@ from xgblora.adapters.kinds.registry import kind_of, names_of_kinds
 from xgblora.adapters.shared_inputs import SharedInputs
 from xgblora.errors import InputError
 from xgblora.ops.low_rank_linear import low_rank_term
+from xgblora.ops.noise import derive_seed, uniform
 
 
 class Rank1Linear(nn.Module):
@@ -24,17 +25,19 @@ class Rank1Linear(nn.Module):
         base: the layer to adapt, of one of `xgblora.adapters.kinds`; its parameters are frozen.
         alpha: numerator of the scale, finite and positive.
         rank: 1 for XGBLoRA; larger for plain LoRA (Hu et al., 2021).
+        seed: of `a`, which then starts as that of the first layer that `attach(..., seed=seed)` adapts; None leaves it
+            zero, where an arena will hold it.
 
     Attributes:
         kind: what kind of layer `base` is.
-        a: fp32 parameter [rank, in_features], Kaiming-uniform at the start.
+        a: fp32 parameter [rank, in_features], at the start Kaiming-uniform noise of the seed (see `starting_a`).
         b: fp32 parameter [rank, out_features], zero at the start, so that the layer starts as `base`.
         live: None, or the pair of tensors ([G, rank, in_features], [G, rank, out_features]) that the forward reads in
             place of `a` and `b`: what a zeroth-order step perturbs. The rows of the input fall into G groups.
         bank: None, or the pair of fp32 tensors ([T, in_features], [T, out_features]) of boosters that are kept beside
             the weight because they cannot be merged into it: `base(x) + sum_t (x . a_t) b_t`, the same for all groups.
             Not parameters and not in the state dict: base + ledger gives them again.
-        in_use: False runs the layer without `a` and `b`: they are zero, and not trained in this round.
+        active: False runs the layer without `a` and `b`: they are zero, and not trained in this round.
         trains_a: False gives `a` no gradient.
         shared_inputs: None, or what computes for several layers at once that read the same input.
         move_storage: None, or what moves `a` and `b` to another device where they are views into a larger tensor.
@@ -46,7 +49,7 @@ class Rank1Linear(nn.Module):
         InputError: alpha or rank is out of range, or `base` is no linear layer.
     """
 
-    def __init__(self, base: nn.Module, *, alpha: float, rank: int = 1):
+    def __init__(self, base: nn.Module, *, alpha: float, rank: int = 1, seed: int | None = 0):
         super().__init__()
         kind = kind_of(base)
         if kind is None:
@@ -58,12 +61,14 @@ class Rank1Linear(nn.Module):
         self.scale = scale_of(alpha, rank)
         self.base = base.requires_grad_(False)
         options = {"dtype": torch.float32, "device": device_of(base)}
-        bound = 1.0 / math.sqrt(max(self.in_features, 1))
-        self.a = nn.Parameter(torch.empty(rank, self.in_features, **options).uniform_(-bound, bound))
+        self.a = nn.Parameter(torch.zeros(rank, self.in_features, **options))
+        if seed is not None:
+            noise = uniform(derive_seed(seed, 0), self.a.numel(), device=self.a.device)
+            self.a.data.copy_(starting_a(noise.view_as(self.a)))
         self.b = nn.Parameter(torch.zeros(rank, self.out_features, **options))
         self.live: tuple[Tensor, Tensor] | None = None
         self.bank: tuple[Tensor, Tensor] | None = None
-        self.in_use = self.trains_a = True
+        self.active = self.trains_a = True
         self.shared_inputs: SharedInputs | None = None
         self.move_storage: Callable[[torch.device], None] | None = None
         self.frozen_with: Sequence[nn.Parameter] = ()
@@ -102,7 +107,7 @@ class Rank1Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], in the dtype that the base gives (for most, that of `x`)."""
         base, kind = self.base, self.kind
-        if not self.in_use and self.bank is None:
+        if not self.active and self.bank is None:
             return base(x)
         a, b = self.live if self.live is not None else (self.a.unsqueeze(0), self.b.unsqueeze(0))
         if not self.trains_a:
@@ -113,7 +118,7 @@ class Rank1Linear(nn.Module):
             alone = torch.compiler.is_compiling() or self.shared_inputs is None
             t = None if alone else self.shared_inputs.dots_for(self, x, weight)
             return torch.ops.xgblora.rank1_linear(x, weight, base.bias, a[:, 0], b[:, 0], self.scale, t)
-        update = self.scale * low_rank_term(x, a, b) if self.in_use else 0.0
+        update = self.scale * low_rank_term(x, a, b) if self.active else 0.0
         if self.bank is not None:
             update = update + low_rank_term(x, *(part.unsqueeze(0) for part in self.bank))
         y = base(x)
@@ -167,6 +172,14 @@ class Rank1Linear(nn.Module):
             else:
                 self.a.data, self.b.data = self.a.data.to(device), self.b.data.to(device)
         return self
+
+
+def starting_a(noise: Tensor) -> Tensor:
+    """`a` [rank, K] of an adapter that starts, from uniform noise of the same shape in (-1, 1).
+
+    It lies in +-1/sqrt(K), as `nn.Linear` and LoRA start it (He et al., 2015, with a = sqrt(5)).
+    """
+    return noise * (1.0 / math.sqrt(max(noise.shape[-1], 1)))
 
 
 def scale_of(alpha: float, rank: int) -> float:

@@ -30,11 +30,11 @@ class Reader(Protocol):
 
     Attributes:
         live: the pair of tensors ([G, rank, K], [G, rank, N]) that it computes with; None for its own parameters.
-        in_use: whether it computes with them at all.
+        active: whether it computes with them at all.
     """
 
     live: tuple[Tensor, Tensor] | None
-    in_use: bool
+    active: bool
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _state_of(x: Tensor) -> tuple[int, int, int]:
 
 def _made_for(layers: list[Reader], x: Tensor) -> dict[Reader, _Dots]:
     """The dots of `x` for the adapters of `layers`, in one launch; none for a layer that reads alone."""
-    adapters = {layer: layer.live[0] for layer in layers if layer.live is not None and layer.in_use}
+    adapters = {layer: layer.live[0] for layer in layers if layer.live is not None and layer.active}
     if len(adapters) < 2 or len({a.shape for a in adapters.values()}) > 1:
         return {}
     made = row_dots(x, [a[:, 0] for a in adapters.values()])

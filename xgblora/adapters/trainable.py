@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from xgblora.adapters.origin import Origin
+
 
 class TrainableArena(Protocol):
     """The storage of what is trained.
@@ -73,6 +75,13 @@ class Trainable(Protocol):
     rank: int
     seed: int
     compute_dtype: torch.dtype
+
+    @property
+    def origin(self) -> Origin:
+        """Which base model this is, adapted how: as it was when `identify` was called last, or this asked first."""
+
+    def identify(self) -> Origin:
+        """Take the model as it is now for the base that `origin` says; to be called before it is trained."""
 
     def num_parameters(self) -> int:
         """Trainable numbers."""

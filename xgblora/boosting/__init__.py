@@ -2,18 +2,19 @@
 
 from xgblora.boosting.adaptive import AdaptiveMerging, AdaptiveRule
 from xgblora.boosting.booster import Booster
+from xgblora.boosting.full_fine_tuning import FullFineTuning
 from xgblora.boosting.ledger import Ledger, MergedAdapter
 from xgblora.boosting.policy import MergePolicy
-from xgblora.boosting.reinit import RoundStart
-from xgblora.boosting.unboosted import Unboosted
+from xgblora.boosting.starts import RoundStart, Samples
 
 __all__ = [
     "AdaptiveMerging",
     "AdaptiveRule",
     "Booster",
+    "FullFineTuning",
     "Ledger",
     "MergePolicy",
     "MergedAdapter",
     "RoundStart",
-    "Unboosted",
+    "Samples",
 ]

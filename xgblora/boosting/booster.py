@@ -1,6 +1,7 @@
 """`Booster`: merge the trained adapter into the base weights, record it, start the next."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import torch
 from torch import Tensor
 
 from xgblora import ops
-from xgblora.adapters import AdapterSet, Origin
+from xgblora.adapters import AdapterSet
 from xgblora.boosting.ledger import Ledger, MergedAdapter, Term
-from xgblora.boosting.reinit import RoundStart, check_share
+from xgblora.boosting.starts import RoundStart, Samples, check_share
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
 from xgblora.ops.noise import derive_seed
@@ -25,11 +26,13 @@ class Booster:
     Args:
         adapters: from `xgblora.attach`, nothing merged yet. An adapter of rank r is merged as r rank-1 terms.
         rounding: "remainder" (exact; 16-bit weights carry an int16 plane), "stochastic" or "nearest".
-        reinit: how a round's adapter starts, one of `xgblora.boosting.reinit.REINITS`.
+        reinit: how a round's adapter starts, one of `xgblora.boosting.starts.REINITS`.
         colsample: share of the layers that a round trains.
+        samples: what a measured start looks at; of no meaning to the others.
 
     Attributes:
         ledger: all boosters merged so far.
+        samples: as given; may be set as long as no merge needs it.
         tape: where merges and rollbacks are recorded, None unless `start_tape` began one.
 
     A weight that cannot be written (quantised) keeps its boosters in a bank beside it. The first merge keeps a copy of
@@ -40,13 +43,19 @@ class Booster:
     """
 
     def __init__(
-        self, adapters: AdapterSet, *, rounding: str = "remainder", reinit: str = "kaiming", colsample: float = 1.0
+        self,
+        adapters: AdapterSet,
+        *,
+        rounding: str = "remainder",
+        reinit: str = "kaiming",
+        colsample: float = 1.0,
+        samples: Samples | None = None,
     ):
         if rounding not in ROUNDINGS:
             raise InputError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
-        self.adapters, self.rounding = adapters, rounding
+        self.adapters, self.rounding, self.samples = adapters, rounding, samples
         self.tape: Tape | None = None
-        self.ledger = Ledger(Origin.of(adapters), adapters.arena.slots, rounding, RoundStart(reinit, colsample))
+        self.ledger = Ledger(adapters.identify(), adapters.arena.slots, rounding, RoundStart(reinit, colsample))
         self._base: list[Tensor] | None = None
         self._remainders: list[Tensor] | None = None
         if rounding == "nearest" and adapters.compute_dtype != torch.float32:
@@ -58,13 +67,31 @@ class Booster:
             self._start_round()
 
     @property
+    def boosters(self) -> Sequence[MergedAdapter]:
+        """All that were merged so far, as the ledger has them."""
+        return self.ledger.boosters
+
+    @property
+    def start(self) -> RoundStart:
+        """How rounds start."""
+        return self.ledger.start
+
+    @property
     def round(self) -> int:
         """The round in training: 1 before the first merge."""
         return len(self.ledger) + 1
 
     @torch.no_grad()
     def merge(
-        self, *, step: int = 0, epoch: float = 0.0, held_out_loss: float | None = None, shrinkage: float = 1.0
+        self,
+        *,
+        step: int = 0,
+        epoch: float = 0.0,
+        held_out_loss: float | None = None,
+        kept_step: int | None = None,
+        shrinkage: float = 1.0,
+        start: Tensor | None = None,
+        last: bool = False,
     ) -> MergedAdapter:
         """End the round: write the adapter into the weights, record it, and start the next adapter.
 
@@ -73,29 +100,46 @@ class Booster:
         Args:
             step, epoch: how far training is.
             held_out_loss: of the model with this booster, if it was measured.
+            kept_step: the step whose weights the round went back to, if it did.
             shrinkage: factor on the adapter's scale, above 0 and at most 1.
+            start: the next round's measured start, fp32 [P], where it is known from a record; None measures it.
+            last: no round follows, so that nothing is measured for one.
 
         Raises:
-            InputError: `shrinkage` is out of range, or not 1 though the base took back what the round started with.
+            InputError: `shrinkage` is out of range, or not 1 though the base took back what the round started with; a
+                start is to be measured without `samples`, or is given though starts are not measured.
         """
         check_share("shrinkage", shrinkage)
-        if shrinkage != 1.0 and self.ledger.start.takes_from_base(len(self.ledger)):
+        if shrinkage != 1.0 and self.ledger.takes_from_base(len(self.ledger)):
             raise InputError(f"shrinkage={shrinkage}: must be 1.0 with reinit={self.ledger.start.reinit}")
+        measures = self.ledger.start.measures and not last
+        self._check_start(start, measures)
+        trained = self.adapters.arena.master
         booster = MergedAdapter(
             round=self.round,
             step=step,
             epoch=epoch,
             scale=shrinkage * self.adapters.scale,
             # never a view: on a CPU `.cpu()` would hand back the arena itself
-            adapters=self.adapters.arena.master.to("cpu", copy=True),
+            adapters=trained.to("cpu", copy=True),
             held_out_loss=held_out_loss,
+            kept_step=kept_step,
         )
+        self._write(Term(booster.round, trained, booster.scale))
+        self.ledger.add(booster)
+        if measures:
+            start = self._measure() if start is None else start
+            self.ledger.measured[len(self.ledger)] = start.to("cpu", copy=True)
         if self.tape is not None:
+            if measures:
+                self.tape.record_start(start)
             self.tape.record_merge(booster.round, step, shrinkage, booster.adapters)
-        self._write(Term(booster.round, booster.adapters, booster.scale))
-        self.ledger.boosters.append(booster)
         self._start_round()
         return booster
+
+    def record_held_out_loss(self, step: int, loss: float) -> None:
+        """Enter a loss that was measured after a merge, see `Ledger.record_held_out_loss`."""
+        self.ledger.record_held_out_loss(step, loss)
 
     def is_trained(self) -> bool:
         """Whether the adapter in training does anything that it did not do where the round started."""
@@ -107,7 +151,7 @@ class Booster:
 
         What a start that was not zero took from the base, and nothing was trained upon, is in it again.
         """
-        if self.ledger.start.takes_from_base(len(self.ledger)):
+        if self.ledger.takes_from_base(len(self.ledger)):
             self._reset_to_base()
             for term in self.ledger.terms():
                 self._write(term)
@@ -124,7 +168,7 @@ class Booster:
             raise InputError(f"round={round}: must be from 0 to {len(self.ledger)}, the number of boosters")
         if self.tape is not None:
             self.tape.record_rollback(round)
-        self.replay(replace(self.ledger, boosters=self.ledger.boosters[:round]))
+        self.replay(self.ledger.first(round))
 
     @torch.no_grad()
     def replay(self, ledger: Ledger) -> None:
@@ -145,8 +189,20 @@ class Booster:
         self._reset_to_base()
         for term in ledger.terms():
             self._write(term)
-        self.ledger = replace(ledger, boosters=list(ledger.boosters))
+        self.ledger = replace(ledger, boosters=list(ledger.boosters), measured=dict(ledger.measured))
         self._start_round()
+
+    def _check_start(self, start: Tensor | None, measures: bool) -> None:
+        # before anything is merged
+        reinit = self.ledger.start.reinit
+        if start is not None and not measures:
+            raise InputError(f"start: is for a round that starts as measured, and with reinit={reinit} none does here")
+        if start is None and measures and self.samples is None:
+            raise InputError(f"reinit={reinit}: measures how a round starts; give Booster(samples=...)")
+
+    def _measure(self) -> Tensor:
+        self.adapters.reinitialise(round=len(self.ledger))
+        return self.ledger.start.measure(self.adapters, self.samples, len(self.ledger))
 
     def _start_round(self) -> None:
         ledger, round = self.ledger, len(self.ledger)
@@ -156,9 +212,9 @@ class Booster:
             trained=ledger.start.layers(ledger.slots, ledger.origin.seed, round),
             trains_a=ledger.start.strategy.trains_a,
         )
-        withdrawal = ledger.withdrawal(round, arena.master.device)
-        if withdrawal is not None:
-            self._write(withdrawal)
+        offset = ledger.start_offset(round, arena.master.device)
+        if offset is not None:
+            self._write(offset)
 
     def save_ledger(self, path: Path, *, about: dict | None = None) -> None:
         """Write the ledger; `about` as of `Ledger.save`."""

@@ -2,40 +2,9 @@
 
 import os
 
-from xgblora.adapters import Rank1Linear, Trainable, detach
-from xgblora.adapters.identity import trained_hash
+from xgblora.adapters import Rank1Linear
 from xgblora.atomic_file import replacing_folder
-from xgblora.boosting.booster import Booster
-from xgblora.boosting.unboosted import Unboosted
 from xgblora.errors import InputError
-
-
-def finish(
-    adapters: Trainable, booster: Booster | Unboosted, *, step: int, epoch: float, held_out_loss: float | None = None
-) -> bool:
-    """Make the adapter that is left when training ends the last booster, end the tape, and take the adapters off.
-
-    It is merged at its full scale, whatever the shrinkage: the model stays the one that was evaluated.
-    Layers whose weights cannot be written (quantised) keep their boosters beside them; then the adapters, empty now,
-    stay on the model.
-
-    Returns:
-        Whether there was anything left to merge.
-    """
-    left = booster.is_trained()
-    if left:
-        booster.merge(step=step, epoch=epoch, held_out_loss=held_out_loss)
-    booster.end()
-    if booster.tape is not None:
-        booster.tape.record_end(trained_hash(adapters))
-    if takes_its_boosters(adapters):
-        detach(adapters.model, fold=False)
-    return left
-
-
-def takes_its_boosters(adapters: Trainable) -> bool:
-    """Whether every adapted weight can be merged into, so that the model alone holds the result."""
-    return all(layer.mergeable for layer in adapters.layers.values())
 
 
 def export_merged(model, folder: str | os.PathLike, *, tokenizer=None) -> None:

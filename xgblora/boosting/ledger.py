@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,10 +16,11 @@ from xgblora.adapters.arena import arena_size
 from xgblora.adapters.identity import layout_hash
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.atomic_file import replacing
-from xgblora.boosting.reinit import RoundStart
+from xgblora.boosting.starts import RoundStart
 from xgblora.errors import InputError
 
 FORMAT = "xgblora-ledger-3"
+_PARTS, _PARTS_OF_STARTS = ("a", "b"), ("start_a", "start_b")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Ledger:
         rounding: how they were merged.
         start: how rounds started. Where that is not with `b` zero, the weights are base + `terms`.
         boosters: the list.
+        measured: the measured starts, fp32 [P] on the host, by the number of boosters before; of other strategies none.
     """
 
     origin: Origin
@@ -81,61 +83,87 @@ class Ledger:
     rounding: str
     start: RoundStart = RoundStart()
     boosters: list[MergedAdapter] = field(default_factory=list)
+    measured: dict[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.boosters)
+
+    def add(self, booster: MergedAdapter) -> None:
+        """Enter the booster that was merged last."""
+        self.boosters.append(booster)
+
+    def record_held_out_loss(self, step: int, loss: float) -> None:
+        """Enter the held-out loss of the model with the last booster, measured after its merge.
+
+        Nothing is entered where it was not merged at `step`, or has a loss already.
+        """
+        last = self.boosters[-1] if self.boosters else None
+        if last is not None and last.step == step and last.held_out_loss is None:
+            self.boosters[-1] = replace(last, held_out_loss=loss)
 
     @property
     def full_scale(self) -> float:
         """The scale of an adapter in training, `alpha / rank`; that of a booster may be smaller."""
         return scale_of(self.origin.alpha, self.origin.rank)
 
+    def first(self, rounds: int) -> "Ledger":
+        """The ledger of the first `rounds` rounds, as it was when the round after them began."""
+        measured = {round: start for round, start in self.measured.items() if round <= rounds}
+        return replace(self, boosters=self.boosters[:rounds], measured=measured)
+
     def start_of(self, round: int, device: torch.device | str = "cpu") -> Tensor:
         """The adapter that the round after `round` boosters starts with, fp32 [P]."""
+        if round in self.measured:
+            return self.measured[round].to(device)
         earlier = [booster.adapters for booster in self.boosters[:round]]
         return self.start.adapter(self.slots, self.origin.seed, round, earlier, device)
 
-    def withdrawal(self, round: int, device: torch.device | str = "cpu") -> Term | None:
-        """What the base takes when the round after `round` boosters starts: the start's negative; None for nothing."""
-        if not self.start.takes_from_base(round):
+    def takes_from_base(self, round: int) -> bool:
+        """Whether the base takes the negative of the adapter that the round after `round` boosters starts with."""
+        # a round that was never begun has no measured start, and begins with `b` zero
+        begun = not self.start.measures or round in self.measured
+        return begun and self.start.takes_from_base(round)
+
+    def start_offset(self, round: int, device: torch.device | str = "cpu") -> Term | None:
+        """What the base is offset by when the round after `round` boosters starts, so that the model stays as it was.
+
+        It is the start's negative; None where the start is zero.
+        """
+        if not self.takes_from_base(round):
             return None
         return Term(round + 1, self.start_of(round, device), -self.full_scale)
 
     def terms(self) -> Iterator[Term]:
         """All that was written into the weights after the last merge, in order."""
         for index, booster in enumerate(self.boosters):
-            withdrawal = self.withdrawal(index)
-            if withdrawal is not None:
-                yield withdrawal
+            offset = self.start_offset(index)
+            if offset is not None:
+                yield offset
             yield Term(booster.round, booster.adapters, booster.scale)
 
     def is_trained(self, adapter: Tensor) -> bool:
         """Whether `adapter`, fp32 [P], in training after the last booster, does anything that its start does not."""
         if not any(bool(slot.views(adapter.unsqueeze(0))[1].any()) for slot in self.slots):
             return False
-        started_at_zero = not self.start.takes_from_base(len(self))
+        started_at_zero = not self.takes_from_base(len(self))
         return started_at_zero or not torch.equal(adapter, self.start_of(len(self), adapter.device))
 
     def rows(self) -> Tensor:
         """The adapters of all boosters, fp32 [T, P]."""
-        if not self.boosters:
-            return torch.zeros(0, arena_size(self.slots), dtype=torch.float32)
-        return torch.stack([booster.adapters for booster in self.boosters])
+        return _stacked([booster.adapters for booster in self.boosters], self.slots)
 
     def save(self, path: str | Path, *, about: dict | None = None) -> None:
         """Write the ledger as safetensors, atomically.
 
-        The tensors are `<layer>.a` fp32 [T, rank, K] and `<layer>.b` fp32 [T, rank, N]; the header, JSON under
-        "xgblora", holds the rest and a sha256 of it all.
+        The tensors are `<layer>.a` fp32 [T, rank, K] and `<layer>.b` fp32 [T, rank, N], likewise `<layer>.start_a` and
+        `<layer>.start_b` of the starts that were measured, if any; the header, JSON under "xgblora", holds the rest and
+        a sha256 of it all.
 
         Args:
             path: the file.
             about: more to say in the header (versions); JSON values.
         """
-        tensors, rows = {}, self.rows()
-        for slot in self.slots:
-            for name, part in zip("ab", slot.views(rows), strict=True):
-                tensors[f"{slot.name}.{name}"] = part.contiguous()
+        tensors = _by_layer(self.rows(), self.slots, _PARTS)
         header = {
             "format": FORMAT,
             "origin": self.origin.to_json(),
@@ -145,6 +173,9 @@ class Ledger:
             "boosters": [{k: v for k, v in vars(booster).items() if k != "adapters"} for booster in self.boosters],
             "about": about or {},
         }
+        if self.measured:
+            header["measured"] = list(self.measured)
+            tensors |= _by_layer(_stacked(list(self.measured.values()), self.slots), self.slots, _PARTS_OF_STARTS)
         header["sha256"] = _digest(header, tensors)
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"xgblora": json.dumps(header)})
@@ -180,14 +211,37 @@ class Ledger:
         origin = Origin.from_json(header["origin"])
         if layout_hash(slots) != origin.layout:
             raise ValueError("the layout is not the one that its origin names")
-        rows = torch.zeros(len(header["boosters"]), arena_size(slots), dtype=torch.float32)
-        for slot in slots:
-            for name, part in zip("ab", slot.views(rows), strict=True):
-                # not an assignment: one row would be broadcast to all
-                part.copy_(tensors[f"{slot.name}.{name}"].view(part.shape))
+        rows = _rows_of(tensors, slots, _PARTS, len(header["boosters"]))
         entries = zip(header["boosters"], rows, strict=True)
         boosters = [MergedAdapter(**entry, adapters=row) for entry, row in entries]
-        return cls(origin, slots, header["rounding"], RoundStart(**header["start"]), boosters)
+        rounds = header.get("measured", [])
+        starts = _rows_of(tensors, slots, _PARTS_OF_STARTS, len(rounds)) if rounds else []
+        measured = dict(zip(rounds, starts, strict=True))
+        return cls(origin, slots, header["rounding"], RoundStart(**header["start"]), boosters, measured)
+
+
+def _stacked(adapters: list[Tensor], slots: tuple[Slot, ...]) -> Tensor:
+    """Adapters fp32 [P] one below the other."""
+    return torch.stack(adapters) if adapters else torch.zeros(0, arena_size(slots), dtype=torch.float32)
+
+
+def _by_layer(rows: Tensor, slots: tuple[Slot, ...], names: tuple[str, str]) -> dict[str, Tensor]:
+    """The tensors of a file for adapters `rows` [T, P]."""
+    tensors = {}
+    for slot in slots:
+        for name, part in zip(names, slot.views(rows), strict=True):
+            tensors[f"{slot.name}.{name}"] = part.contiguous()
+    return tensors
+
+
+def _rows_of(tensors: dict[str, Tensor], slots: tuple[Slot, ...], names: tuple[str, str], count: int) -> Tensor:
+    """What `_by_layer` made the tensors of."""
+    rows = torch.zeros(count, arena_size(slots), dtype=torch.float32)
+    for slot in slots:
+        for name, part in zip(names, slot.views(rows), strict=True):
+            # not an assignment: one row would be broadcast to all
+            part.copy_(tensors[f"{slot.name}.{name}"].view(part.shape))
+    return rows
 
 
 def _digest(header: dict, tensors: dict[str, Tensor]) -> str:

@@ -105,7 +105,7 @@ def boosters_at(path: Path) -> Ledger:
     if path.is_file():
         return Ledger.load(path)
     if is_checkpoint(path):
-        return checkpoint.boosters_of(path)
+        return checkpoint.ledger_of(path)
     run = RunFolder(path)
     if not run.ledger.is_file():
         raise InputError(f"{path}: {_what_else(run)}")
@@ -134,7 +134,7 @@ def first_rounds(ledger: Ledger, rounds: int | None) -> Ledger:
         return ledger
     if not 1 <= rounds <= len(ledger):
         raise InputError(f"round={rounds}: must be from 1 to {len(ledger)}, the number of boosters")
-    return replace(ledger, boosters=ledger.boosters[:rounds])
+    return ledger.first(rounds)
 
 
 def default_folder(path: Path, export: ExportArguments) -> Path:
@@ -160,7 +160,7 @@ def write_merged(path: Path, ledger: Ledger, folder: Path, args: ResultArguments
     detach(model, fold=False)
     with writing(folder):
         export_merged(model, folder, tokenizer=tokenizer)
-    return written_model(folder, ledger)
+    return written_model(folder, ledger.origin, len(ledger))
 
 
 def write_peft(path: Path, ledger: Ledger, folder: Path, args: ResultArguments, *, rank: int | None) -> list[str]:
@@ -173,7 +173,7 @@ def write_peft(path: Path, ledger: Ledger, folder: Path, args: ResultArguments, 
     full = len(list(ledger.terms())) * ledger.origin.rank
     base = f'AutoModelForCausalLM.from_pretrained("{ledger.origin.model or "BASE"}", dtype="{ledger.origin.dtype}")'
     return [
-        written(folder, f"{counted(ledger)} as a LoRA adapter of rank {min(rank or full, full)}"),
+        written(folder, f"{counted(len(ledger), ledger.origin)} as a LoRA adapter of rank {min(rank or full, full)}"),
         *([about_rank(rank, full, cost)] if rank is not None else []),
         f'load it: model = PeftModel.from_pretrained({base}, "{folder}")',
     ]
@@ -212,6 +212,6 @@ def write_ledger(path: Path, ledger: Ledger, folder: Path, *, overwrite: bool) -
     with writing(folder):
         ledger.save(file)
     return [
-        written(file, counted(ledger)),
+        written(file, counted(len(ledger), ledger.origin)),
         f'load it: booster = xgblora.replaying.rebuild(base_model, xgblora.Ledger.load("{file}"))',
     ]

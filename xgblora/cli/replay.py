@@ -7,7 +7,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from xgblora.boosting import Booster
-from xgblora.boosting.export import export_merged, finish, takes_its_boosters
+from xgblora.boosting.export import export_merged
+from xgblora.boosting.finish import finish, takes_its_boosters
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.cli.flags import FlagParser
 from xgblora.cli.result import (
@@ -114,16 +115,18 @@ def last_step(records: list[Record]) -> int:
 
 def save(booster: Booster, model, tokenizer, folder: Path) -> list[str]:
     """Write the model that was replayed, or its boosters where the weights cannot hold them."""
-    ledger = booster.ledger
+    origin, boosters = booster.adapters.origin, len(booster.boosters)
     if takes_its_boosters(booster.adapters):
         with writing(folder):
             export_merged(model, folder, tokenizer=tokenizer)
-        return written_model(folder, ledger)
+        return written_model(folder, origin, boosters)
     refuse_unwritable(folder)
     file = RunFolder(folder).ledger
     with writing(folder):
-        ledger.save(file)
+        booster.save_ledger(file)
     return [
-        written(file, f"{counted(ledger)}, because the weights cannot be written (quantised or of another kind)"),
+        written(
+            file, f"{counted(boosters, origin)}, because the weights cannot be written (quantised or of another kind)"
+        ),
         f"make an adapter of them: xgblora-export {file} --format peft",
     ]

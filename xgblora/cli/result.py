@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from xgblora.adapters import Origin
-from xgblora.boosting import Ledger
 from xgblora.errors import InputError
 from xgblora.records import checkpoint
 from xgblora.records.run_folder import refuse_unwritable
@@ -113,18 +112,18 @@ def written(path: Path, what: str) -> str:
     return f"wrote {path}: {what}, {_size(sum(file.stat().st_size for file in files))}"
 
 
-def written_model(folder: Path, ledger: Ledger) -> list[str]:
-    """What to say about a model with all boosters of `ledger` in `folder`."""
-    what = "with all its parameters trained" if ledger.origin.full_parameters else f"with {counted(ledger)} merged"
+def written_model(folder: Path, origin: Origin, boosters: int) -> list[str]:
+    """What to say about a model of `origin` in `folder`, trained, with so many boosters in it."""
+    what = "with all its parameters trained" if origin.full_parameters else f"with {counted(boosters, origin)} merged"
     return [
-        written(folder, f"the model {what}, {ledger.origin.dtype}"),
+        written(folder, f"the model {what}, {origin.dtype}"),
         f'load it: model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")',
     ]
 
 
-def counted(ledger: Ledger) -> str:
+def counted(boosters: int, origin: Origin) -> str:
     """ "24 boosters of rank 1"."""
-    return f"{len(ledger)} booster{'s' if len(ledger) != 1 else ''} of rank {ledger.origin.rank}"
+    return f"{boosters} booster{'s' if boosters != 1 else ''} of rank {origin.rank}"
 
 
 def _size(count: int) -> str:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from xgblora.adapters import Origin, Trainable
 from xgblora.atomic_file import remove_leftovers
-from xgblora.boosting import AdaptiveMerging, Booster, Ledger, MergedAdapter, Unboosted
+from xgblora.boosting import AdaptiveMerging, Booster, FullFineTuning, Ledger, MergedAdapter
 from xgblora.errors import InputError
 from xgblora.tape import Tape
 
@@ -39,7 +39,7 @@ _NEEDED_TO_GO_ON = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_st
 
 
 def save(
-    folder: Path, adapters: Trainable, booster: Booster | Unboosted, adaptive: AdaptiveMerging | None = None
+    folder: Path, adapters: Trainable, booster: Booster | FullFineTuning, adaptive: AdaptiveMerging | None = None
 ) -> None:
     """Write what is in training, the ledger, the tape if there is one, and the adaptive round, into `folder`."""
     save_file({"master": adapters.arena.master}, folder / ADAPTERS)
@@ -85,7 +85,7 @@ def check(folder: Path, origin: Origin, run: dict) -> dict:
 
 
 def load(
-    folder: Path, adapters: Trainable, booster: Booster | Unboosted, adaptive: AdaptiveMerging | None = None
+    folder: Path, adapters: Trainable, booster: Booster | FullFineTuning, adaptive: AdaptiveMerging | None = None
 ) -> None:
     """Set the model to what `save` wrote: base + ledger, what is in training, the tape up to there, and the round.
 
@@ -102,7 +102,7 @@ def load(
         adaptive.load(folder / ROUND)
 
 
-def boosters_of(folder: Path) -> Ledger:
+def ledger_of(folder: Path) -> Ledger:
     """The ledger in the checkpoint `folder`, the adapter in training as its last booster unless it is still empty.
 
     Raises:
@@ -118,7 +118,7 @@ def boosters_of(folder: Path) -> Ledger:
     master = load_file(folder / ADAPTERS)["master"]
     if ledger.is_trained(master):
         last = MergedAdapter(len(ledger) + 1, manifest["step"], manifest["epoch"], ledger.full_scale, master)
-        ledger.boosters.append(last)
+        ledger.add(last)
     return ledger
 
 

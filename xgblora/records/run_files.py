@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from xgblora.atomic_file import sync_file, write_text
-from xgblora.boosting import Booster, MergePolicy, Unboosted
+from xgblora.boosting import Booster, FullFineTuning, MergePolicy
 from xgblora.records.run_folder import RunFolder
 
 
@@ -20,7 +20,7 @@ class RunFilesCallback(TrainerCallback):
     """
 
     def __init__(
-        self, folder: RunFolder, step_losses: list[torch.Tensor], booster: Booster | Unboosted, policy: MergePolicy
+        self, folder: RunFolder, step_losses: list[torch.Tensor], booster: Booster | FullFineTuning, policy: MergePolicy
     ):
         self._folder, self._step_losses, self._booster, self._policy = folder, step_losses, booster, policy
         self._first_step = self._merges_written = self._tape_bytes_written = 0
@@ -82,7 +82,7 @@ class RunFilesCallback(TrainerCallback):
             self._tape_bytes_written += len(new)
 
     def _flush_merges(self, before_step: int) -> None:
-        boosters = self._booster.ledger.boosters[self._merges_written :]
+        boosters = self._booster.boosters[self._merges_written :]
         for booster in [booster for booster in boosters if booster.step < before_step]:
             entry = {
                 "round": booster.round,

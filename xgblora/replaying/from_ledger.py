@@ -35,5 +35,5 @@ def booster_of(model: nn.Module, origin: Origin, rounding: str, start: RoundStar
         raise InputError(f"{complaint}: this one has no layer {missing[0]}")
     adapters = attach(model, origin.layers, alpha=origin.alpha, rank=origin.rank, seed=origin.seed)
     booster = Booster(adapters, rounding=rounding, reinit=start.reinit, colsample=start.colsample)
-    booster.ledger.origin.refuse_other(origin, complaint)
+    booster.adapters.origin.refuse_other(origin, complaint)
     return booster

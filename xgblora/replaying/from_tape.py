@@ -7,7 +7,7 @@ from torch import nn
 
 from xgblora.adapters import FullParameters, Origin
 from xgblora.adapters.identity import trained_hash
-from xgblora.boosting import Booster, RoundStart, Unboosted
+from xgblora.boosting import Booster, FullFineTuning, RoundStart
 from xgblora.boosting.adaptive import take_back
 from xgblora.errors import InputError
 from xgblora.replaying.from_ledger import booster_of
@@ -17,6 +17,7 @@ from xgblora.tape import (
     MergeRecord,
     Record,
     RollbackRecord,
+    StartRecord,
     StepHeader,
     StepRecord,
     TakeRecord,
@@ -29,7 +30,9 @@ from xgblora.zo.estimator import direction_seeds
 
 
 @torch.no_grad()
-def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None) -> tuple[Booster | Unboosted, bool]:
+def replay(
+    model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
+) -> tuple[Booster | FullFineTuning, bool]:
     """Train `model` as the tape says.
 
     Any device will do: noise, updates and merges have the same bits everywhere.
@@ -50,13 +53,17 @@ def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
     adapters, step = booster.adapters, tape.header.step
     rule = UpdateRule(step.optimizer, step.beta1, step.beta2, step.epsilon)
     optimizer = ArenaOptimizer(adapters.arena, rule, distribution=step.distribution, weight_decay=step.weight_decay)
-    verified, kept = False, None
+    verified, kept, start = False, None, None
     for record in tape.records() if records is None else records:
         if isinstance(record, StepRecord):
             _step(optimizer, step, record)
         elif isinstance(record, MergeRecord):
             _refuse_difference(f"the adapter of round {record.round}", checksum(adapters.arena.master), record.checksum)
-            booster.merge(step=record.step, shrinkage=record.shrinkage)
+            # without a start the run took no step after this merge
+            booster.merge(step=record.step, shrinkage=record.shrinkage, start=start, last=start is None)
+            start = None
+        elif isinstance(record, StartRecord):
+            start = record.adapter.to(adapters.arena.master.device)
         elif isinstance(record, RollbackRecord):
             booster.rollback(round=record.round)
         elif isinstance(record, KeepRecord):
@@ -74,7 +81,7 @@ def replay(model: nn.Module, tape: Tape, records: Iterable[Record] | None = None
     return booster, verified
 
 
-def _booster_of(model: nn.Module, header: TapeHeader) -> Booster | Unboosted:
+def _booster_of(model: nn.Module, header: TapeHeader) -> Booster | FullFineTuning:
     """What the run began with; an InputError if `model` is not its base."""
     complaint = "the tape was recorded on another model"
     if header.origin.full_parameters:
@@ -83,9 +90,9 @@ def _booster_of(model: nn.Module, header: TapeHeader) -> Booster | Unboosted:
     return booster_of(model, header.origin, rounds.rounding, RoundStart(rounds.reinit, rounds.colsample), complaint)
 
 
-def _full_parameters_of(model: nn.Module, origin: Origin, complaint: str) -> Unboosted:
-    booster = Unboosted(FullParameters(model, seed=origin.seed))
-    booster.ledger.origin.refuse_other(origin, complaint)
+def _full_parameters_of(model: nn.Module, origin: Origin, complaint: str) -> FullFineTuning:
+    booster = FullFineTuning(FullParameters(model, seed=origin.seed))
+    booster.adapters.origin.refuse_other(origin, complaint)
     return booster
 
 

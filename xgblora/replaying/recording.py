@@ -2,19 +2,19 @@
 
 from dataclasses import asdict
 
-from xgblora.boosting import Booster, Unboosted
+from xgblora.boosting import Booster, FullFineTuning
 from xgblora.tape import RoundsHeader, StepHeader, Tape, TapeHeader
 from xgblora.zo import ZeroOrder
 
 
-def start_tape(zo: ZeroOrder, booster: Booster | Unboosted) -> Tape:
+def start_tape(zo: ZeroOrder, booster: Booster | FullFineTuning) -> Tape:
     """Record from now on what `zo` and `booster` do; to be called before the first step.
 
     Returns:
         The tape; `tape.save(path)` writes it.
     """
-    optimizer, ledger = zo.optimizer, booster.ledger
+    optimizer = zo.optimizer
     step = StepHeader(zo.directions, optimizer.distribution, optimizer.weight_decay, **asdict(optimizer.rule))
-    rounds = RoundsHeader(booster.rounding, ledger.start.reinit, ledger.start.colsample)
-    zo.tape = booster.tape = Tape(TapeHeader(ledger.origin, step, rounds))
+    rounds = RoundsHeader(booster.rounding, booster.start.reinit, booster.start.colsample)
+    zo.tape = booster.tape = Tape(TapeHeader(booster.adapters.origin, step, rounds))
     return zo.tape

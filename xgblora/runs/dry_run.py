@@ -10,9 +10,9 @@ from xgblora.runs.forecast import (
     DiskSpace,
     RunMemory,
     batches_of,
-    boosters_of,
     course_of,
     disk_space,
+    expected_boosters,
     memory_of_run,
 )
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
@@ -39,7 +39,7 @@ def dry_run(task: TaskArguments, args: XGBLoRAArguments) -> None:
         return
     course = course_of(trainer)
     batches = batches_of(trainer, course.last)
-    memory = memory_of_run(trainer, batches, boosters_of(trainer, course))
+    memory = memory_of_run(trainer, batches, expected_boosters(trainer, course))
     disk = disk_space(trainer, course, memory)
     rows = [*_steps(trainer, course), *_work(trainer, batches), *_memory(trainer, memory), *_disk(run.task, args, disk)]
     log_block("dry run: nothing was written", rows)

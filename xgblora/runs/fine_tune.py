@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalPrediction
 
-from xgblora.boosting.export import export_merged, finish, takes_its_boosters
+from xgblora.boosting.export import export_merged
+from xgblora.boosting.finish import finish, takes_its_boosters
 from xgblora.boosting.peft_adapter import export_peft
 from xgblora.environment import peak_memory, versions
 from xgblora.errors import InputError, in_one_line

@@ -46,7 +46,7 @@ class Course:
     leftover: int
 
 
-def boosters_of(trainer: XGBLoRATrainer, course: Course) -> int:
+def expected_boosters(trainer: XGBLoRATrainer, course: Course) -> int:
     """How many boosters there will be at the end of `course`, those before its first step included."""
     return _merges_within(trainer, course.last, course.last, course.per_epoch) + course.leftover
 
@@ -160,7 +160,7 @@ def memory_of_run(trainer: XGBLoRATrainer, batches: Batches | None, boosters: in
         evaluation=evaluation,
         # the adapter that is left at the end is merged too, so that every run that trains merges
         remainders=merging.remainders if trainer.args.rounding == "remainder" else 0,
-        host=merging.host_copy + boosters * arena.master.nbytes,
+        host=merging.host_copy + boosters * _recorded(trainer),
     )
 
 
@@ -190,11 +190,18 @@ class DiskSpace:
 
 def disk_space(trainer: XGBLoRATrainer, course: Course, memory: RunMemory) -> DiskSpace:
     """What the run of `course` leaves; everything that was merged before it counts too."""
-    count = boosters_of(trainer, course)
+    count = expected_boosters(trainer, course)
     adapters = trainer.adapters.arena.master.nbytes
-    boosters = count * adapters
-    tape = trainer.tape.size_after(course.last, count) if trainer.tape is not None else 0
+    boosters = count * _recorded(trainer)
+    measured = trainer.adapters.arena.master.numel() if trainer.booster.start.measures else 0
+    tape = trainer.tape.size_after(course.last, count, measured) if trainer.tape is not None else 0
     return DiskSpace(boosters, tape, memory.weights, adapters + boosters + tape + memory.optimizer)
+
+
+def _recorded(trainer: XGBLoRATrainer) -> int:
+    """Bytes that a ledger holds of each round: the booster, and its start where that was measured."""
+    adapters = trainer.adapters.arena.master.nbytes
+    return 2 * adapters if trainer.booster.start.measures else adapters
 
 
 def _peak_of_step(trainer: XGBLoRATrainer, batch: dict[str, Tensor]) -> tuple[int, int]:

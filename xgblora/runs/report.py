@@ -43,7 +43,7 @@ def log_configuration(
     if args.trainer != "none":
         rows += _rows_of_full_parameters(adapters) if args.full else _rows_of_adapters(args, adapters)
         if args.boosts:
-            start = trainer.booster.ledger.start
+            start = trainer.booster.start
             rows += [
                 ("Steps per iteration", args.xgblora_steps_per_iteration),
                 ("Merge frequency (epochs)", args.xgblora_merge_frequency),

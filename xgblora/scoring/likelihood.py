@@ -1,6 +1,6 @@
 """Mean log-probabilities of candidates: no token is run twice that need not be.
 
-Candidates that differ in their last token alone are one text already (`tasks.encoding`). Texts that begin alike, be
+Candidates that differ in their last token alone are one text already (`scoring.encoding`). Texts that begin alike, be
 they candidates of one example, questions about one article or questions after the same demonstrations, have their
 beginning run once and kept in a KV cache, where that pays (`xgblora.scoring.beginnings`). From there their ends go
 on, several in one row, with a mask that keeps them apart. Models that keep something else than the keys and values of

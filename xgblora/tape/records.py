@@ -3,6 +3,8 @@
 import zlib
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -25,6 +27,23 @@ class MergeRecord:
     step: int
     shrinkage: float
     checksum: int
+
+
+@dataclass(frozen=True)
+class StartRecord:
+    """The adapter, measured, that the round after the next merge starts with; `values` are its fp32 numbers."""
+
+    values: bytes
+
+    @classmethod
+    def of(cls, adapter: Tensor) -> "StartRecord":
+        """The record of `adapter`, fp32 [P]."""
+        return cls(adapter.cpu().numpy().astype("<f4").tobytes())
+
+    @property
+    def adapter(self) -> Tensor:
+        """fp32 [P] on the host."""
+        return torch.from_numpy(np.frombuffer(self.values, "<f4").astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,7 @@ class EndRecord:
     sha256: bytes
 
 
-Record = StepRecord | MergeRecord | RollbackRecord | KeepRecord | TakeRecord | EndRecord
+Record = StepRecord | MergeRecord | StartRecord | RollbackRecord | KeepRecord | TakeRecord | EndRecord
 
 
 def checksum(adapters: Tensor) -> int:

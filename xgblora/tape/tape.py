@@ -11,6 +11,7 @@ missing, and two that changed places are all found:
     S step: uint32 step, float32 learning rate, int64 seed, float32 projected gradient x q
     X a step whose losses were not finite: the same, and nothing was changed by it
     M merge: uint32 round, uint32 step, float64 shrinkage, uint32 crc32 of the merged adapter
+    A start: uint32 P, float32 x P; the adapter, measured, that the round after the next merge starts with
     R rollback: uint32 round
     K keep: nothing more; the adapter in training, as it stands, is the one that a take brings back
     T take: nothing more; the adapter that was kept last is the one in training again
@@ -35,6 +36,7 @@ from xgblora.tape.records import (
     MergeRecord,
     Record,
     RollbackRecord,
+    StartRecord,
     StepRecord,
     TakeRecord,
     checksum,
@@ -45,6 +47,9 @@ MAGIC = b"XGBLTAPE"
 _LENGTH = struct.Struct("<I")
 _CRC = struct.Struct("<I")
 _MERGE = struct.Struct("<IIdI")
+_COUNT = struct.Struct("<I")
+# the letter of a record, and the count behind it where its length is not that of every other
+_HEAD = 1 + _COUNT.size
 # steps are read from the device in batches of this many, so that training waits for it seldom
 _PENDING_STEPS = 1024
 
@@ -75,6 +80,10 @@ class Tape:
         """Record that the adapter `adapters`, fp32 [P] on the host, was merged after `step`, shrunken."""
         self._append(b"M" + _MERGE.pack(round, step, shrinkage, checksum(adapters)))
 
+    def record_start(self, adapter: Tensor) -> None:
+        """Record the measured adapter, fp32 [P], that the round after the next merge starts with."""
+        self._append(b"A" + _COUNT.pack(adapter.numel()) + StartRecord.of(adapter).values)
+
     def record_rollback(self, round: int) -> None:
         """Record that the weights after `round` came back."""
         self._append(b"R" + struct.pack("<I", round))
@@ -101,10 +110,14 @@ class Tape:
         self._read_pending()
         return bytes(self._bytes[start:])
 
-    def size_after(self, steps: int, merges: int) -> int:
-        """Bytes of the file when `steps` more steps and `merges` more merges are recorded, and the end."""
-        records = {b"S": steps, b"M": merges, b"E": 1}
-        return len(self.to_bytes()) + sum(n * (self._length(letter) + _CRC.size) for letter, n in records.items())
+    def size_after(self, steps: int, merges: int, measured: int = 0) -> int:
+        """Bytes of the file when `steps` more steps and `merges` more merges are recorded, and the end.
+
+        With `measured` numbers in each start that the merges bring.
+        """
+        starts = {b"A" + _COUNT.pack(measured): merges} if measured else {}
+        records = {b"S": steps, b"M": merges, b"E": 1, **starts}
+        return len(self.to_bytes()) + sum(n * (self._length(head) + _CRC.size) for head, n in records.items())
 
     def records(self) -> Iterator[Record]:
         """All records, in order."""
@@ -112,7 +125,7 @@ class Tape:
         position = len(MAGIC) + _LENGTH.size
         position += _LENGTH.unpack_from(self._bytes, len(MAGIC))[0] + _CRC.size
         while position < len(self._bytes):
-            length = self._length(bytes(self._bytes[position : position + 1]))
+            length = self._length(bytes(self._bytes[position : position + _HEAD]))
             yield self._decode(bytes(self._bytes[position : position + length]))
             position += length + _CRC.size
 
@@ -160,7 +173,7 @@ class Tape:
             raise ValueError("its header is damaged")
         position = len(tape._bytes)
         while position < len(content):
-            length = tape._length(content[position : position + 1])
+            length = tape._length(content[position : position + _HEAD])
             end = position + length + _CRC.size
             if end > len(content):
                 if torn_end:
@@ -172,8 +185,13 @@ class Tape:
             position = end
         return tape
 
-    def _length(self, letter: bytes) -> int:
-        """Bytes of a record that begins with `letter`, its crc not counted."""
+    def _length(self, head: bytes) -> int:
+        """Bytes of a record that begins with `head`, `_HEAD` bytes or all there are; its crc not counted."""
+        letter = head[:1]
+        if letter == b"A":
+            # one that is torn before it says its length is not whole, whatever that is
+            numbers = _COUNT.unpack_from(head, 1)[0] if len(head) == _HEAD else 0
+            return _HEAD + 4 * numbers
         lengths = {b"S": self._step.size, b"X": self._step.size, b"M": _MERGE.size, b"R": 4, b"K": 0, b"T": 0, b"E": 32}
         if letter not in lengths:
             raise ValueError(f"there is no record {letter!r}")
@@ -186,6 +204,8 @@ class Tape:
             return StepRecord(step, lr, seed, tuple(projected_grads), letter == b"S")
         if letter == b"M":
             return MergeRecord(*_MERGE.unpack(fields))
+        if letter == b"A":
+            return StartRecord(fields[_COUNT.size :])
         if letter == b"R":
             return RollbackRecord(*struct.unpack("<I", fields))
         if letter in b"KT":

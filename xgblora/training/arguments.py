@@ -8,8 +8,8 @@ from transformers import TrainingArguments
 
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.boosting import AdaptiveRule, MergePolicy
-from xgblora.boosting.reinit import REINITS
 from xgblora.boosting.shrinkage import FACTORS, Shrinkage
+from xgblora.boosting.starts import REINITS
 from xgblora.tasks import TASKS
 from xgblora.training.check_flags import check_flags
 from xgblora.training.flag import Decides, Needs, declare, flags_of

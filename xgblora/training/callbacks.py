@@ -2,13 +2,12 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from xgblora.boosting import AdaptiveMerging, Booster, MergePolicy, Unboosted
+from xgblora.boosting import AdaptiveMerging, Booster, FullFineTuning, MergePolicy
 from xgblora.boosting.early_stopping import best_of, has_stalled
 from xgblora.boosting.shrinkage import Shrinkage
 
@@ -25,7 +24,7 @@ class MergeCallback(TrainerCallback):
 
     def __init__(
         self,
-        booster: Booster | Unboosted,
+        booster: Booster | FullFineTuning,
         policy: MergePolicy,
         adaptive: AdaptiveMerging | None,
         shrinkage: Shrinkage,
@@ -60,10 +59,8 @@ class MergeCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         # an evaluation at the same step comes after the merge, so it measures the round, shrunken or not; but not where
         # the adaptive rule went back to an earlier adapter, whose loss it knows
-        last = self._booster.ledger.boosters[-1:]
-        unmeasured = last and last[0].step == state.global_step and last[0].held_out_loss is None
-        if unmeasured and "eval_loss" in (logs or {}):
-            self._booster.ledger.boosters[-1] = replace(last[0], held_out_loss=logs["eval_loss"])
+        if "eval_loss" in (logs or {}):
+            self._booster.record_held_out_loss(state.global_step, logs["eval_loss"])
 
     def on_evaluate(self, args, state, control, metrics=None, optimizer=None, **kwargs):
         if not self._training or "eval_loss" not in (metrics or {}):
@@ -72,7 +69,7 @@ class MergeCallback(TrainerCallback):
         if self._adaptive is not None and self._adaptive.observe(step, loss, last=step >= state.max_steps):
             self._merge_best_of_round(state)
             forget_moments(optimizer)
-        boosters = self._booster.ledger.boosters
+        boosters = self._booster.boosters
         if has_stalled(boosters, args.early_stopping_rounds):
             best = best_of(boosters)
             logger.info(
@@ -90,9 +87,9 @@ class MergeCallback(TrainerCallback):
         best = f"adapter of step {ended.kept_step}" if ended.improved else "nothing better than the round's start"
         self._log_merge(state, f" ({best}, held-out loss {ended.loss:.4f}, smoothed {ended.smoothed:.4f})")
         self._adaptive.take()
-        self._booster.merge(step=state.global_step, epoch=state.epoch, held_out_loss=ended.loss)
-        boosters = self._booster.ledger.boosters
-        boosters[-1] = replace(boosters[-1], kept_step=ended.kept_step)
+        self._booster.merge(
+            step=state.global_step, epoch=state.epoch, held_out_loss=ended.loss, kept_step=ended.kept_step
+        )
         self._adaptive.begin(state.global_step, ended.loss, ended.kept_step)
 
     def _log_merge(self, state, how: str = "") -> None:

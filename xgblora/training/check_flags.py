@@ -6,8 +6,8 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from xgblora.adapters.rank1_linear import scale_of
-from xgblora.boosting.reinit import REINITS, check_share
 from xgblora.boosting.shrinkage import Shrinkage
+from xgblora.boosting.starts import REINITS, check_share
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.ops.update import RULES
 from xgblora.training.flag import OF_ADAPTERS, Needs, needing

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from xgblora.adapters import FullParameters, Trainable, attach
 from xgblora.atomic_file import replacing_folder
-from xgblora.boosting import AdaptiveMerging, Booster, Unboosted
+from xgblora.boosting import AdaptiveMerging, Booster, FullFineTuning
 from xgblora.boosting.early_stopping import has_stalled
 from xgblora.errors import InputError
 from xgblora.objectives.texts import ChoosingObjective, model_loss
@@ -30,6 +30,7 @@ from xgblora.scoring.packing import positions_of
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress
 from xgblora.training.flag import Needs, asked_for
+from xgblora.training.round_samples import samples_of
 from xgblora.training.run_identity import identity_of_flags
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer, without_gradients
 from xgblora.zo import ZeroOrder
@@ -95,6 +96,8 @@ class XGBLoRATrainer(Trainer):
         self.zo = _zero_order(self.adapters, self.objective, args) if args.trainer == "zo" else None
         self.tape = start_tape(self.zo, self.booster) if self.zo is not None else None
         self._forward_parameters = sum(parameter.numel() for parameter in model.parameters())
+        if self.booster.start.measures:
+            self.booster.samples = samples_of(self, self.objective)
         self._set_callbacks()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
@@ -157,7 +160,7 @@ class XGBLoRATrainer(Trainer):
     def _run_epoch(self, *args, **kwargs):
         # transformers would take one step more when a run is resumed from its last checkpoint, and knows nothing of one
         # that stopped early
-        stalled = has_stalled(self.booster.ledger.boosters, self.args.early_stopping_rounds)
+        stalled = has_stalled(self.booster.boosters, self.args.early_stopping_rounds)
         if self.state.global_step >= self.state.max_steps or stalled:
             self.control.should_training_stop = True
         else:
@@ -239,7 +242,7 @@ class XGBLoRATrainer(Trainer):
             written.rmdir()
             checkpoint.seal(
                 staging,
-                self.booster.ledger.origin,
+                self.adapters.origin,
                 step=self.state.global_step,
                 epoch=self.state.epoch,
                 run=self._identity,
@@ -285,7 +288,7 @@ class XGBLoRATrainer(Trainer):
         checkpoint.save(folder, self.adapters, self.booster, self._adaptive)
 
     def _check_checkpoint(self, folder: str | Path) -> dict:
-        return checkpoint.check(Path(folder), self.booster.ledger.origin, self._identity)
+        return checkpoint.check(Path(folder), self.adapters.origin, self._identity)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster, self._adaptive)
@@ -297,7 +300,7 @@ class XGBLoRATrainer(Trainer):
 
     def _keep_best_round(self) -> None:
         """Go back to the round with the lowest held-out loss; the adapter still in training counts as the last one."""
-        boosters = self.booster.ledger.boosters
+        boosters = self.booster.boosters
         losses = {booster.round: booster.held_out_loss for booster in boosters}
         if self.booster.is_trained():
             losses[len(boosters) + 1] = self._held_out_loss_now()
@@ -316,7 +319,7 @@ class XGBLoRATrainer(Trainer):
             self.booster.rollback(round=self.best_round)
 
     def _held_out_loss_now(self) -> float:
-        boosters = self.booster.ledger.boosters
+        boosters = self.booster.boosters
         if boosters and boosters[-1].step == self.state.global_step and boosters[-1].held_out_loss is not None:
             # nothing was trained since that merge
             return boosters[-1].held_out_loss
@@ -345,9 +348,9 @@ def _trainable(model: nn.Module, args: XGBLoRAArguments) -> Trainable:
     return attach(model, _targets(args.target_modules), alpha=args.lora_alpha, rank=args.rank, seed=args.seed)
 
 
-def _booster(adapters: Trainable, args: XGBLoRAArguments) -> Booster | Unboosted:
+def _booster(adapters: Trainable, args: XGBLoRAArguments) -> Booster | FullFineTuning:
     if args.full:
-        return Unboosted(adapters)
+        return FullFineTuning(adapters)
     return Booster(adapters, rounding=args.rounding, reinit=args.xgblora_reinit, colsample=args.xgblora_colsample)
 
 

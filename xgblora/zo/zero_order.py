@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from xgblora.adapters import Trainable
 from xgblora.errors import InputError, check_not_negative, check_positive
@@ -169,7 +170,7 @@ class ZeroOrder:
         if self.adapters.model.training:
             self.adapters.model.eval()
         try:
-            (losses,) = self._run(("losses", self.pairing, self._layers_in_use()), self._losses_of, batch)
+            (losses,) = self._run(("losses", self.pairing, self._active_layers()), self._losses_of, batch)
         except BaseException:
             self.abandon_step()
             raise
@@ -226,8 +227,8 @@ class ZeroOrder:
         masks = [] if untrained is None else [untrained]
         return [*self._base, *banks, *masks, arena.master, arena.live, *arena.moments.values(), self.skipped_steps]
 
-    def _layers_in_use(self) -> tuple[bool, ...]:
-        return tuple(layer.in_use for layer in self.adapters.layers.values())
+    def _active_layers(self) -> tuple[bool, ...]:
+        return tuple(layer.active for layer in self.adapters.layers.values())
 
     def _start_step(self) -> None:
         self._first_seed = derive_seed(self.seed, self.step_index, 0)
@@ -284,20 +285,23 @@ class ZeroOrder:
         return losses.float().view(rows, -1).mean(dim=1)
 
     def _sequential_losses(self, batch: Any, groups: int) -> Tensor:
-        means = torch.zeros_like(self._losses)
+        rows, means = len(self._losses) // self.forwards, []
         batch = stacked(batch, 1, groups) if groups > 1 else batch
-        for first in range(0, len(means), len(means) // self.forwards):
+        for first in range(0, len(self._losses), rows):
             losses = self._losses_with(first, first + groups, batch).float()
-            if groups == 1:
-                means[first] = losses.mean()
-                continue
-            if losses.shape[:1] != (_examples(batch),):
-                raise InputError(
-                    f"estimator={self.estimator.name}: the objective must return one loss an example, not shape "
-                    f"{tuple(losses.shape)}"
-                )
-            means[first : first + groups] = losses.view(groups, -1).mean(dim=1)
-        return means
+            means.append(pad(self._means_of(losses, groups, batch), (0, rows - groups)))
+        return torch.cat(means)
+
+    def _means_of(self, losses: Tensor, groups: int, batch: Any) -> Tensor:
+        """fp32 [groups]: the mean over each one's share of the examples."""
+        if groups == 1:
+            return losses.mean().view(1)
+        if losses.shape[:1] != (_examples(batch),):
+            raise InputError(
+                f"estimator={self.estimator.name}: the objective must return one loss an example, not shape "
+                f"{tuple(losses.shape)}"
+            )
+        return losses.view(groups, -1).mean(dim=1)
 
     def _losses_with(self, start: int, stop: int, batch: Any) -> Tensor:
         """What the objective gives for `batch` while the model reads these rows of `live`."""

@@ -43,9 +43,9 @@ class LayerKind:
             what the module gives; None to find it out by trying, as `writes_reach_the_output` does.
         fan_in_fan_out: the entry of that name in the configuration of a PEFT adapter; None where PEFT adapts no such
             layer.
-        layer: what is put in the module's place, `(base, alpha=, rank=) -> layer`; None for `Rank1Linear`, of which it
-            is a subclass otherwise. One whose weight is several matrices (the experts of a mixture) gives them as
-            `matrices`, and holds `rank` rows of `a` and `b` for each, one matrix after the other.
+        layer: what is put in the module's place, `(base, alpha=, rank=, seed=) -> layer`; None for `Rank1Linear`, of
+            which it is a subclass otherwise. One whose weight is several matrices (the experts of a mixture) gives
+            them as `matrices`, and holds `rank` rows of `a` and `b` for each, one matrix after the other.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Which adapted weights share memory with another module: a merge into one would change the other."""
+"""Aliased weights: adapted weights that share memory with another module, which a merge would change too."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class _Span:
     is_target: bool
 
 
-def shared_weights(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+def aliased_weights(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Pairs (a layer of `names`, another module) where the layer's weight and a tensor of the other share memory.
 
     Tied parameters, two parameters over one storage, and one layer under two names. Two tensors share memory where the

@@ -1,13 +1,13 @@
-"""`Unboosted`: what stands in a `Booster`'s place where there are no rounds, no merges and no ledger file."""
+"""`FullFineTuning`: what stands in a `Booster`'s place where there are no rounds, no merges and no ledger file."""
 
 from pathlib import Path
 
-from xgblora.adapters import FullParameters, Origin
-from xgblora.boosting.ledger import Ledger
+from xgblora.adapters import FullParameters
+from xgblora.boosting.starts import RoundStart
 from xgblora.tape import Tape
 
 
-class Unboosted:
+class FullFineTuning:
     """Full-parameter training as the trainer, checkpoints and the tape see it.
 
     Args:
@@ -15,21 +15,27 @@ class Unboosted:
 
     Attributes:
         adapters: likewise.
-        ledger: of no boosters; its origin says which model this was.
+        boosters: none.
         rounding: "none", there are no merges.
+        start: of rounds, of which there are none.
         tape: where the end of training is recorded, None unless `start_tape` began one.
     """
 
+    boosters = ()
     rounding = "none"
+    start = RoundStart()
 
     def __init__(self, adapters: FullParameters):
         self.adapters = adapters
-        self.ledger = Ledger(Origin.of(adapters), (), self.rounding)
+        adapters.identify()
         self.tape: Tape | None = None
 
     def is_trained(self) -> bool:
         """No: nothing stands beside the weights that has still to be merged into them."""
         return False
+
+    def record_held_out_loss(self, step: int, loss: float) -> None:
+        """Nothing: there is no booster that it could be of."""
 
     def end(self) -> None:
         """Nothing: the weights are what was trained."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import xgblora
-from xgblora.adapters.shared_memory import shared_weights
+from xgblora.adapters.aliased_weights import aliased_weights
 from xgblora.errors import InputError
 
 
@@ -92,7 +92,7 @@ def test_what_is_never_written_may_be_shared(make_base):
 
 def test_sharing_between_layers_without_adapters_does_no_harm(make_opt):
     model = make_opt(tie_word_embeddings=True)
-    assert list(shared_weights(model, ["model.decoder.layers.0.fc1"])) == []
+    assert list(aliased_weights(model, ["model.decoder.layers.0.fc1"])) == []
     assert len(xgblora.attach(model, alpha=1.0).layers) == 4
 
 

@@ -7,9 +7,9 @@ import xgblora
 from xgblora import Ledger
 from xgblora.adapters.adapter_set import fresh_adapter
 from xgblora.boosting import RoundStart
-from xgblora.boosting.export import finish
+from xgblora.boosting.finish import finish
 from xgblora.boosting.peft_adapter import export_peft
-from xgblora.boosting.reinit import REINITS
+from xgblora.boosting.starts import REINITS
 from xgblora.errors import InputError
 from xgblora.replaying import rebuild, replay
 from xgblora.tape import Tape
@@ -288,6 +288,6 @@ class TestColsample:
         booster = xgblora.Booster(xgblora.attach(quantise(make_opt()), alpha=2.0), colsample=0.5)
         dead = dead_layers(booster.adapters)
         for layer in booster.adapters.layers.values():
-            layer.b.data.fill_(0.1 if layer.in_use else 0.0)
+            layer.b.data.fill_(0.1 if layer.active else 0.0)
         booster.merge()
         assert dead == {name for name, layer in booster.adapters.layers.items() if layer.bank is None}
