@@ -72,7 +72,7 @@ def test_a_flag_that_is_wrong(train_command, flags, said):
 
 
 def test_reporting_to_what_is_not_installed(train_command, monkeypatch):
-    monkeypatch.setattr("xgblora.training.arguments.get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr("xgblora.training.check_flags.get_available_reporting_integrations", lambda: ["tensorboard"])
     assert_refused(train_command("--report_to=wandb"), "report_to=wandb", "not installed")
 
 

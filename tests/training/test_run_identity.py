@@ -11,8 +11,8 @@ import torch
 from xgblora.adapters import Origin
 from xgblora.errors import InputError
 from xgblora.records import checkpoint
-from xgblora.training import XGBLoRAArguments, XGBLoRATrainer
-from xgblora.training.run_identity import identity_of_examples, identity_of_flags
+from xgblora.training import TaskArguments, XGBLoRAArguments, XGBLoRATrainer
+from xgblora.training.run_identity import identity_of_examples, identity_of_flags, identity_of_task
 
 # 3 batches an epoch
 FLAGS = ("--xgblora_steps_per_iteration=3", "--max_steps=6", "--save_strategy=steps", "--save_steps=2")
@@ -200,3 +200,58 @@ def test_an_identity_is_plain_json():
     identity = identity_of_flags(args)
     assert json.loads(json.dumps(identity)) == identity
     assert all(type(value) in (str, int, float, bool, type(None), dict) for value in identity.values())
+
+
+# a checkpoint compares these names: one more or less, and those that were written before are of another run
+OF_EVERY_RUN = (
+    "method trainer seed learning_rate lr_scheduler_type lr_scheduler_kwargs weight_decay per_device_train_batch_size "
+    "gradient_accumulation_steps train_sampling_strategy data_seed dataloader_drop_last rounding xgblora_reinit "
+    "xgblora_shrinkage xgblora_colsample early_stopping_rounds load_best_round_at_end load_best_model_at_end"
+)
+OF_ESTIMATES = "zo_eps zo_directions zo_distribution zo_two_sided zo_normalise zo_pairing zo_optimizer"
+OF_BACKPROPAGATION = (
+    "optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 "
+    "neftune_noise_alpha"
+)
+OF_EVALUATIONS = "eval_strategy eval_steps eval_delay eval_on_start staged_eval"
+OF_MERGES_BY_EPOCHS = "xgblora_adaptive_merge xgblora_steps_per_iteration xgblora_merge_frequency"
+OF_ADAPTIVE_MERGES = (
+    "xgblora_adaptive_merge xgblora_adaptive_ema xgblora_adaptive_patience xgblora_adaptive_threshold "
+    "xgblora_adaptive_min_steps xgblora_adaptive_max_steps"
+)
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ({}, [OF_ESTIMATES, OF_MERGES_BY_EPOCHS]),
+        (
+            {"xgblora_steps_per_iteration": 3, "zo_optimizer": "momentum", "lr_scheduler_type": "inverse_sqrt"},
+            [OF_ESTIMATES, "xgblora_adaptive_merge xgblora_steps_per_iteration zo_momentum warmup_steps"],
+        ),
+        (
+            {"xgblora_adaptive_merge": True, "max_steps": 6},
+            [OF_ESTIMATES, OF_ADAPTIVE_MERGES, OF_EVALUATIONS, "per_device_eval_batch_size max_steps"],
+        ),
+        ({"full": True, "zo_optimizer": "adam"}, [OF_ESTIMATES, "adam_beta1 adam_beta2 adam_epsilon"]),
+        (
+            {"lora": True, "trainer": "regular", "lr_scheduler_type": "linear"},
+            [OF_BACKPROPAGATION, OF_EVALUATIONS, "warmup_steps max_steps num_train_epochs"],
+        ),
+        (
+            {"lora": True, "load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 100},
+            [OF_ESTIMATES, OF_EVALUATIONS, "metric_for_best_model greater_is_better per_device_eval_batch_size"],
+        ),
+        ({"trainer": "none", "load_best_round_at_end": True}, [OF_MERGES_BY_EPOCHS, "per_device_eval_batch_size"]),
+    ],
+)
+def test_what_counts_in_a_run_is_named(flags, named):
+    identity = identity_of_flags(XGBLoRAArguments(output_dir="x", use_cpu=True, **flags))
+    assert sorted(identity) == sorted(" ".join([OF_EVERY_RUN, *named]).split())
+
+
+def test_generated_answers_count_where_the_objective_is_of_them():
+    always = {"task_name": "SQuAD", "num_train": 1000, "num_dev": 500, "train_set_seed": 3, "max_length": 64}
+    for objective, more in (("accuracy", {}), ("f1", {"max_new_tokens": 50})):
+        task = TaskArguments(task_name="SQuAD", objective=objective)
+        assert identity_of_task(task, seed=3, max_length=64) == {**always, "objective": objective, **more}

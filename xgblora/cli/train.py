@@ -15,40 +15,15 @@ from xgblora.freed_memory import keep_freed_memory
 from xgblora.runs.console import show_on_terminal
 from xgblora.runs.dry_run import dry_run
 from xgblora.runs.fine_tune import fine_tune
-from xgblora.training.arguments import AdapterArguments, TaskArguments, XGBLoRAArguments, is_of_adapters
+from xgblora.training.arguments import FLAGS, TaskArguments, XGBLoRAArguments
+from xgblora.training.flag import OF_ADAPTERS, needing
 
 DESCRIPTION = """Fine-tune a language model with XGBLoRA (boosted rank-1 adapters) or LoRA, by forward passes alone
 or by backpropagation. Without --model_name it fine-tunes the small model of the package on its review data.
 A first argument that ends in .yaml, .yml or .json is read for flags; those on the command line win."""
 
 # Flags that `--help` shows: ours, and the ones of transformers that most runs set.
-SHOWN_FLAGS = {
-    *TaskArguments.__annotations__,
-    *AdapterArguments.__annotations__,
-    "help",
-    "help_all",
-    "output_dir",
-    "learning_rate",
-    "lr_scheduler_type",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "max_steps",
-    "num_train_epochs",
-    "weight_decay",
-    "warmup_steps",
-    "logging_steps",
-    "eval_strategy",
-    "eval_steps",
-    "per_device_eval_batch_size",
-    "save_strategy",
-    "save_steps",
-    "save_total_limit",
-    "resume_from_checkpoint",
-    "load_best_model_at_end",
-    "report_to",
-    "seed",
-    "use_cpu",
-}
+SHOWN_FLAGS = {"help", "help_all", *(name for name, flag in FLAGS.items() if flag.shown)}
 
 
 @exits_with_one_line
@@ -98,7 +73,8 @@ def set_defaults_of_demonstration(parser: FlagParser, arguments: list[str]) -> N
             # the demonstration's model on another task
             del flags["task_name"], flags["data_dir"], flags["objective"]
         if "full" in given:
-            flags = {name: value for name, value in flags.items() if not is_of_adapters(name)}
+            of_adapters = needing(XGBLoRAArguments, *OF_ADAPTERS)
+            flags = {name: value for name, value in flags.items() if name not in of_adapters}
             flags["learning_rate"] = demo.LEARNING_RATE_OF_FULL_PARAMETERS
         if "xgblora_adaptive_merge" in given:
             # only one rule merges

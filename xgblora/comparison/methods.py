@@ -8,19 +8,11 @@ from pathlib import Path
 import yaml
 
 from xgblora.errors import InputError
-from xgblora.training.arguments import OF_ROUNDS, is_of_adapters
+from xgblora.training.arguments import FLAGS, XGBLoRAArguments
+from xgblora.training.flag import Needs, needing
 
 # what the comparison decides for every run, and which of its own flags does it
-SET_BY_THE_COMPARISON = {
-    "seed": "use --seeds",
-    "output_dir": "use --output_root",
-    "xgblora": "use --methods",
-    "lora": "use --methods",
-    "full": "use --methods",
-    "trainer": "use --methods",
-    "resume_from_checkpoint": "every run goes on from its newest checkpoint",
-    "overwrite": "use --skip_completed false",
-}
+SET_BY_THE_COMPARISON = {name: flag.in_comparison for name, flag in FLAGS.items() if flag.in_comparison}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -42,15 +34,23 @@ class Method:
     flags: dict[str, object] = field(default_factory=dict)
     full: bool = False
 
+    @property
+    def lacks(self) -> set[Needs]:
+        """What a run of it does without."""
+        lacking = {
+            Needs.ADAPTERS: self.full,
+            Needs.RANK: self.full or self.boosts,
+            Needs.ROUNDS: not self.boosts,
+            Needs.MERGES: not self.boosts,
+            Needs.ESTIMATE: self.trainer != "zo",
+            # a weight has one value at a time
+            Needs.COPIES: self.full,
+        }
+        return {need for need, is_lacking in lacking.items() if is_lacking}
+
     def takes(self, flag: str) -> bool:
         """Whether `flag` makes a difference to this method."""
-        if self.full and (is_of_adapters(flag) or flag == "zo_pairing"):
-            return False
-        if flag.startswith("xgblora_") or flag in OF_ROUNDS:
-            return self.boosts
-        if flag.startswith("zo_"):
-            return self.trainer == "zo"
-        return flag != "lora_r" or not self.boosts
+        return flag not in FLAGS or self.lacks.isdisjoint(FLAGS[flag].needs)
 
     def settings(self, common: dict[str, object], swept: dict[str, float]) -> dict[str, object]:
         """The flags that are this method's; of adapters alpha, rank and when they are merged are always among them.
@@ -65,7 +65,7 @@ class Method:
         settings = {"trainer": self.trainer, "xgblora": self.boosts, "lora": not self.boosts, **common, **ours}
         if not self.boosts:
             never = {"xgblora_steps_per_iteration": 0, "xgblora_merge_frequency": 0}
-            return {**settings, **never, **OF_ROUNDS}
+            return {**settings, **never, **needing(XGBLoRAArguments, Needs.ROUNDS)}
         settings["lora_r"] = 1
         if str(settings["xgblora_steps_per_iteration"]) != "0" and "xgblora_merge_frequency" not in ours:
             settings["xgblora_merge_frequency"] = 0

@@ -16,22 +16,11 @@ from xgblora.comparison.methods import Method
 from xgblora.comparison.sweep import Setting
 from xgblora.errors import InputError
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
+from xgblora.training.arguments import FLAGS
+from xgblora.training.flag import Decides
 
 # what a run may be started with differently and still be the same run
-_BESIDE_THE_POINT = {
-    "output_dir",
-    "disable_tqdm",
-    "resume_from_checkpoint",
-    "overwrite",
-    "dry_run",
-    "save_model",
-    "save_strategy",
-    "save_steps",
-    "save_total_limit",
-    "report_to",
-    "run_name",
-    "logging_dir",
-}
+_BESIDE_THE_POINT = {name for name, flag in FLAGS.items() if flag.decides is Decides.NOTHING}
 _LAST_LINES = 5
 _PATIENCE = 10.0
 

@@ -22,8 +22,9 @@ from xgblora.runs.console import logger, logging_to, remembering_log
 from xgblora.runs.language_model import load_model, longest_text, refuse_missing_folder
 from xgblora.runs.measurement import Measurement, calibration_for, check_measurement, demonstrations_for
 from xgblora.tasks import choose_task, sample_sets
-from xgblora.training.arguments import NEED_ROUNDS, TaskArguments, XGBLoRAArguments
-from xgblora.training.run_identity import identity_of_examples
+from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.flag import Needs, asked_for
+from xgblora.training.run_identity import identity_of_examples, identity_of_task
 from xgblora.training.trainer import XGBLoRATrainer
 
 
@@ -129,7 +130,7 @@ def prepare(task: TaskArguments, args: XGBLoRAArguments) -> PreparedRun:
             # of a generated answer the loss alone is known
             compute_metrics=None if chosen.generation else _compute_metrics,
             identity={
-                **_identity_of_task(task, seed=seed, max_length=length),
+                **identity_of_task(task, seed=seed, max_length=length),
                 **identity_of_examples(train, dev),
             },
         )
@@ -144,7 +145,7 @@ def _refuse_missing_optimizer(args: XGBLoRAArguments, model: nn.Module) -> None:
 
 
 def _refuse_what_needs_development_examples(task: TaskArguments, args: XGBLoRAArguments) -> None:
-    wanted = [name for name in NEED_ROUNDS if getattr(args, name)]
+    wanted = asked_for(args, Needs.DEVELOPMENT_EXAMPLES)
     if args.shrinkage.factor is None:
         wanted.append("xgblora_shrinkage=line_search")
     if wanted:
@@ -230,15 +231,6 @@ def _go_on_from_last(folder: RunFolder, task: TaskArguments, args: XGBLoRAArgume
         folder.refuse_if_finished()
     logger.info("resuming from %s", whole) if whole else logger.info("no whole checkpoint: starting from the beginning")
     args.resume_from_checkpoint = str(whole) if whole else None
-
-
-def _identity_of_task(task: TaskArguments, *, seed: int, max_length: int) -> dict[str, object]:
-    """What decides a run beside the flags of the trainer. The examples say it all; these say which flag it was."""
-    names = ["task_name", "objective", "num_train", "num_dev"]
-    if task.objective == "f1":
-        names.append("max_new_tokens")
-    flags = {name: getattr(task, name) for name in names}
-    return {**flags, "train_set_seed": seed, "max_length": max_length}
 
 
 def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -7,7 +7,7 @@ from xgblora.objectives.of_task import OBJECTIVES
 from xgblora.records.run_folder import RunFolder
 from xgblora.runs.console import log_block, log_table, logger
 from xgblora.tasks import SampledSets
-from xgblora.training.arguments import NUMBERS_OF_OPTIMIZERS, TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 from xgblora.training.trainer import XGBLoRATrainer
 from xgblora.zo import Estimator
 
@@ -98,8 +98,7 @@ def estimate_and_rule(args: XGBLoRAArguments) -> str:
     if args.zo_distribution != "gaussian":
         parts.append(args.zo_distribution)
     if args.zo_optimizer != "sgd":
-        numbers = NUMBERS_OF_OPTIMIZERS[args.zo_optimizer]
-        said = ", ".join(f"{name} {getattr(args, flag):g}" for flag, name in numbers.items())
+        said = ", ".join(f"{name} {getattr(args, flag):g}" for flag, name in args.flags_of_optimizer.items())
         parts.append(f"{args.zo_optimizer} ({said})" if said else args.zo_optimizer)
     return ", ".join(parts)
 

@@ -1,92 +1,39 @@
 """What decides the rest of a run: a checkpoint says it, and a run that goes on from there must say the same.
 
-Whatever is not here may change when a run is resumed: where and how often it logs, saves and reports, the sizes and
-moments of evaluations that decide nothing, the device, and how long it trains where nothing depends on that
-(docs/resuming.md).
+Each flag says what it decides where it is declared (`flag.py`); here stands in which runs that counts. Whatever else is
+may change when a run is resumed: where and how often it logs, saves and reports, the sizes and moments of evaluations
+that decide nothing, the device, and how long it trains where nothing depends on that (docs/resuming.md).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from xgblora.training.arguments import NUMBERS_OF_OPTIMIZERS, XGBLoRAArguments
+from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.flag import Decides, flags_of
 
-_OF_EVERY_RUN = (
-    "method",
-    "trainer",
-    "seed",
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "weight_decay",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "train_sampling_strategy",
-    "data_seed",
-    "dataloader_drop_last",
-    "rounding",
-    "xgblora_reinit",
-    "xgblora_shrinkage",
-    "xgblora_colsample",
-    "early_stopping_rounds",
-    "load_best_round_at_end",
-    "load_best_model_at_end",
-)
-_OF_ESTIMATES = (
-    "zo_eps",
-    "zo_directions",
-    "zo_distribution",
-    "zo_two_sided",
-    "zo_normalise",
-    # sums are taken in another order
-    "zo_pairing",
-    "zo_optimizer",
-)
-_OF_BACKPROPAGATION = (
-    "optim",
-    "optim_args",
-    "optim_target_modules",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "bf16",
-    "fp16",
-    "neftune_noise_alpha",
-)
-_OF_ADAPTIVE_MERGING = ("ema", "patience", "threshold", "min_steps", "max_steps")
-_OF_EVALUATIONS = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "staged_eval")
 _SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup", "inverse_sqrt")
 
 
 def identity_of_flags(args: XGBLoRAArguments) -> dict[str, Any]:
     """What of the flags decides the rest of a run: name -> JSON value, what decides which others count first."""
-    schedule = _plain(args.lr_scheduler_type)
-    # with dropout the next mask depends on how often numbers were drawn, and each evaluation draws one
-    when_evaluated = args.xgblora_adaptive_merge or args.load_best_model_at_end or args.trainer == "regular"
-    shares = [args.warmup_steps] if schedule != "constant" else []
-    names = [*_OF_EVERY_RUN, *_of_merges(args)]
+    names = ["method", *_deciding(args, _what_counts(args))]
     if args.trainer == "zo":
-        names += [*_OF_ESTIMATES, *NUMBERS_OF_OPTIMIZERS[args.zo_optimizer]]
-    if args.trainer == "regular":
-        names += _OF_BACKPROPAGATION
-    if schedule != "constant":
-        names.append("warmup_steps")
-    if when_evaluated:
-        names += _OF_EVALUATIONS
-        shares.append(args.eval_steps or 0)
-    if args.load_best_model_at_end:
-        names += ["metric_for_best_model", "greater_is_better"]
-    if _held_out_loss_decides(args):
-        names.append("per_device_eval_batch_size")
-    # the adaptive rule ends its last round with the run
-    if (
-        schedule not in _SCHEDULES_WITHOUT_END
-        or args.xgblora_adaptive_merge
-        or any(0 < number < 1 for number in shares)
-    ):
-        names += ["max_steps"] if args.max_steps > 0 else ["max_steps", "num_train_epochs"]
+        names += args.flags_of_optimizer
     return {name: _plain(getattr(args, name)) for name in names}
+
+
+def identity_of_task(task: TaskArguments, *, seed: int, max_length: int) -> dict[str, Any]:
+    """What decides a run beside the flags of the trainer. The examples say it all; these say which flag it was.
+
+    Args:
+        task: the flags.
+        seed: what the examples were drawn by.
+        max_length: the longest text in tokens.
+    """
+    counts = [Decides.TASK, Decides.ANSWERS] if task.objective == "f1" else [Decides.TASK]
+    flags = {name: getattr(task, name) for name in _deciding(task, counts)}
+    return {**flags, "train_set_seed": seed, "max_length": max_length}
 
 
 def identity_of_examples(training: Sequence[Any], development: Sequence[Any]) -> dict[str, str]:
@@ -95,13 +42,42 @@ def identity_of_examples(training: Sequence[Any], development: Sequence[Any]) ->
     return {f"the digest of the {name} examples": _digest(examples) for name, examples in sets.items()}
 
 
-def _of_merges(args: XGBLoRAArguments) -> list[str]:
-    if not args.boosts:
-        return []
-    if args.xgblora_adaptive_merge:
-        return ["xgblora_adaptive_merge", *(f"xgblora_adaptive_{name}" for name in _OF_ADAPTIVE_MERGING)]
-    by_steps = ["xgblora_adaptive_merge", "xgblora_steps_per_iteration"]
-    return by_steps if args.xgblora_steps_per_iteration else [*by_steps, "xgblora_merge_frequency"]
+def _deciding(arguments: TaskArguments | XGBLoRAArguments, counts: Collection[Decides]) -> list[str]:
+    """The flags that decide something of what `counts`, in the order of `Decides`."""
+    flags = flags_of(arguments)
+    return [name for what in Decides if what in counts for name, flag in flags.items() if flag.decides is what]
+
+
+def _what_counts(args: XGBLoRAArguments) -> set[Decides]:
+    """What the flags of this run can decide."""
+    by_steps = args.boosts and not args.xgblora_adaptive_merge
+    # with dropout the next mask depends on how often numbers were drawn, and each evaluation draws one
+    evaluations = args.xgblora_adaptive_merge or args.load_best_model_at_end or args.trainer == "regular"
+    counts = {
+        Decides.RUN: True,
+        Decides.ROUNDS: True,
+        Decides.BOOSTING: args.boosts,
+        Decides.ADAPTIVE_RULE: args.boosts and args.xgblora_adaptive_merge,
+        Decides.STEPS_RULE: by_steps,
+        Decides.EPOCHS_RULE: by_steps and not args.xgblora_steps_per_iteration,
+        Decides.ESTIMATE: args.trainer == "zo",
+        Decides.GRADIENT: args.trainer == "regular",
+        Decides.WARMUP: _plain(args.lr_scheduler_type) != "constant",
+        Decides.EVALUATIONS: evaluations,
+        Decides.BEST_MODEL: args.load_best_model_at_end,
+        Decides.HELD_OUT_LOSS: _held_out_loss_decides(args),
+    }
+    ends = _end_decides(args, warms_up=counts[Decides.WARMUP], evaluations=evaluations)
+    counts |= {Decides.STEPS: ends, Decides.EPOCHS: ends and args.max_steps <= 0}
+    return {what for what, does in counts.items() if does}
+
+
+def _end_decides(args: XGBLoRAArguments, *, warms_up: bool, evaluations: bool) -> bool:
+    """Whether a longer run would be another one from the start."""
+    shares = [args.warmup_steps if warms_up else 0, (args.eval_steps or 0) if evaluations else 0]
+    ends = _plain(args.lr_scheduler_type) not in _SCHEDULES_WITHOUT_END
+    # the adaptive rule ends its last round with the run
+    return ends or args.xgblora_adaptive_merge or any(0 < number < 1 for number in shares)
 
 
 def _held_out_loss_decides(args: XGBLoRAArguments) -> bool:

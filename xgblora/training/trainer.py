@@ -27,8 +27,9 @@ from xgblora.records.run_files import RunFilesCallback
 from xgblora.records.run_folder import RunFolder
 from xgblora.replaying import start_tape
 from xgblora.scoring.packing import positions_of
-from xgblora.training.arguments import NEED_ROUNDS, XGBLoRAArguments
+from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress
+from xgblora.training.flag import Needs, asked_for
 from xgblora.training.round_samples import samples_of
 from xgblora.training.run_identity import identity_of_flags
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer, without_gradients
@@ -375,7 +376,7 @@ def _identity_of_size(train_dataset: object) -> dict[str, int]:
 
 
 def _refuse_without_one_held_out_set(args: XGBLoRAArguments, held_out: object) -> None:
-    wanted = [name for name in NEED_ROUNDS[:2] if getattr(args, name)]
+    wanted = asked_for(args, Needs.ONE_DEVELOPMENT_SET)
     if wanted and args.trainer != "none" and (held_out is None or isinstance(held_out, dict)):
         found = "none" if held_out is None else f"a dict of {len(held_out)}"
         raise InputError(f"eval_dataset: {wanted[0]} needs one development set to measure rounds on, not {found}")

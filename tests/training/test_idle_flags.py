@@ -1,0 +1,52 @@
+"""Flags that have no effect with a trainer say so."""
+
+import pytest
+
+from xgblora.training import XGBLoRAArguments
+from xgblora.training.idle_flags import idle_flags
+
+OF_ESTIMATES = {
+    "zo_eps": 0.01,
+    "zo_directions": 2,
+    "zo_pairing": "sequential",
+    "zo_capture": "never",
+    "zo_distribution": "rademacher",
+    "zo_two_sided": False,
+    "zo_normalise": True,
+    "zo_optimizer": "momentum",
+    "zo_momentum": 0.5,
+}
+OF_GRADIENTS = {
+    "optim": "sgd",
+    "optim_args": "a=1",
+    "max_grad_norm": 0.5,
+    "gradient_checkpointing": True,
+    "label_smoothing_factor": 0.1,
+}
+
+
+def arguments(trainer: str, **flags) -> XGBLoRAArguments:
+    return XGBLoRAArguments(output_dir="unused", use_cpu=True, trainer=trainer, **flags)
+
+
+def test_backpropagation_estimates_nothing():
+    lines = idle_flags(arguments("regular", **OF_ESTIMATES))
+    assert [line.partition(" has no effect with --trainer regular: ")[0] for line in lines] == [
+        f"--{name} {value}" for name, value in OF_ESTIMATES.items()
+    ]
+    assert lines[0].endswith("backpropagation computes the gradient, nothing is estimated")
+    assert lines[-1].endswith("--optim chooses what steps")
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
+def test_a_zeroth_order_run_has_no_gradient():
+    lines = arguments("zo", **OF_GRADIENTS).idle_flags
+    assert [line.split()[0] for line in lines] == [f"--{name}" for name in OF_GRADIENTS]
+    assert all(" has no effect with --trainer zo: " in line for line in lines)
+
+
+@pytest.mark.parametrize("trainer, flags", [("zo", OF_ESTIMATES), ("regular", OF_GRADIENTS), ("none", OF_ESTIMATES)])
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
+def test_what_has_an_effect_or_its_default_is_not_named(trainer, flags):
+    assert arguments(trainer, **flags).idle_flags == ()
+    assert arguments(trainer).idle_flags == ()

@@ -1,0 +1,48 @@
+"""What the flags of transformers say that `XGBLoRAArguments` takes over as they are (flag.py).
+
+One that is not here decides nothing that lasts, makes no difference between methods, and only `--help_all` shows it.
+"""
+
+from functools import partial
+
+from xgblora.training.flag import Decides, Flag
+
+_of_backpropagation = partial(Flag, Decides.GRADIENT, shown=False)
+
+INHERITED = {
+    "gradient_accumulation_steps": Flag(Decides.RUN),
+    "weight_decay": Flag(Decides.RUN),
+    "lr_scheduler_kwargs": Flag(Decides.RUN, shown=False),
+    "train_sampling_strategy": Flag(Decides.RUN, shown=False),
+    "data_seed": Flag(Decides.RUN, shown=False),
+    "dataloader_drop_last": Flag(Decides.RUN, shown=False),
+    "load_best_model_at_end": Flag(Decides.RUN),
+    "optim": _of_backpropagation(idle={"zo": "--zo_optimizer chooses what steps"}),
+    "optim_args": _of_backpropagation(idle={"zo": "--zo_optimizer chooses what steps"}),
+    "optim_target_modules": _of_backpropagation(),
+    "adam_beta1": _of_backpropagation(optimizers={"adam": "beta1"}),
+    "adam_beta2": _of_backpropagation(optimizers={"adam": "beta2"}),
+    "adam_epsilon": _of_backpropagation(optimizers={"adam": "epsilon"}),
+    "max_grad_norm": _of_backpropagation(idle={"zo": "there are no gradients to clip"}),
+    "bf16": _of_backpropagation(),
+    "fp16": _of_backpropagation(),
+    "neftune_noise_alpha": _of_backpropagation(),
+    "gradient_checkpointing": Flag(Decides.PASSING, idle={"zo": "nothing is kept for a backward pass"}, shown=False),
+    "torch_compile": Flag(
+        Decides.PASSING,
+        idle={"zo": "forwards run the model as it is; on a GPU they are captured as CUDA graphs"},
+        shown=False,
+    ),
+    "label_smoothing_factor": Flag(Decides.PASSING, idle={"zo": "--objective chooses the loss"}, shown=False),
+    "warmup_steps": Flag(Decides.WARMUP),
+    "eval_delay": Flag(Decides.EVALUATIONS, shown=False),
+    "eval_on_start": Flag(Decides.EVALUATIONS, shown=False),
+    "metric_for_best_model": Flag(Decides.BEST_MODEL, shown=False),
+    "greater_is_better": Flag(Decides.BEST_MODEL, shown=False),
+    "num_train_epochs": Flag(Decides.EPOCHS),
+    "save_steps": Flag(Decides.NOTHING),
+    "save_total_limit": Flag(Decides.NOTHING),
+    "disable_tqdm": Flag(Decides.NOTHING, shown=False),
+    "run_name": Flag(Decides.NOTHING, shown=False),
+    "use_cpu": Flag(Decides.PASSING),
+}
