@@ -359,9 +359,13 @@ def unchanged_logger():
 
 @pytest.fixture(scope="session")
 def tiny_flags(tiny_model_folder, review_folder) -> list[str]:
-    """Flags of `xgblora-train` for a run on 12 examples, 3 batches an epoch; where it writes is not among them."""
+    """Flags of `xgblora-train` for a run on 12 examples, 3 batches an epoch; where it writes is not among them.
+
+    In float32, whatever units this machine has: what `--dtype auto` chooses differs between them.
+    """
     flags = {
         "model_name": tiny_model_folder,
+        "dtype": "float32",
         "data_dir": review_folder,
         "num_train": 12,
         "num_dev": 4,

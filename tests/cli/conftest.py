@@ -36,6 +36,7 @@ def train_command(tiny_model_folder, review_folder, tmp_path, capsys, monkeypatc
     level = logger.level
     good = {
         "model_name": tiny_model_folder,
+        "dtype": "float32",
         "data_dir": review_folder,
         "num_train": 12,
         "num_dev": 4,

@@ -54,6 +54,30 @@ PHASES = {
 GIVEN_UP_AFTER = 60.0
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """One kill after the other at a run: attempt n to go on with it is killed before the n-th of some watched calls.
+
+    There was something to go on with: a run that was killed in a checkpoint.
+
+    Attributes:
+        phase: where the calls are.
+        first: before the tenth call of this name in a checkpoint the run was killed first.
+        names: of the calls that are counted. None, if all are, and then the first two of a row of the same call, such
+            as the removals that empty a folder: nothing is done, or a part; all is done at the call that follows.
+        once: whether they are those of the first time that an attempt is in the phase. What it does again later is as
+            fatal, and no other.
+    """
+
+    phase: str
+    first: str
+    names: tuple[str, ...] = ()
+    once: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.phase} after {self.first}"
+
+
 @dataclass
 class Case:
     """What one driver does: a run with `flags` that is left alone, and others that are killed and resumed to the end.
@@ -62,16 +86,20 @@ class Case:
         flags: of the run; where it writes is added.
         folder: where its runs write, each chain of attempts into a folder of its own.
         random_kills: how many kills at random moments between 0 and the seconds that the first run took.
-        swept: (phase, call) pairs: a run is killed in a checkpoint before the tenth such call; then attempt n to go on
-            is killed before the n-th watched call in the phase, until there are no more.
+        swept: what is swept, until there are no more such calls.
         seed: of the moments.
     """
 
     flags: list[str]
     folder: str
     random_kills: int = 0
-    swept: list[tuple[str, str]] = field(default_factory=list)
+    swept: list[Sweep] = field(default_factory=list)
     seed: int = 0
+
+    @classmethod
+    def of_json(cls, case: dict) -> "Case":
+        """A case as `dataclasses.asdict` leaves it."""
+        return cls(**{**case, "swept": [Sweep(**sweep) for sweep in case["swept"]]})
 
 
 @dataclass
@@ -87,7 +115,7 @@ class Attempt:
 class Chain:
     """The attempts at one run, each but the last one killed, and the folder that they leave.
 
-    `kind` is whole, random or the phase that was swept and the call before which it was killed first.
+    `kind` is whole, random or what was swept.
     """
 
     kind: str
@@ -101,8 +129,8 @@ class Windows:
     def __init__(self):
         self.share()
         self._phase = "start"
-        self._calls = self._fatal_call = 0
-        self._fatal_phase = self._fatal_name = None
+        self._sweep, self._calls, self._fatal_call = None, 0, 0
+        self._row = ("", 0)
 
     def share(self) -> None:
         """Share the memory with the processes that this one forks, and with no other."""
@@ -113,20 +141,27 @@ class Windows:
         """The window that a run was in last."""
         return self._memory[:].rstrip(b"\0").decode()
 
-    def expect_kill(self, phase: str | None, call: int, name: str | None) -> None:
-        """Kill this process before the `call`-th watched call in `phase`, only those of `name` counted if given."""
-        self._fatal_phase, self._fatal_call, self._fatal_name = phase, call, name
+    def expect_kill(self, sweep: Sweep | None, call: int) -> None:
+        """Kill this process before the `call`-th of the calls that `sweep` counts."""
+        self._sweep, self._fatal_call = sweep, call
 
     def enter(self, phase: str) -> str:
         """Begin `phase`; the one before."""
         before, self._phase = self._phase, phase
+        if self._sweep and self._sweep.once and before == self._sweep.phase != phase:
+            self._sweep = None
         self._show(phase)
         return before
 
     def reach(self, name: str) -> None:
         """A watched function is about to be called."""
         self._show(f"{self._phase}: {name}")
-        if self._phase == self._fatal_phase and self._fatal_name in (None, name):
+        sweep = self._sweep
+        if not sweep or self._phase != sweep.phase or (sweep.names and name not in sweep.names):
+            return
+        last, length = self._row
+        self._row = (name, length + 1 if name == last else 1)
+        if sweep.names or self._row[1] <= 2:
             self._calls += 1
             if self._calls == self._fatal_call:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -204,8 +239,8 @@ class Driver:
         whole = self._begin("whole")
         self._attempt(whole)
         self._kill_at_random(self._case.random_kills, seconds=whole.attempts[0].seconds)
-        for phase, first in self._case.swept:
-            self._sweep(phase, first)
+        for sweep in self._case.swept:
+            self._carry_out(sweep)
         return self._chains
 
     def _kill_at_random(self, kills: int, seconds: float) -> None:
@@ -217,11 +252,11 @@ class Driver:
             if chain.attempts[-1].status != 0:
                 self._attempt(chain)
 
-    def _sweep(self, phase: str, first: str) -> None:
-        chain, call = self._begin(f"{phase} after {first}"), 1
+    def _carry_out(self, sweep: Sweep) -> None:
+        chain, call = self._begin(str(sweep)), 1
         # late enough for something to resume, to replay and to rotate away
-        self._attempt(chain, phase="checkpoint", call=10, name=first)
-        while self._attempt(chain, phase=phase, call=call):
+        self._attempt(chain, sweep=Sweep("checkpoint", sweep.first, names=(sweep.first,)), call=10)
+        while self._attempt(chain, sweep=sweep, call=call):
             call += 1
 
     def _begin(self, kind: str) -> Chain:
@@ -230,20 +265,14 @@ class Driver:
         return chain
 
     def _attempt(
-        self,
-        chain: Chain,
-        *,
-        after: float = GIVEN_UP_AFTER,
-        phase: str | None = None,
-        call: int = 0,
-        name: str | None = None,
+        self, chain: Chain, *, after: float = GIVEN_UP_AFTER, sweep: Sweep | None = None, call: int = 0
     ) -> bool:
         """Go on with the run of `chain`, to be killed after so many seconds or before that call; whether it was."""
         self._windows.enter("start")
         begun = time.perf_counter()
         process = os.fork()
         if process == 0:
-            self._windows.expect_kill(phase, call, name)
+            self._windows.expect_kill(sweep, call)
             self._run(chain)
         while not (ended := os.waitpid(process, os.WNOHANG))[0]:
             if time.perf_counter() - begun >= after:
@@ -327,7 +356,7 @@ def _main(plan: Path, report: Path) -> None:
         torch.set_num_threads(1)
         main(arguments)
 
-    cases = {name: Case(**case) for name, case in json.loads(plan.read_text(encoding="utf-8")).items()}
+    cases = {name: Case.of_json(case) for name, case in json.loads(plan.read_text(encoding="utf-8")).items()}
     # a short run, for all that is imported and compiled on the way; a backward pass would leave threads behind
     case = next(iter(cases.values()))
     command([*case.flags, f"--output_dir={case.folder}-warm", "--max_steps=1", "--trainer=zo", "--eval_strategy=no"])

@@ -107,7 +107,7 @@ def test_memory_is_counted(foreseen):
     assert batches.most_tokens == positions_of(batches.largest) >= batches.tokens
     *_, without_backward = foreseen("--max_steps=3", "--zo_pairing=sequential")
     assert without_backward.optimizer == 0
-    assert memory.step > 2 * without_backward.step > 0
+    assert memory.step > 1.5 * without_backward.step > 0
     assert memory.device > memory.weights + memory.step
 
 

@@ -17,7 +17,7 @@ def run(tmp_path, tiny_model_folder, review_folder):
     """A function `(**flags)` that runs into `tmp_path / "run"` and gives what metrics.json holds."""
 
     def run(trainer: str = "none", **flags) -> dict:
-        folders = {"model_name": str(tiny_model_folder), "data_dir": str(review_folder)}
+        folders = {"model_name": str(tiny_model_folder), "dtype": "float32", "data_dir": str(review_folder)}
         counts = {"num_train": 12, "num_dev": 4, "num_eval": 6, "save_model": False}
         args = XGBLoRAArguments(
             output_dir=str(tmp_path / "run"), trainer=trainer, max_steps=2, use_cpu=True, disable_tqdm=True

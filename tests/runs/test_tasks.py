@@ -16,7 +16,7 @@ def train(tmp_path, shared_model):
 
     def train(**flags) -> dict:
         settings = {"num_train": 3, "num_dev": 1, "num_eval": 2, "max_length": 224, "save_model": False, **flags}
-        task = TaskArguments(model_name=str(shared_model("stories260K")), **settings)
+        task = TaskArguments(model_name=str(shared_model("stories260K")), dtype="float32", **settings)
         args = XGBLoRAArguments(
             output_dir=str(tmp_path / "run"),
             max_steps=20,
