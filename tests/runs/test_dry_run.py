@@ -5,7 +5,8 @@ import pytest
 from xgblora.adapters.memory import readable_size
 from xgblora.cli.train import parse
 from xgblora.runs import forecast
-from xgblora.runs.fine_tune import prepare
+from xgblora.runs.plan import plan
+from xgblora.runs.prepare import prepare
 from xgblora.scoring.packing import positions_of
 
 BY_STEPS = ("--xgblora", "--xgblora_steps_per_iteration=10", "--max_steps=40")
@@ -28,7 +29,8 @@ def foreseen(tiny_flags, tmp_path):
     """A function `(*flags)` that gives the trainer, the course, the batches and the memory of a run."""
 
     def look(*flags: str):
-        trainer = prepare(*parse([*tiny_flags, f"--output_dir={tmp_path / 'run'}", "--dry_run", *flags])).trainer
+        flags = [*tiny_flags, f"--output_dir={tmp_path / 'run'}", "--dry_run", *flags]
+        trainer = prepare(plan(*parse(flags))).trainer
         course = forecast.course_of(trainer)
         batches = forecast.batches_of(trainer, course.last)
         return trainer, course, batches, forecast.memory_of_run(trainer, batches, forecast.boosters_of(trainer, course))

@@ -3,7 +3,6 @@
 from xgblora.adapters.memory import readable_size
 from xgblora.runs import report
 from xgblora.runs.console import log_block
-from xgblora.runs.fine_tune import prepare
 from xgblora.runs.forecast import (
     Batches,
     Course,
@@ -15,6 +14,8 @@ from xgblora.runs.forecast import (
     disk_space,
     memory_of_run,
 )
+from xgblora.runs.plan import plan
+from xgblora.runs.prepare import prepare
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 from xgblora.training.trainer import XGBLoRATrainer
 
@@ -31,9 +32,10 @@ def dry_run(task: TaskArguments, args: XGBLoRAArguments) -> None:
     Raises:
         InputError: a flag, a file or the data is wrong, as of `fine_tune`; or a batch does not fit into the memory.
     """
-    run = prepare(task, args)
-    trainer = run.trainer
-    report.log_configuration(run.task, args, trainer, run.measurement.sets, run.folder)
+    planned = plan(task, args)
+    run = prepare(planned)
+    task, args, trainer = planned.task, planned.args, run.trainer
+    report.log_configuration(task, args, trainer, run.measurement.sets, planned.folder)
     if args.trainer == "none":
         log_block("dry run: nothing was written", _memory(trainer, memory_of_run(trainer, None, 0)))
         return
@@ -41,7 +43,7 @@ def dry_run(task: TaskArguments, args: XGBLoRAArguments) -> None:
     batches = batches_of(trainer, course.last)
     memory = memory_of_run(trainer, batches, boosters_of(trainer, course))
     disk = disk_space(trainer, course, memory)
-    rows = [*_steps(trainer, course), *_work(trainer, batches), *_memory(trainer, memory), *_disk(run.task, args, disk)]
+    rows = [*_steps(trainer, course), *_work(trainer, batches), *_memory(trainer, memory), *_disk(task, args, disk)]
     log_block("dry run: nothing was written", rows)
 
 
