@@ -13,6 +13,7 @@ from xgblora.runs.console import logger
 from xgblora.runs.language_model import refuse_missing_folder
 from xgblora.runs.measurement import check_measurement
 from xgblora.tasks import Task, choose_task
+from xgblora.training import processes
 from xgblora.training.arguments import NEED_ROUNDS, TaskArguments, XGBLoRAArguments
 
 # how a person asks for the newest whole checkpoint
@@ -59,7 +60,7 @@ def plan(task: TaskArguments, args: XGBLoRAArguments) -> Plan:
     folder = _folder_of(task, args)
     resumed = args.resume_from_checkpoint
     if resumed in _LAST:
-        resumed = _go_on_from_last(folder, task)
+        resumed = _go_on_from_last(folder, task, args)
     elif args.names_its_folder and not task.overwrite:
         _refuse_another_run(folder, resumed)
     return Plan(task, _resolved(args, task, folder, resumed), chosen, folder, _step_in(folder, resumed))
@@ -113,9 +114,9 @@ def _folder_of(task: TaskArguments, args: XGBLoRAArguments) -> RunFolder:
     return folder
 
 
-def _go_on_from_last(folder: RunFolder, task: TaskArguments) -> str | None:
+def _go_on_from_last(folder: RunFolder, task: TaskArguments, args: XGBLoRAArguments) -> str | None:
     """The newest whole checkpoint of `folder`; None for a new run."""
-    if not task.dry_run:
+    if not task.dry_run and processes.writes(args):
         folder.remove_leftovers()
     whole, damaged = checkpoint.newest_whole(folder.path)
     for line in damaged:
