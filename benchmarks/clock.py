@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from xgblora.spelling import one_line
+
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of `call`; the device is idle before and after."""
@@ -65,7 +67,7 @@ def timer_of(
     except RuntimeError as error:
         # a capture that breaks off leaves its own stream behind as the current one
         torch.cuda.set_stream(stream)
-        return Timer(launched, " ".join(f"{type(error).__name__}: {error}".split())[:200])
+        return Timer(launched, one_line(error, kind=True, limit=200))
     return Timer(_between_events(graph.replay, len(calls)))
 
 

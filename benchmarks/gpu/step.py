@@ -9,6 +9,7 @@ import torch
 from benchmarks.clock import seconds_of
 from benchmarks.gpu.stages import Part, Setting
 from benchmarks.step_ways import step_ways
+from xgblora.spelling import dtype_name, one_line
 from xgblora.zo.step_graphs import SEEN_BEFORE_RECORDING
 
 LENGTH, ROUNDS = 64, 15
@@ -43,7 +44,7 @@ def step(shape: str, device: torch.device, dtype: torch.dtype, tiny: bool) -> It
     medians = {"ours": float(np.median(ours)), **{name: float(np.median(values)) for name, values in seconds.items()}}
     yield {
         "timing": "step",
-        "case": f"{shape}, {str(dtype).removeprefix('torch.')}, 16 x {length} tokens",
+        "case": f"{shape}, {dtype_name(dtype)}, 16 x {length} tokens",
         "shape": shape,
         "floor": "two bare forwards",
         "microseconds": {name: round(value * 1e6, 1) for name, value in medians.items()},
@@ -60,5 +61,5 @@ def warmed_up(way: Callable[[], object], device: torch.device) -> str:
             torch.cuda.synchronize(device)
     except Exception as error:
         traceback.print_exc()
-        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return one_line(error, kind=True, limit=300)
     return ""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from xgblora.adapters.identity import fingerprint, layout_hash
 from xgblora.adapters.trainable import Trainable
 from xgblora.errors import InputError
+from xgblora.spelling import dtype_name
 
 # what must be the same for a file to fit a model, and how a message calls it
 _MUST_MATCH = {
@@ -50,7 +51,7 @@ class Origin:
         return cls(
             model=getattr(config, "_name_or_path", None) or None,
             revision=getattr(config, "_commit_hash", None),
-            dtype=str(adapters.compute_dtype).removeprefix("torch."),
+            dtype=dtype_name(adapters.compute_dtype),
             fingerprint=fingerprint(adapters),
             layout=layout_hash(adapters.arena.slots),
             layers=tuple(adapters.layers),

@@ -18,6 +18,7 @@ from xgblora.adapters.rank1_linear import scale_of
 from xgblora.atomic_file import replacing
 from xgblora.boosting.reinit import RoundStart
 from xgblora.errors import InputError
+from xgblora.spelling import one_line
 
 FORMAT = "xgblora-ledger-3"
 
@@ -171,8 +172,7 @@ class Ledger:
         except (OSError, SafetensorError, KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path}: not a readable ledger ({type(error).__name__}: {reason})") from None
+            raise InputError(f"{path}: not a readable ledger ({one_line(error, kind=True)})") from None
 
     @classmethod
     def _from_parts(cls, header: dict, tensors: dict[str, Tensor]) -> "Ledger":

@@ -1,6 +1,5 @@
 """`dry_run`: what a run would do and need, from the same flags, data and model, with nothing written."""
 
-from xgblora.adapters.memory import readable_size
 from xgblora.runs import report
 from xgblora.runs.console import log_block
 from xgblora.runs.forecast import (
@@ -16,6 +15,7 @@ from xgblora.runs.forecast import (
 )
 from xgblora.runs.plan import plan
 from xgblora.runs.prepare import prepare
+from xgblora.spelling import memory_size
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 from xgblora.training.trainer import XGBLoRATrainer
 
@@ -85,11 +85,11 @@ def _memory(trainer: XGBLoRATrainer, memory: RunMemory) -> Rows:
         ]
     if memory.evaluation:
         rows.append(("Memory of an evaluation (activations, largest batch of the development set)", memory.evaluation))
-    shown = [(name, readable_size(size)) for name, size in rows]
+    shown = [(name, memory_size(size)) for name, size in rows]
     if device.type == "cpu":
-        together = f"{readable_size(memory.device + memory.host)} on the cpu"
+        together = f"{memory_size(memory.device + memory.host)} on the cpu"
     else:
-        together = f"{readable_size(memory.device)} on {device}, {readable_size(memory.host)} on the host"
+        together = f"{memory_size(memory.device)} on {device}, {memory_size(memory.host)} on the host"
     return [
         *shown,
         ("Memory at the peak", f"{together}, beside Python, the libraries and the scratch space of kernels"),
@@ -98,12 +98,12 @@ def _memory(trainer: XGBLoRATrainer, memory: RunMemory) -> Rows:
 
 def _disk(task: TaskArguments, args: XGBLoRAArguments, disk: DiskSpace) -> Rows:
     left = {"boosters": disk.boosters, "tape": disk.tape, "model": disk.model if task.save_model else 0}
-    shown = ", ".join(f"{name} {readable_size(size)}" for name, size in left.items() if size)
+    shown = ", ".join(f"{name} {memory_size(size)}" for name, size in left.items() if size)
     strategy = getattr(args.save_strategy, "value", args.save_strategy)
     if strategy == "no":
         checkpoints = "none (--save_strategy no)"
     else:
         often = f"every {args.save_steps:g} steps" if strategy == "steps" else f"by {strategy}"
         kept = f", the last {args.save_total_limit} are kept" if args.save_total_limit else ""
-        checkpoints = f"{often}, {readable_size(disk.checkpoint)} at most for each{kept}"
+        checkpoints = f"{often}, {memory_size(disk.checkpoint)} at most for each{kept}"
     return [("Left on the disk", shown), ("Checkpoints", checkpoints)]

@@ -25,6 +25,7 @@ from xgblora.scoring.beginnings import Family, Text, families
 from xgblora.scoring.encoding import EncodedExample
 from xgblora.scoring.option_rows import MISFITS, OptionRows, Rows, agree, places_of
 from xgblora.scoring.packing import for_attention, keeps_all_tokens, keeps_apart, reason_not_to_pack
+from xgblora.spelling import one_line
 
 logger = logging.getLogger("xgblora")
 
@@ -211,7 +212,7 @@ class _Forwards:
             rows = [_Row(0, tuple(text.after(2) for text in texts[:3])), _Row(1, tuple(t.after(1) for t in texts[3:]))]
             self._run_after(prefixes, rows, shared)
         except MISFITS as error:
-            return f"it takes no such mask ({' '.join(str(error).split())[:100]})"
+            return f"it takes no such mask ({one_line(error, limit=100)})"
         if agree(shared, whole, next(self._model.parameters()).dtype):
             return None
         return "its scores are others then"
