@@ -32,7 +32,7 @@ def foreseen(tiny_flags, tmp_path):
         flags = [*tiny_flags, f"--output_dir={tmp_path / 'run'}", "--dry_run", *flags]
         trainer = prepare(plan(*parse(flags))).trainer
         course = forecast.course_of(trainer)
-        batches = forecast.batches_of(trainer, course.last)
+        batches = forecast.training_batches(trainer, course.last)
         return trainer, course, batches, forecast.memory_of_run(trainer, batches, forecast.boosters_of(trainer, course))
 
     return look

@@ -7,11 +7,11 @@ from xgblora.runs.forecast import (
     Course,
     DiskSpace,
     RunMemory,
-    batches_of,
     boosters_of,
     course_of,
     disk_space,
     memory_of_run,
+    training_batches,
 )
 from xgblora.runs.plan import plan
 from xgblora.runs.prepare import prepare
@@ -40,7 +40,7 @@ def dry_run(task: TaskArguments, args: XGBLoRAArguments) -> None:
         log_block("dry run: nothing was written", _memory(trainer, memory_of_run(trainer, None, 0)))
         return
     course = course_of(trainer)
-    batches = batches_of(trainer, course.last)
+    batches = training_batches(trainer, course.last)
     memory = memory_of_run(trainer, batches, boosters_of(trainer, course))
     disk = disk_space(trainer, course, memory)
     rows = [*_steps(trainer, course), *_work(trainer, batches), *_memory(trainer, memory), *_disk(task, args, disk)]
