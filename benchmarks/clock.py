@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from xgblora.spelling import one_line
 from xgblora.zo.cuda_recorder import end_broken_capture
 
 
@@ -69,7 +70,7 @@ def timer_of(
         # a capture that breaks off leaves its own stream behind as the current one
         torch.cuda.set_stream(stream)
         end_broken_capture(device, pool)
-        return Timer(launched, " ".join(f"{type(error).__name__}: {error}".split())[:200])
+        return Timer(launched, one_line(error, kind=True, limit=200))
     return Timer(_between_events(graph.replay, len(calls)))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from xgblora.errors import InputError
+from xgblora.spelling import dtype_name, one_line
 
 TABLE_FILE = Path(__file__).with_name("tuning_table.json")
 
@@ -61,7 +62,7 @@ def plan_for(operation: str, device: torch.device, dtype: torch.dtype, rows: int
     Raises:
         InputError: the table is damaged.
     """
-    key = Key(operation, architecture_of(device), name_of(dtype), row_bucket(rows), outputs, inputs)
+    key = Key(operation, architecture_of(device), dtype_name(dtype), row_bucket(rows), outputs, inputs)
     return table().get(key) or default_plan(rows)
 
 
@@ -90,7 +91,7 @@ def read_entries(path: Path) -> list[tuple[Key, Plan, dict[str, Any]]]:
     try:
         return parse_entries(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(error, kind=True)
         raise InputError(f"{path}: no table of measured plans ({reason}); install xgblora anew") from None
 
 
@@ -111,11 +112,6 @@ def parse_entries(text: str) -> list[tuple[Key, Plan, dict[str, Any]]]:
 def row_bucket(rows: int) -> int:
     """The smallest power of two that is not below `rows`."""
     return 1 << max(rows - 1, 0).bit_length()
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """Name of a dtype, such as "bfloat16"."""
-    return str(dtype).removeprefix("torch.")
 
 
 @cache

@@ -26,6 +26,8 @@ from pathlib import Path
 
 import torch
 
+from xgblora.spelling import dtype_name
+
 # for `benchmarks`, which is not installed
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.clock import timer_of
@@ -41,7 +43,6 @@ from xgblora.kernels.tuning import (
     Plan,
     architecture_of,
     default_plan,
-    name_of,
     read_entries,
     row_bucket,
 )
@@ -83,7 +84,7 @@ class Shape:
     inputs: int
 
     def __str__(self) -> str:
-        return f"{name_of(self.dtype)} {self.rows} x {self.inputs} -> {self.outputs}"
+        return f"{dtype_name(self.dtype)} {self.rows} x {self.inputs} -> {self.outputs}"
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def table_text(
     """
     entries = {key: {**asdict(key), "plan": asdict(plan), **rest} for key, plan, rest in old}
     for shape, found in measured.items():
-        dtype = name_of(shape.dtype)
+        dtype = dtype_name(shape.dtype)
         key = Key("rank1_linear", about["architecture"], dtype, shape.rows, shape.outputs, shape.inputs)
         entries.pop(key, None)
         if found.beats_default(margin):

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from xgblora.spelling import one_line
+
 
 class InputError(ValueError):
     """A flag, argument or file is wrong. The message is one line: its name, its value, and what would be right.
@@ -25,7 +27,7 @@ def in_one_line(*kinds: type[Exception], about: str = "") -> Iterator[None]:
     except InputError:
         raise
     except kinds as error:
-        raise InputError(about + (" ".join(str(error).split()) or type(error).__name__)) from error
+        raise InputError(about + one_line(error)) from error
 
 
 def check_positive(name: str, value: float) -> None:

@@ -15,6 +15,7 @@ from xgblora.ops.eager import operations
 from xgblora.ops.extension import extension
 from xgblora.ops.host_extension import host_extension
 from xgblora.ops.merge_rank1 import ROUNDINGS
+from xgblora.spelling import dtype_name
 
 # what the suite can do without, and what is lost then
 OPTIONAL = {
@@ -60,8 +61,7 @@ def ceilings(device: torch.device) -> Iterator[dict]:
     """Bytes a second of a copy, FLOP/s of a product of random matrices, measured."""
     yield {"fact": "bytes_per_second", "value": bytes_per_second(device)}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        name = str(dtype).removeprefix("torch.")
-        yield {"fact": f"flops_per_second, {name}", "value": flops_per_second(device, dtype)}
+        yield {"fact": f"flops_per_second, {dtype_name(dtype)}", "value": flops_per_second(device, dtype)}
 
 
 def _gpu(device: torch.device) -> dict:

@@ -19,6 +19,7 @@ from benchmarks.gpu.train import trained
 from benchmarks.models import random_model
 from xgblora import ops
 from xgblora.ops.update import RULES
+from xgblora.spelling import dtype_name
 
 CPU = torch.device("cpu")
 # what decides how a step runs: stacked or one after the other, the optimizer's state, one side or both
@@ -104,7 +105,7 @@ def captured(device: torch.device, dtypes: Iterable[torch.dtype], form: str, ste
         with_graphs, without = (
             trained(device, dtype, steps, capture=capture, **FORMS[form]) for capture in ("auto", "never")
         )
-        case = f"{str(dtype).removeprefix('torch.')}, {form}, {steps} steps"
+        case = f"{dtype_name(dtype)}, {form}, {steps} steps"
         graphs = with_graphs.zo.graphs
         yield {
             "note": f"{case}: {0 if graphs is None else len(graphs)} graphs; {getattr(graphs, 'reason', None) or ''}"
@@ -124,7 +125,7 @@ def replayed(device: torch.device, dtypes: Iterable[torch.dtype], steps: int, fi
         run = trained(device, dtype, steps, model=copy.deepcopy(base).to(device), end=True, optimizer="adam")
         file.write_bytes(run.tape)
         booster, verified = xgblora.replay(base, xgblora.Tape.load(file))
-        case = f"{str(dtype).removeprefix('torch.')}, {steps} steps, {len(booster.ledger)} merges"
+        case = f"{dtype_name(dtype)}, {steps} steps, {len(booster.ledger)} merges"
         yield {"check": "tape verified on the CPU", "case": case, "passed": verified}
         weights = torch.cat([weight.detach().flatten().float() for weight in booster.adapters.weights()])
         yield compared("merged weights, device and replayed", case, run.weights, weights)

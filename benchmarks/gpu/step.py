@@ -9,6 +9,7 @@ import torch
 from benchmarks.clock import seconds_of
 from benchmarks.gpu.stages import Part, Setting
 from benchmarks.step_ways import step_ways
+from xgblora.spelling import one_line
 from xgblora.zo.step_graphs import SEEN_BEFORE_RECORDING
 
 LENGTH, ROUNDS, CALLS = 64, 15, 4
@@ -41,7 +42,7 @@ def step(shape: str, device: torch.device, dtype: torch.dtype, tiny: bool) -> It
         detail = getattr(graphs, "reason", None) or ""
         yield {"check": "the step is captured", "case": shape, "passed": captured, "detail": detail}
     if "step" in ways:
-        case = f"{shape}, {str(dtype).removeprefix('torch.')}, 16 x {length} tokens"
+        case = f"{shape}, {dtype_name(dtype)}, 16 x {length} tokens"
         yield {**by_turns(ways, device, rounds, calls), "timing": "step", "case": case, "shape": shape}
 
 
@@ -74,5 +75,5 @@ def warmed_up(way: Callable[[], object], device: torch.device) -> str:
             torch.cuda.synchronize(device)
     except Exception as error:
         traceback.print_exc()
-        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return one_line(error, kind=True, limit=300)
     return ""

@@ -2,11 +2,12 @@
 
 import pytest
 
-from xgblora.adapters.memory import readable_size
 from xgblora.cli.train import parse
 from xgblora.runs import forecast
-from xgblora.runs.fine_tune import prepare
+from xgblora.runs.plan import plan
+from xgblora.runs.prepare import prepare
 from xgblora.scoring.packing import positions_of
+from xgblora.spelling import memory_size
 
 BY_STEPS = ("--xgblora", "--xgblora_steps_per_iteration=10", "--max_steps=40")
 
@@ -28,9 +29,10 @@ def foreseen(tiny_flags, tmp_path):
     """A function `(*flags)` that gives the trainer, the course, the batches and the memory of a run."""
 
     def look(*flags: str):
-        trainer = prepare(*parse([*tiny_flags, f"--output_dir={tmp_path / 'run'}", "--dry_run", *flags])).trainer
+        flags = [*tiny_flags, f"--output_dir={tmp_path / 'run'}", "--dry_run", *flags]
+        trainer = prepare(plan(*parse(flags))).trainer
         course = forecast.course_of(trainer)
-        batches = forecast.batches_of(trainer, course.last)
+        batches = forecast.training_batches(trainer, course.last)
         return (
             trainer,
             course,
@@ -115,4 +117,4 @@ def test_what_the_step_holds_grows_with_the_batch(foreseen):
     steps = [foreseen("--max_steps=3", f"--per_device_train_batch_size={size}") for size in (2, 12)]
     (*_, few, little), (*_, many, much) = steps
     assert much.step / little.step == pytest.approx(many.most_tokens / few.most_tokens, rel=0.35)
-    assert readable_size(much.step).endswith("iB")
+    assert memory_size(much.step).endswith("iB")

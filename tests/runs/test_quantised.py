@@ -9,7 +9,7 @@ from xgblora import Ledger, Tape
 from xgblora.adapters import attach
 from xgblora.boosting import Booster
 from xgblora.replaying import replay
-from xgblora.runs import fine_tune as fine_tune_module
+from xgblora.runs import prepare as prepare_module
 
 
 class Quantised(nn.Module):
@@ -49,13 +49,13 @@ def dequantised(folder) -> nn.Module:
 @pytest.fixture
 def quantised_run(run_in, tmp_path, monkeypatch):
     """A function `(folder, *flags)` that trains with the adapted layers quantised."""
-    load_model = fine_tune_module.load_model
+    load_model = prepare_module.load_model
 
     def load_quantised(*arguments, **keywords):
         model, tokenizer = load_model(*arguments, **keywords)
         return quantise(model), tokenizer
 
-    monkeypatch.setattr(fine_tune_module, "load_model", load_quantised)
+    monkeypatch.setattr(prepare_module, "load_model", load_quantised)
     return lambda name, *flags: run_in(tmp_path / name, *flags)
 
 

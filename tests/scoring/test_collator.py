@@ -89,7 +89,7 @@ def test_the_last_layer_computes_all_where_many_rows_are_read():
     assert Collator(PAD)([whole])["queries"] == 0
 
 
-def test_every_token_has_a_cell_of_its_own_but_for_shared_beginnings():
+def test_every_token_has_a_cell_of_its_own_but_for_shared_prefixes():
     batch = Collator(PAD)([ONE, TWO])
     rows, length = batch["grid"]
     there = batch["attention_mask"].bool()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from xgblora.scoring import EncodedExample, beginnings, encode, likelihood, log_probabilities
-from xgblora.scoring.beginnings import families
+from xgblora.scoring import EncodedExample, encode, likelihood, log_probabilities, shared_prefixes
+from xgblora.scoring.shared_prefixes import prefix_groups
 from xgblora.tasks import load_task
 
 
@@ -31,8 +31,8 @@ def test_many_long_candidates_with_a_shared_article_score_as_they_do_alone(load_
     model, tokenizer = load_shared("stories260K")
     (sample,) = load_task("ReCoRD", str(shared_data("record"))).valid[:1]
     encoded = encode(sample, tokenizer, max_length=4096)
-    (family,) = families(likelihood._texts(encoded, 0))
-    assert family.shared > 100
+    (group,) = prefix_groups(likelihood._texts(encoded, 0))
+    assert group.shared > 100
     assert_same(log_probabilities(model, [encoded]), plain_scores(model, tokenizer, [sample]), atol=1e-4)
 
 
@@ -43,7 +43,7 @@ def test_the_way_and_the_batches_do_not_matter(
     model, samples, tiny_tokenizer, plain_scores, monkeypatch, worth, tokens, row, attention
 ):
     model.set_attn_implementation(attention)
-    monkeypatch.setattr(beginnings, "WORTH_SHARING", worth)
+    monkeypatch.setattr(shared_prefixes, "WORTH_SHARING", worth)
     monkeypatch.setattr(likelihood, "ROW", row)
     encoded = [encode(sample, tiny_tokenizer, max_length=64) for sample in samples]
     scores = log_probabilities(model, encoded, tokens=tokens)
@@ -63,11 +63,11 @@ def tokens_run(opt):
 
 
 def alike(*counts: int, prefix: int = 20) -> list[EncodedExample]:
-    """Examples of so many sequences, which all begin alike and end in one token."""
-    beginning = tuple(range(2, 2 + prefix))
+    """Examples of so many sequences, which share a prefix and end in one token."""
+    shared = tuple(range(2, 2 + prefix))
     return [
         EncodedExample(
-            sequences=tuple((*beginning, 30 + 4 * number + i) for i in range(count)),
+            sequences=tuple((*shared, 30 + 4 * number + i) for i in range(count)),
             rows=tuple((i, prefix) for i in range(count)),
             options=tuple(((i, 40),) for i in range(count)),
             label=0,
@@ -77,12 +77,12 @@ def alike(*counts: int, prefix: int = 20) -> list[EncodedExample]:
 
 
 @pytest.mark.parametrize("counts", [(4,), (1, 1, 1, 1), (2, 1, 1)])
-def test_what_texts_begin_with_is_run_once_of_whichever_examples_they_are(opt, tokens_run, counts):
+def test_a_prefix_that_texts_share_is_run_once_of_whichever_examples_they_are(opt, tokens_run, counts):
     log_probabilities(opt, alike(*counts))
     assert tokens_run() == [20, 4]
 
 
-def test_the_last_layer_of_a_beginning_gives_keys_and_values_and_one_row(opt):
+def test_the_last_layer_of_a_prefix_gives_keys_and_values_and_one_row(opt):
     seen = []
     layer = opt.model.decoder.layers[-1]
     layer.fc1.register_forward_hook(lambda _, inputs, output: seen.append(output[..., 0].numel()))

@@ -14,6 +14,7 @@ from xgblora.adapters.kinds.registry import kind_of
 from xgblora.adapters.memory import memory_of
 from xgblora.adapters.rank1_linear import Rank1Linear, scale_of
 from xgblora.errors import InputError
+from xgblora.spelling import dtype_name
 
 logger = logging.getLogger("xgblora")
 
@@ -224,7 +225,7 @@ def _described(layer: Rank1Linear) -> str:
     if not isinstance(weight, torch.Tensor):
         return type(base).__name__
     subclass = "" if type(weight) in (torch.Tensor, nn.Parameter) else f"{type(weight).__name__} "
-    return f"{type(base).__name__} of {subclass}{str(weight.dtype).removeprefix('torch.')}"
+    return f"{type(base).__name__} of {subclass}{dtype_name(weight.dtype)}"
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -7,6 +7,7 @@ import torch
 from xgblora.adapters.adapter_set import AdapterSet
 from xgblora.adapters.base_layer import stored_tensors
 from xgblora.adapters.rank1_linear import Rank1Linear
+from xgblora.spelling import memory_size
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Memory:
 
     def __str__(self) -> str:
         sizes = (self.weights, self.adapters, self.remainders, self.host_copy)
-        weights, adapters, remainders, host_copy = map(readable_size, sizes)
+        weights, adapters, remainders, host_copy = map(memory_size, sizes)
         return (
             f"{weights} of adapted weights, {adapters} of adapters; merging will add {remainders} on the device "
             f"(remainders) and {host_copy} on the host (copy of the base)"
@@ -50,11 +51,3 @@ def _weight_bytes(layer: Rank1Linear) -> int:
         return layer.weight.nbytes
     tensors = stored_tensors(layer.base)
     return sum(tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if name != "bias")
-
-
-def readable_size(size: int) -> str:
-    """ "2.5 MiB"."""
-    for unit, exponent in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if size >= 1 << exponent:
-            return f"{size / (1 << exponent):.1f} {unit}"
-    return f"{size} bytes"

@@ -15,6 +15,7 @@ from xgblora.boosting.starts import RoundStart, Samples, check_share
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
 from xgblora.ops.noise import derive_seed
+from xgblora.spelling import dtype_name
 from xgblora.tape import Tape
 
 logger = logging.getLogger("xgblora")
@@ -61,7 +62,7 @@ class Booster:
         if rounding == "nearest" and adapters.compute_dtype != torch.float32:
             logger.warning(
                 "rounding=nearest loses most of a small merge into %s weights; rounding=remainder is exact",
-                str(adapters.compute_dtype).removeprefix("torch."),
+                dtype_name(adapters.compute_dtype),
             )
         if self.ledger.start != RoundStart():
             self._start_round()

@@ -18,6 +18,7 @@ from xgblora.adapters.rank1_linear import scale_of
 from xgblora.atomic_file import replacing
 from xgblora.boosting.starts import RoundStart
 from xgblora.errors import InputError
+from xgblora.spelling import one_line
 
 FORMAT = "xgblora-ledger-3"
 _PARTS, _PARTS_OF_STARTS = ("a", "b"), ("start_a", "start_b")
@@ -202,8 +203,7 @@ class Ledger:
         except (OSError, SafetensorError, KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            reason = " ".join(str(error).split())
-            raise InputError(f"{path}: not a readable ledger ({type(error).__name__}: {reason})") from None
+            raise InputError(f"{path}: not a readable ledger ({one_line(error, kind=True)})") from None
 
     @classmethod
     def _from_parts(cls, header: dict, tensors: dict[str, Tensor]) -> "Ledger":

@@ -18,10 +18,11 @@ from xgblora.comparison.runs import Ended, PlannedRun
 from xgblora.errors import InputError
 from xgblora.objectives.of_task import check_objective
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
-from xgblora.runs.language_model import refuse_missing_folder
 from xgblora.runs.measurement import check_measurement
+from xgblora.runs.plan import task_of
+from xgblora.runs.prepare import draw_samples
 from xgblora.runs.report import configuration
-from xgblora.tasks import choose_task, sample_sets
+from xgblora.tasks import Task
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 
 DESCRIPTION = """Compare LoRA and XGBLoRA: run every method on every seed, on the same data and the same noise, one run
@@ -130,9 +131,12 @@ def plan(arguments: list[str]) -> Comparison:
     swept = sweep.read_sweep(args.sweep or [], known.numeric_flags())
     if swept and not task.num_dev:
         raise InputError("num_dev=0: a sweep chooses on the development set")
-    check_task(task, seeds[0])
-    check_objectives(task, chosen)
-    root = Path(args.output_root or default_root(task))
+    named = task_of(task)
+    check_measurement(task, named, "zo")
+    draw_samples(task, named, seeds[0])
+    check_objectives(task.objective, named, chosen)
+    title = f"{Path(task.model_name).name} on {named.name}"
+    root = Path(args.output_root or Path("runs") / f"compare-{Path(task.model_name).name}-{named.name}")
     refuse_unwritable_root(root)
     common = {
         name: getattr(training, name)
@@ -146,7 +150,6 @@ def plan(arguments: list[str]) -> Comparison:
     ]
     for run in planned:
         runs.check(run, anew=not args.skip_completed)
-    title = f"{Path(task.model_name).name} on {choose_task(task.task_name, task.task_file).name}"
     return Comparison(root, title, planned, seeds, args, task.dry_run)
 
 
@@ -195,33 +198,13 @@ def defaults_of_runs(arguments: list[str], training: XGBLoRAArguments) -> list[s
     return words
 
 
-def check_objectives(task: TaskArguments, chosen: list[Method]) -> None:
+def check_objectives(objective: str, task: Task, chosen: list[Method]) -> None:
     """Raise InputError if a method cannot be trained on its objective; the one line names the method."""
     for method in chosen:
         try:
-            name = method.flags.get("objective", task.objective)
-            check_objective(name, choose_task(task.task_name, task.task_file), method.trainer)
+            check_objective(method.flags.get("objective", objective), task, method.trainer)
         except InputError as error:
             raise InputError(f"methods={method.name}: {error}") from None
-
-
-def check_task(task: TaskArguments, seed: int) -> None:
-    """Raise InputError if the model is not there, the data are not enough, or a flag does not go with training."""
-    refuse_missing_folder(task.model_name)
-    chosen = choose_task(task.task_name, task.task_file)
-    check_measurement(task, chosen, "zo")
-    sample_sets(
-        chosen.load(task.data_dir),
-        num_train=task.num_train,
-        num_dev=task.num_dev,
-        num_eval=task.num_eval,
-        seed=seed if task.train_set_seed is None else task.train_set_seed,
-    )
-
-
-def default_root(task: TaskArguments) -> Path:
-    """Folder of the comparison if none is named."""
-    return Path("runs") / f"compare-{Path(task.model_name).name}-{choose_task(task.task_name, task.task_file).name}"
 
 
 def refuse_unwritable_root(root: Path) -> None:

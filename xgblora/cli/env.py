@@ -13,6 +13,7 @@ from xgblora.environment import versions
 from xgblora.errors import InputError
 from xgblora.ops.backends.registry import registry
 from xgblora.ops.self_check import Check, check_backends, check_eager
+from xgblora.spelling import memory_size
 
 DEVICE_TYPES = ("cpu", "cuda")
 
@@ -123,7 +124,7 @@ def _physical_memory() -> int | None:
 
 
 def _gibibytes(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / 2**30:.1f} GiB"
+    return "unknown" if size is None else memory_size(size, "GiB")
 
 
 def devices() -> list[str]:

@@ -14,6 +14,7 @@ from xgblora.errors import InputError
 from xgblora.records import checkpoint
 from xgblora.records.run_folder import refuse_unwritable
 from xgblora.runs.language_model import load_model, refuse_missing_folder
+from xgblora.spelling import file_size, one_line
 
 
 @dataclass
@@ -102,14 +103,14 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"output_dir={folder}: cannot be written ({reason})") from None
 
 
 def written(path: Path, what: str) -> str:
     """The line that says what was written and how large it is."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return f"wrote {path}: {what}, {_size(sum(file.stat().st_size for file in files))}"
+    return f"wrote {path}: {what}, {file_size(sum(file.stat().st_size for file in files))}"
 
 
 def written_model(folder: Path, origin: Origin, boosters: int) -> list[str]:
@@ -124,11 +125,3 @@ def written_model(folder: Path, origin: Origin, boosters: int) -> list[str]:
 def counted(boosters: int, origin: Origin) -> str:
     """ "24 boosters of rank 1"."""
     return f"{boosters} booster{'s' if boosters != 1 else ''} of rank {origin.rank}"
-
-
-def _size(count: int) -> str:
-    if count < 1000:
-        return f"{count} bytes"
-    units = ("kB", "MB", "GB", "TB")
-    power = min(len(str(count)) - 1, 3 * len(units)) // 3
-    return f"{count / 1000**power:.1f} {units[power - 1]}"

@@ -15,6 +15,7 @@ from xgblora.freed_memory import keep_freed_memory
 from xgblora.runs.console import show_on_terminal
 from xgblora.runs.dry_run import dry_run
 from xgblora.runs.fine_tune import fine_tune
+from xgblora.spelling import one_line
 from xgblora.training.arguments import FLAGS, TaskArguments, XGBLoRAArguments
 from xgblora.training.flag import OF_ADAPTERS, needing
 
@@ -109,7 +110,7 @@ def read_flags(path: Path, known: set[str]) -> list[str]:
     try:
         flags = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as YAML or JSON ({' '.join(str(error).split())})") from None
+        raise InputError(f"{path}: not readable as YAML or JSON ({one_line(error)})") from None
     if not isinstance(flags, dict):
         raise InputError(f"{path}: must hold flags as `name: value` lines")
     unknown = sorted(map(str, set(flags) - known))

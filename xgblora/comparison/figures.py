@@ -9,7 +9,7 @@ import numpy as np
 from xgblora.comparison.report import Candidate, Report
 from xgblora.comparison.results import FORWARDS_OF_A_FIRST_ORDER_STEP, FinishedRun
 from xgblora.figure_file import figure_file
-from xgblora.runs.loss_figure import smoothed
+from xgblora.records.step_losses import smoothed
 
 # Okabe and Ito's, told apart by the colour-blind too; black and yellow left out
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

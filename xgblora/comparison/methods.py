@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from xgblora.errors import InputError
+from xgblora.spelling import one_line
 from xgblora.training.arguments import FLAGS, XGBLoRAArguments
 from xgblora.training.flag import Needs, needing
 
@@ -113,7 +114,7 @@ def read_variants(path: Path, known: Collection[str]) -> dict[str, Method]:
     try:
         variants = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"variants={path}: not readable as YAML ({' '.join(str(error).split())})") from None
+        raise InputError(f"variants={path}: not readable as YAML ({one_line(error)})") from None
     if not isinstance(variants, dict) or not variants:
         raise InputError(f"variants={path}: must hold one `name:` or more, each with `base: METHOD` and flags below it")
     return {str(name): _variant(f"variants={path}: {name}", str(name), of, known) for name, of in variants.items()}

@@ -1,16 +1,16 @@
 """What a finished run left, read from its folder."""
 
-import csv
 import hashlib
 import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from xgblora.comparison.runs import PlannedRun
+from xgblora.records import step_losses
+from xgblora.records.run_folder import entries_of
 from xgblora.zo import OneSided, TwoSided
 
 # a first-order step is a forward and a backward, which costs about two more
@@ -78,8 +78,7 @@ class FinishedRun:
     @cached_property
     def step_losses(self) -> np.ndarray:
         """float [T]."""
-        with open(self.run.folder.step_loss, encoding="utf-8", newline="") as file:
-            return np.array([float(row["loss"]) for row in csv.DictReader(file)])
+        return step_losses.read(self.run.folder.step_loss)[1]
 
     @cached_property
     def step_loss_digest(self) -> str:
@@ -90,7 +89,7 @@ class FinishedRun:
     def merges(self) -> list[dict]:
         """Of each merge: its step, that of the weights it kept, the held-out (development) loss or None if unknown."""
         # a run of before there were adaptive merges says no kept_step
-        entries = [{"kept_step": entry["step"], **entry} for entry in _lines(self.run.folder.merges)]
+        entries = [{"kept_step": entry["step"], **entry} for entry in entries_of(self.run.folder.merges)]
         return [{name: entry[name] for name in ("step", "kept_step", "held_out_loss")} for entry in entries]
 
     @cached_property
@@ -101,13 +100,9 @@ class FinishedRun:
         """
         entries = [
             {"step": entry["step"], "loss": entry["eval_loss"], self.metric: entry.get(f"eval_{self.metric}")}
-            for entry in _lines(self.run.folder.eval_loss)
+            for entry in entries_of(self.run.folder.eval_loss)
         ]
         before = self.metrics["results"]["zero_shot"].get("dev")
         if before is None:
             return entries
         return [{"step": 0, "loss": before["loss"], self.metric: before[self.metric]}, *entries]
-
-
-def _lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -7,7 +7,8 @@ from xgblora.comparison.ascii_plot import ascii_plot
 from xgblora.comparison.report import Candidate, Difference, Report, Spread
 from xgblora.comparison.runs import PlannedRun
 from xgblora.comparison.sweep import named
-from xgblora.runs.loss_figure import smoothed
+from xgblora.records.step_losses import smoothed
+from xgblora.spelling import memory_size
 
 
 def summary(report: Report) -> list[str]:
@@ -103,7 +104,7 @@ def _row(candidate: Candidate) -> tuple[str, ...]:
         str(len(candidate.runs)),
         plain(speeds, 1),
         f"{candidate.runs[0].forwards:,}",
-        "-" if memory is None else f"{memory / 2**30:.2f} GiB",
+        "-" if memory is None else memory_size(memory, "GiB", digits=2),
     )
 
 

@@ -21,6 +21,7 @@ from xgblora.errors import InputError
 from xgblora.kernels.weight_storage import is_transposed
 from xgblora.ops.library import register
 from xgblora.ops.noise import Stream, random_words
+from xgblora.spelling import dtype_name
 
 ROUNDINGS = ("nearest", "stochastic", "remainder")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -91,7 +92,7 @@ def _check_remainders(weights: list[Tensor], remainders: list[Tensor]) -> None:
         if weight.dtype == torch.float32:
             continue
         if remainder.shape != weight.shape or remainder.dtype != torch.int16 or remainder.device != weight.device:
-            found = f"{str(remainder.dtype).removeprefix('torch.')} {tuple(remainder.shape)} on {remainder.device}"
+            found = f"{dtype_name(remainder.dtype)} {tuple(remainder.shape)} on {remainder.device}"
             raise InputError(f"a remainder must be int16 {tuple(weight.shape)} on {weight.device}, not {found}")
 
 

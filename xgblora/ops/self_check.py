@@ -19,6 +19,7 @@ from xgblora.ops.eager import eager, operations
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
 from xgblora.ops.noise import Stream, normal, philox4x32
 from xgblora.ops.update import RULES
+from xgblora.spelling import dtype_name
 
 CPU = torch.device("cpu")
 SIZES = (1, 1023, 100_003)
@@ -112,7 +113,7 @@ def _check_backend(name: str, device: torch.device, found: dict[str, Callable | 
     place = f"{name} on {device.type}"
     unchecked = [f"{place}: not checked, {why}" for why in obstacles]
     left_out = _left_out(name, device.type) if functions else {}
-    unchecked += [f"rank1_linear, {place}, {_name(dtype)}: not checked, {why}" for dtype, why in left_out.items()]
+    unchecked += [f"rank1_linear, {place}, {dtype_name(dtype)}: not checked, {why}" for dtype, why in left_out.items()]
     dtypes = tuple(dtype for dtype in LINEAR_DTYPES if dtype not in left_out)
     # a CPU may be the interpreter of Triton, which takes seconds for the others
     sizes = (SMALL_SIZES, SMALL_LINEAR_SHAPES) if device == CPU else (SIZES, LINEAR_SHAPES)
@@ -218,7 +219,7 @@ def _check_perturb(tested: Tested) -> Iterator[Check]:
                     arguments = (seeds.to(place), torch.tensor([1e-3], device=place), signs.to(place), distribution)
                     side.on("perturb")(master.to(place), live, *arguments)
                     lives.append(live)
-                yield _same_bits("perturb", tested, f"{_name(dtype)} [{size}] {distribution}", *lives)
+                yield _same_bits("perturb", tested, f"{dtype_name(dtype)} [{size}] {distribution}", *lives)
 
 
 def _check_update(tested: Tested) -> Iterator[Check]:
@@ -249,7 +250,7 @@ def _check_merge(tested: Tested) -> Iterator[Check]:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             results = [_merged(side, dtype, rounding) for side in (tested, REFERENCE)]
             for name, parts in zip(("weights", "remainders"), zip(*results, strict=True), strict=True):
-                yield _same_bits("merge_rank1_", tested, f"{_name(dtype)} {rounding}, {name}", *parts)
+                yield _same_bits("merge_rank1_", tested, f"{dtype_name(dtype)} {rounding}, {name}", *parts)
 
 
 def _merged(side: Tested, dtype: torch.dtype, rounding: str) -> tuple[Tensor, Tensor]:
@@ -270,7 +271,7 @@ def _check_row_dots(tested: Tested) -> Iterator[Check]:
     for dtype in tested.linear_dtypes:
         for rows, inputs, outputs, groups in tested.linear_shapes:
             x, _, _, a, _, _ = _linear_arguments(tested.device, dtype, rows, inputs, outputs, groups)
-            case = f"{_name(dtype)} {rows}x{inputs} G={groups}"
+            case = f"{dtype_name(dtype)} {rows}x{inputs} G={groups}"
             yield _within_bound("row_dots", tested, case, _three_ways("row_dots", tested, (x, [a, 2 * a, -a])))
             alone, together = (tested.on("row_dots")(x, adapters) for adapters in ([a], [2 * a, -a, a]))
             yield _same_bits("row_dots", tested, f"{case}, alone and beside others", together[2], alone[0])
@@ -281,7 +282,9 @@ def _check_linear(tested: Tested) -> Iterator[Check]:
         for rows, inputs, outputs, groups in tested.linear_shapes:
             arguments = _linear_arguments(tested.device, dtype, rows, inputs, outputs, groups)
             results = _three_ways("rank1_linear", tested, arguments)
-            yield _within_bound("rank1_linear", tested, f"{_name(dtype)} {rows}x{inputs}x{outputs} G={groups}", results)
+            yield _within_bound(
+                "rank1_linear", tested, f"{dtype_name(dtype)} {rows}x{inputs}x{outputs} G={groups}", results
+            )
 
 
 def _check_linear_backward(tested: Tested) -> Iterator[Check]:
@@ -290,7 +293,7 @@ def _check_linear_backward(tested: Tested) -> Iterator[Check]:
             x, weight, _, a, b, scale = _linear_arguments(tested.device, dtype, rows, inputs, outputs, groups)
             grad = _values(rows, outputs, seed=9).to(tested.device, dtype)
             results = _three_ways("rank1_linear_backward", tested, (grad, x, weight, a, b, scale, True))
-            case = f"{_name(dtype)} {rows}x{inputs}x{outputs} G={groups}"
+            case = f"{dtype_name(dtype)} {rows}x{inputs}x{outputs} G={groups}"
             for name, parts in zip(("dx", "da", "db"), zip(*results, strict=True), strict=True):
                 yield _within_bound("rank1_linear_backward", tested, f"{name} {case}", parts)
 
@@ -344,10 +347,6 @@ def _linear_arguments(device: torch.device, dtype: torch.dtype, rows: int, input
 
 def _values(*shape: int, seed: int = 1) -> Tensor:
     return normal(seed, math.prod(shape), device=torch.device("cpu"), stream=Stream.INITIALISATION).view(shape)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 REFERENCE = Tested(CPU, {operation: ("eager", eager(operation)) for operation in operations()})

@@ -19,13 +19,18 @@ class RunFilesCallback(TrainerCallback):
     that is resumed keeps the lines up to its checkpoint, which holds the merges and the tape until then.
     """
 
-    def __init__(
-        self, folder: RunFolder, step_losses: list[torch.Tensor], booster: Booster | FullFineTuning, policy: MergePolicy
-    ):
-        self._folder, self._step_losses, self._booster, self._policy = folder, step_losses, booster, policy
+    def __init__(self, folder: RunFolder, booster: Booster | FullFineTuning, policy: MergePolicy):
+        self._folder, self._booster, self._policy = folder, booster, policy
+        self._step_losses: list[torch.Tensor] = []
         self._first_step = self._merges_written = self._tape_bytes_written = 0
 
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """Take the loss [] of an optimizer step, which is still to end."""
+        self._step_losses.append(loss)
+
     def on_train_begin(self, args, state, control, **kwargs):
+        # an earlier `train` of this process may have been interrupted
+        self._step_losses.clear()
         keep = self._first_step = state.global_step
         self._folder.remove_leftovers()
         kept = _lines_up_to(keep, self._folder.step_loss, lambda line: int(line.split(",")[0]), heading=1)

@@ -1,20 +1,21 @@
 """`dry_run`: what a run would do and need, from the same flags, data and model, with nothing written."""
 
-from xgblora.adapters.memory import readable_size
 from xgblora.runs import report
 from xgblora.runs.console import log_block
-from xgblora.runs.fine_tune import prepare
 from xgblora.runs.forecast import (
     Batches,
     Course,
     DiskSpace,
     RunMemory,
-    batches_of,
     course_of,
     disk_space,
     expected_boosters,
     memory_of_run,
+    training_batches,
 )
+from xgblora.runs.plan import plan
+from xgblora.runs.prepare import prepare
+from xgblora.spelling import memory_size
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 from xgblora.training.trainer import XGBLoRATrainer
 
@@ -31,17 +32,18 @@ def dry_run(task: TaskArguments, args: XGBLoRAArguments) -> None:
     Raises:
         InputError: a flag, a file or the data is wrong, as of `fine_tune`; or a batch does not fit into the memory.
     """
-    run = prepare(task, args)
-    trainer = run.trainer
-    report.log_configuration(run.task, args, trainer, run.measurement.sets, run.folder)
+    planned = plan(task, args)
+    run = prepare(planned)
+    task, args, trainer = planned.task, planned.args, run.trainer
+    report.log_configuration(task, args, trainer, run.measurement.sets, planned.folder)
     if args.trainer == "none":
         log_block("dry run: nothing was written", _memory(trainer, memory_of_run(trainer, None, 0)))
         return
     course = course_of(trainer)
-    batches = batches_of(trainer, course.last)
+    batches = training_batches(trainer, course.last)
     memory = memory_of_run(trainer, batches, expected_boosters(trainer, course))
     disk = disk_space(trainer, course, memory)
-    rows = [*_steps(trainer, course), *_work(trainer, batches), *_memory(trainer, memory), *_disk(run.task, args, disk)]
+    rows = [*_steps(trainer, course), *_work(trainer, batches), *_memory(trainer, memory), *_disk(task, args, disk)]
     log_block("dry run: nothing was written", rows)
 
 
@@ -83,11 +85,11 @@ def _memory(trainer: XGBLoRATrainer, memory: RunMemory) -> Rows:
         ]
     if memory.evaluation:
         rows.append(("Memory of an evaluation (activations, largest batch of the development set)", memory.evaluation))
-    shown = [(name, readable_size(size)) for name, size in rows]
+    shown = [(name, memory_size(size)) for name, size in rows]
     if device.type == "cpu":
-        together = f"{readable_size(memory.device + memory.host)} on the cpu"
+        together = f"{memory_size(memory.device + memory.host)} on the cpu"
     else:
-        together = f"{readable_size(memory.device)} on {device}, {readable_size(memory.host)} on the host"
+        together = f"{memory_size(memory.device)} on {device}, {memory_size(memory.host)} on the host"
     return [
         *shown,
         ("Memory at the peak", f"{together}, beside Python, the libraries and the scratch space of kernels"),
@@ -96,12 +98,12 @@ def _memory(trainer: XGBLoRATrainer, memory: RunMemory) -> Rows:
 
 def _disk(task: TaskArguments, args: XGBLoRAArguments, disk: DiskSpace) -> Rows:
     left = {"boosters": disk.boosters, "tape": disk.tape, "model": disk.model if task.save_model else 0}
-    shown = ", ".join(f"{name} {readable_size(size)}" for name, size in left.items() if size)
+    shown = ", ".join(f"{name} {memory_size(size)}" for name, size in left.items() if size)
     strategy = getattr(args.save_strategy, "value", args.save_strategy)
     if strategy == "no":
         checkpoints = "none (--save_strategy no)"
     else:
         often = f"every {args.save_steps:g} steps" if strategy == "steps" else f"by {strategy}"
         kept = f", the last {args.save_total_limit} are kept" if args.save_total_limit else ""
-        checkpoints = f"{often}, {readable_size(disk.checkpoint)} at most for each{kept}"
+        checkpoints = f"{often}, {memory_size(disk.checkpoint)} at most for each{kept}"
     return [("Left on the disk", shown), ("Checkpoints", checkpoints)]

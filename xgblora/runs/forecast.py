@@ -18,7 +18,7 @@ from torch import Tensor
 from xgblora.adapters.memory import memory_of
 from xgblora.errors import InputError
 from xgblora.records import checkpoint
-from xgblora.runs.live_memory import LiveMemory
+from xgblora.runs.tensor_bytes import TensorBytes
 from xgblora.scoring.packing import positions_of
 from xgblora.training.trainer import XGBLoRATrainer
 
@@ -94,7 +94,7 @@ class Batches:
     largest: dict[str, Tensor]
 
 
-def batches_of(trainer: XGBLoRATrainer, steps: int) -> Batches:
+def training_batches(trainer: XGBLoRATrainer, steps: int) -> Batches:
     """The batches that the first `steps` steps are made of, those of an epoch at most."""
     limit = steps * trainer.args.gradient_accumulation_steps
     tokens, largest = [], None
@@ -206,7 +206,7 @@ def _recorded(trainer: XGBLoRATrainer) -> int:
 
 def _peak_of_step(trainer: XGBLoRATrainer, batch: dict[str, Tensor]) -> tuple[int, int]:
     """The most that a step holds at once, and what the optimizer keeps after it."""
-    with _that_fits(trainer, "per_device_train_batch_size"), LiveMemory() as live:
+    with _that_fits(trainer, "per_device_train_batch_size"), TensorBytes() as live:
         if trainer.zo is not None:
             trainer.zo.estimate(trainer._prepare_inputs(batch))
             trainer.zo.abandon_step()
@@ -226,7 +226,7 @@ def _peak_of_evaluation(trainer: XGBLoRATrainer) -> int:
     if trainer.eval_dataset is None:
         return 0
     largest = max(trainer.get_eval_dataloader(), key=positions_of)
-    with _that_fits(trainer, "per_device_eval_batch_size"), LiveMemory() as live:
+    with _that_fits(trainer, "per_device_eval_batch_size"), TensorBytes() as live:
         trainer.prediction_step(trainer.model, largest, prediction_loss_only=False)
     return live.peak
 

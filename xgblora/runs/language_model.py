@@ -7,6 +7,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from xgblora.errors import InputError
+from xgblora.spelling import one_line
 
 
 def load_model(name: str, *, dtype: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -23,8 +24,7 @@ def load_model(name: str, *, dtype: str, device: torch.device) -> tuple[PreTrain
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=resolve_dtype(dtype, device))
     except Exception as error:  # a folder or hub can be wrong in dozens of ways; the person needs one line
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"model_name={name}: cannot be loaded ({reason[:300]})") from None
+        raise InputError(f"model_name={name}: cannot be loaded ({one_line(error, limit=300)})") from None
     if tokenizer.pad_token_id is None:
         # padding is masked out of attention and loss, so any id will do
         tokenizer.pad_token = tokenizer.eos_token

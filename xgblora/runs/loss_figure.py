@@ -5,23 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from xgblora.figure_file import figure_file
-
-
-def smoothed(losses: np.ndarray, window: int) -> np.ndarray:
-    """Exponential moving average with a time constant of `window` steps, corrected for its start; NaN is passed over.
-
-    Args:
-        losses: float [T].
-        window: steps, 1 or more.
-    """
-    decay = 1.0 - 1.0 / window
-    total = weight = 0.0
-    average = np.empty_like(losses)
-    for index, loss in enumerate(losses):
-        if np.isfinite(loss):
-            total, weight = decay * total + loss, decay * weight + 1.0
-        average[index] = total / weight if weight else np.nan
-    return average
+from xgblora.records.step_losses import smoothed
 
 
 def draw(

@@ -6,6 +6,7 @@ from xgblora.adapters import AdapterSet, FullParameters
 from xgblora.objectives.of_task import OBJECTIVES
 from xgblora.records.run_folder import RunFolder
 from xgblora.runs.console import log_block, log_table, logger
+from xgblora.spelling import dtype_name, memory_size
 from xgblora.tasks import SampledSets
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 from xgblora.training.trainer import XGBLoRATrainer
@@ -32,7 +33,7 @@ def log_configuration(
     adapters, policy = trainer.adapters, args.merge_policy
     weights = adapters.compute_dtype
     rows = [
-        ("Model", f"{task.model_name} ({str(weights).removeprefix('torch.')}, {args.device})"),
+        ("Model", f"{task.model_name} ({dtype_name(weights)}, {args.device})"),
         (
             "Task",
             f"{task.task_name} from {task.data_dir or task.task_file or 'the hub'}: {len(sets.train)} train, "
@@ -81,10 +82,10 @@ def _rows_of_adapters(args: XGBLoRAArguments, adapters: AdapterSet) -> list[tupl
 
 
 def _rows_of_full_parameters(full: FullParameters) -> list[tuple[str, object]]:
-    memory = f"{full.arena.live.nbytes / 2**20:.1f} MiB of weights, {full.arena.master.nbytes / 2**20:.1f} MiB of fp32"
+    weights, master = (memory_size(part.nbytes, "MiB") for part in (full.arena.live, full.arena.master))
     return [
         ("Trainable parameters", f"{full.num_parameters():,}, {len(full.parameters)} tensors"),
-        ("Memory", f"{memory} master beside them (restores exactly)"),
+        ("Memory", f"{weights} of weights, {master} of fp32 master beside them (restores exactly)"),
     ]
 
 

@@ -1,11 +1,9 @@
 """The figures of a run, drawn from the files in its folder."""
 
-import csv
 import math
 from pathlib import Path
 
-import numpy as np
-
+from xgblora.records import step_losses
 from xgblora.records.run_folder import RunFolder, entries_of
 from xgblora.runs import loss_figure, rounds_figure
 from xgblora.runs.report import method_name
@@ -22,9 +20,7 @@ def draw(folder: RunFolder, task: TaskArguments, trainer: XGBLoRATrainer, zero_s
         trainer: after training.
         zero_shot: the measurements of the base model.
     """
-    with open(folder.step_loss, encoding="utf-8", newline="") as file:
-        rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
-    steps, losses = np.array([step for step, _ in rows]), np.array([loss for _, loss in rows])
+    steps, losses = step_losses.read(folder.step_loss)
     evaluations, merges = (entries_of(path) for path in (folder.eval_loss, folder.merges))
     args = trainer.args
     title = f"{Path(task.model_name).name} on {task.task_name}: {method_name(args)}, seed {args.seed}"

@@ -17,7 +17,9 @@ def tokens_per_batch(device: torch.device) -> int:
     return TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
 
 
-def batches_of(texts: Iterable[T], length: Callable[[T], int], *, tokens: int, extra: int = 0) -> Iterator[list[T]]:
+def batches_by_length(
+    texts: Iterable[T], length: Callable[[T], int], *, tokens: int, extra: int = 0
+) -> Iterator[list[T]]:
     """The texts, longest first, in batches of at most `tokens` tokens once padded; a longer text is alone.
 
     The longest come first so that a batch that does not fit into memory shows at once.

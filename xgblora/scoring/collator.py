@@ -32,7 +32,7 @@ class Collator:
     - `slots` [B, R]: the place of each of `rows` among those that the last layer computes in the packed grid, Q in each
       of its rows, counted row by row.
     - `queries`: Q, or 0 where the last layer should compute all positions.
-    - `shared` [B]: the tokens at the beginning that the sequences of the example share in the grid.
+    - `shared` [B]: the tokens of the prefix that the sequences of the example share in the grid.
     - `grid`: (rows, positions a row) of the packed grid.
     - `copies`: how often the batch stands in it, one below the other, and `groups`: how many adapters read it, each an
       equal share of the rows. 1 and 1, unless what repeats a batch says otherwise.

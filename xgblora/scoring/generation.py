@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from xgblora.errors import InputError
-from xgblora.scoring.batches import batches_of, tokens_per_batch
+from xgblora.scoring.batches import batches_by_length, tokens_per_batch
 from xgblora.scoring.encoding import option_start
 
 MAX_NEW_TOKENS = 50
@@ -42,7 +42,7 @@ def generate_answers(
     tokens = tokens or tokens_per_batch(device)
     answers = [""] * len(texts)
     lengths = list(map(len, texts))
-    for places in batches_of(range(len(texts)), lengths.__getitem__, tokens=tokens, extra=max_new_tokens):
+    for places in batches_by_length(range(len(texts)), lengths.__getitem__, tokens=tokens, extra=max_new_tokens):
         ids, mask = left_padded([texts[place] for place in places], pad_token(tokenizer))
         batch = (ids.to(device), mask.to(device))
         written = write_after(model, tokenizer, *batch, max_new_tokens=max_new_tokens)

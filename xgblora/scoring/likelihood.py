@@ -1,12 +1,12 @@
 """Mean log-probabilities of candidates: no token is run twice that need not be.
 
-Candidates that differ in their last token alone are one text already (`scoring.encoding`). Texts that begin alike, be
-they candidates of one example, questions about one article or questions after the same demonstrations, have their
-beginning run once and kept in a KV cache, where that pays (`xgblora.scoring.beginnings`). From there their ends go
-on, several in one row, with a mask that keeps them apart. Models that keep something else than the keys and values of
-all tokens run every text whole.
+Candidates that differ in their last token alone are one text already (`scoring.encoding`). A prefix that texts share,
+be they candidates of one example, questions about one article or questions after the same demonstrations, is run once
+and kept in a KV cache, where that pays (`xgblora.scoring.shared_prefixes`). From there their ends go on, several in one
+row, with a mask that keeps them apart. Models that keep something else than the keys and values of all tokens run every
+text whole.
 
-Whole texts are padded on the right, where a causal model does not see it; beginnings are padded on the left and masked.
+Whole texts are padded on the right, where a causal model does not see it; prefixes are padded on the left and masked.
 What predicts no option token is spared the end of the model (`xgblora.scoring.option_rows`).
 """
 
@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from xgblora.scoring.batches import batches_of, tokens_per_batch
-from xgblora.scoring.beginnings import Family, Text, families
+from xgblora.scoring.batches import batches_by_length, tokens_per_batch
 from xgblora.scoring.encoding import EncodedExample
 from xgblora.scoring.option_rows import MISFITS, OptionRows, Rows, agree, places_of
 from xgblora.scoring.packing import for_attention, keeps_all_tokens, keeps_apart, reason_not_to_pack
+from xgblora.scoring.shared_prefixes import PrefixGroup, Text, prefix_groups
+from xgblora.spelling import one_line
 
 logger = logging.getLogger("xgblora")
 
@@ -45,7 +46,7 @@ def log_probabilities(
 
     Args:
         model: a causal language model in eval mode.
-        examples: what `tasks.encode` made.
+        examples: what `scoring.encode` made.
         pad_token_id: any id; what stands there changes nothing.
         tokens: the most tokens of a forward, those in the cache among them; None: what suits the device.
     """
@@ -72,7 +73,7 @@ def _texts(example: EncodedExample, slot: int) -> list[Text]:
 
 @dataclass(frozen=True)
 class _Prefixes:
-    """Beginnings that were run: their cache, `lengths` [E] and `mask` [E, P]."""
+    """Prefixes that were run: their cache, `lengths` [E] and `mask` [E, P]."""
 
     cache: DynamicCache
     lengths: Tensor
@@ -81,7 +82,7 @@ class _Prefixes:
 
 @dataclass(frozen=True)
 class _Row:
-    """Ends that stand side by side in one row, after beginning number `prefix` of those in the cache."""
+    """Ends that stand side by side in one row, after prefix number `prefix` of those in the cache."""
 
     prefix: int
     ends: tuple[Text, ...]
@@ -116,22 +117,22 @@ class _Forwards:
 
     def add(self, texts: Sequence[Text], totals: Tensor) -> None:
         """Add the log-probabilities of all targets to `totals` fp32 [candidates]."""
-        found = families(texts)
-        if any(family.shared for family in found):
+        found = prefix_groups(texts)
+        if any(group.shared for group in found):
             # tried where there is something to share: of SST-2 the trial would be 2% of the time
             reason = self._reason_not_to_share()
             if reason:
-                logger.debug("Beginnings are not shared: %s", reason)
-                found = [Family(0, (text,)) for text in texts]
-        alone = [text for family in found if not family.shared for text in family.texts]
-        for batch in batches_of(alone, lambda text: len(text.ids), tokens=self._tokens):
+                logger.debug("Prefixes are not shared: %s", reason)
+                found = [PrefixGroup(0, (text,)) for text in texts]
+        alone = [text for group in found if not group.shared for text in group.texts]
+        for batch in batches_by_length(alone, lambda text: len(text.ids), tokens=self._tokens):
             self._run(batch, totals)
-        for batch in batches_of(
-            [family for family in found if family.shared], lambda family: family.shared, tokens=self._tokens
+        for batch in batches_by_length(
+            [group for group in found if group.shared], lambda group: group.shared, tokens=self._tokens
         ):
-            prefixes = self._prefixes([family.texts[0].ids[: family.shared] for family in batch])
-            rows = [row for number, family in enumerate(batch) for row in _rows_of(family, number)]
-            for some in batches_of(rows, len, tokens=self._tokens, extra=batch[0].shared):
+            prefixes = self._prefixes([group.texts[0].ids[: group.shared] for group in batch])
+            rows = [row for number, group in enumerate(batch) for row in _rows_of(group, number)]
+            for some in batches_by_length(rows, len, tokens=self._tokens, extra=batch[0].shared):
                 self._run_after(prefixes, some, totals)
 
     def _run(self, texts: list[Text], totals: Tensor) -> None:
@@ -140,22 +141,22 @@ class _Forwards:
         ids = self._padded([text.ids for text in texts], length)
         self._score(ids, [text.targets for text in texts], totals)
 
-    def _prefixes(self, beginnings: list[tuple[int, ...]]) -> _Prefixes:
-        """Run E beginnings, padded on the left."""
-        longest = max(map(len, beginnings))
-        ids = self._tensor([[self._pad] * (longest - len(text)) + list(text) for text in beginnings])
-        lengths = self._tensor([len(text) for text in beginnings])
+    def _prefixes(self, texts: list[tuple[int, ...]]) -> _Prefixes:
+        """Run E prefixes, padded on the left."""
+        longest = max(map(len, texts))
+        ids = self._tensor([[self._pad] * (longest - len(text)) + list(text) for text in texts])
+        lengths = self._tensor([len(text) for text in texts])
         mask = (torch.arange(longest, device=ids.device) >= longest - lengths[:, None]).long()
         cache = DynamicCache(config=self._model.config)
         # of the last layer a cache wants the keys and values; some row must be computed: the last, which no text lacks
-        last = torch.arange(1, len(beginnings) + 1, device=ids.device).unsqueeze(1) * longest - 1
+        last = torch.arange(1, len(texts) + 1, device=ids.device).unsqueeze(1) * longest - 1
         positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
         with self._rows.only(Rows(last[0], last)):
             self._logits(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
         return _Prefixes(cache, lengths, mask)
 
     def _run_after(self, prefixes: _Prefixes, rows: list[_Row], totals: Tensor) -> None:
-        """Run rows of ends, padded on the right, after the beginnings in the cache."""
+        """Run rows of ends, padded on the right, after the prefixes in the cache."""
         length = max(map(len, rows))
         ids = self._padded([[token for end in row.ends for token in end.ids] for row in rows], length)
         # 0 is for padding
@@ -188,7 +189,7 @@ class _Forwards:
         totals.index_add_(0, slots, logits[inverse, tokens] - logits.logsumexp(dim=-1)[inverse])
 
     def _reason_not_to_share(self) -> str | None:
-        """Why no beginnings are shared; a few short texts are run both ways, as `OptionRows.spare` does."""
+        """Why no prefixes are shared; a few short texts are run both ways, as `OptionRows.spare` does."""
         arguments = inspect.signature(self._model.forward).parameters
         if "past_key_values" not in arguments:
             return "the model takes no past_key_values"
@@ -211,7 +212,7 @@ class _Forwards:
             rows = [_Row(0, tuple(text.after(2) for text in texts[:3])), _Row(1, tuple(t.after(1) for t in texts[3:]))]
             self._run_after(prefixes, rows, shared)
         except MISFITS as error:
-            return f"it takes no such mask ({' '.join(str(error).split())[:100]})"
+            return f"it takes no such mask ({one_line(error, limit=100)})"
         if agree(shared, whole, next(self._model.parameters()).dtype):
             return None
         return "its scores are others then"
@@ -227,12 +228,12 @@ class _Forwards:
         return torch.tensor(values, device=self._device)
 
 
-def _rows_of(family: Family, number: int) -> list[_Row]:
-    """The ends of a family, whose beginning is number `number` in the cache, in rows of at most `ROW` tokens."""
+def _rows_of(group: PrefixGroup, number: int) -> list[_Row]:
+    """The ends of a group, whose prefix is number `number` in the cache, in rows of at most `ROW` tokens."""
     rows: list[list[Text]] = []
     room = 0
-    for text in family.texts:
-        end = text.after(family.shared)
+    for text in group.texts:
+        end = text.after(group.shared)
         if len(end.ids) > room:
             rows.append([])
             room = ROW

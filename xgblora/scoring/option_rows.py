@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from xgblora.scoring.eval_mode import in_eval_mode
+from xgblora.spelling import one_line
 
 # of the scores, relative to the largest: what rounding does to a small batch. A token that sees its neighbours, or has
 # a wrong position, moves the scores of a trained model by more.
@@ -121,7 +122,7 @@ class OptionRows:
             if self.layer is None:
                 raise
             self.layer = None
-            return f"it cannot be called so ({' '.join(str(error).split())[:100]})"
+            return f"it cannot be called so ({one_line(error, limit=100)})"
         if agree(spared, expected, embeddings.weight.dtype):
             return None
         self.layer = None

@@ -16,6 +16,7 @@ from xgblora.scoring.encoding import EncodedExample
 from xgblora.scoring.eval_mode import in_eval_mode
 from xgblora.scoring.option_rows import MISFITS, OptionRows, Rows, agree
 from xgblora.scoring.packing import for_attention, keeps_apart, reason_not_to_pack
+from xgblora.spelling import one_line
 
 logger = logging.getLogger("xgblora")
 
@@ -93,7 +94,7 @@ class OptionScorer:
         except MISFITS as error:
             if not self.packs:
                 raise
-            return f"the model takes no such mask ({' '.join(str(error).split())[:100]})"
+            return f"the model takes no such mask ({one_line(error, limit=100)})"
         there = batch["option_mask"].any(dim=-1)
         if agree(packed[there], padded[there], next(model.parameters()).dtype):
             return None

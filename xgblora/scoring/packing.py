@@ -1,8 +1,8 @@
 """Packing: the sequences of a batch side by side in a grid of few rows, with a mask that keeps them apart.
 
 A batch of 16 of SST-2's training sentences padded to its longest has 2.5 positions for each token; packed it has 1.05.
-Every sequence keeps its positions, and attends to its own tokens alone. Sequences of one example that begin alike
-(candidates of several tokens after one prompt) share the tokens of the beginning, as branches of a tree do (SpecInfer
+Every sequence keeps its positions, and attends to its own tokens alone. Sequences of one example with a shared prefix
+(candidates of several tokens after one prompt) share the tokens of their prefix, as branches of a tree do (SpecInfer
 verifies guesses so, Miao et al. 2024, arXiv:2305.09781).
 
 A grid of one row wastes nothing, but every token is then compared with all others; more rows are shorter and leave
@@ -37,7 +37,7 @@ class Layout:
     Attributes:
         rows: R, of the grid.
         length: L, positions of a row.
-        shared: for each example the tokens at the beginning that all its sequences share in the grid.
+        shared: for each example the tokens of the prefix that all its sequences share in the grid.
         starts: for each example and each of its sequences the cell of the first token beyond the shared ones.
         shared_starts: for each example the cell of the first shared token.
     """
@@ -63,7 +63,7 @@ class Layout:
 def lay_out(examples: Sequence[EncodedExample], *, few_shapes: bool = False) -> Layout:
     """The cheapest of the layouts that fill rows longest piece first, each piece into the emptiest row.
 
-    A piece is what must stand in one row: a sequence, or the sequences of an example that share their beginning.
+    A piece is what must stand in one row: a sequence, or the sequences of an example that share a prefix.
 
     Args:
         examples: of the batch.

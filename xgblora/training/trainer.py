@@ -27,6 +27,7 @@ from xgblora.records.run_files import RunFilesCallback
 from xgblora.records.run_folder import RunFolder
 from xgblora.replaying import start_tape
 from xgblora.scoring.packing import positions_of
+from xgblora.training import processes
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress
 from xgblora.training.flag import Needs, asked_for
@@ -88,7 +89,6 @@ class XGBLoRATrainer(Trainer):
         if args.resume_from_checkpoint:
             # now, and not when training begins: nothing is written yet
             self._check_checkpoint(args.resume_from_checkpoint)
-        self._losses_of_steps: list[Tensor] = []
         self._loss_of_step: Tensor | None = None
         super().__init__(model=model, args=args, **kwargs)
         _refuse_without_one_held_out_set(args, self.eval_dataset)
@@ -107,7 +107,8 @@ class XGBLoRATrainer(Trainer):
             InputError: the checkpoint is torn, was changed, or is of another run.
         """
         folder = Path(self.args.output_dir)
-        checkpoint.remove_leftovers_in(folder)
+        if processes.writes(self.args):
+            checkpoint.remove_leftovers_in(folder)
         if resume_from_checkpoint is True:
             resume_from_checkpoint, damaged = checkpoint.newest_whole(folder)
             if resume_from_checkpoint is None:
@@ -137,7 +138,9 @@ class XGBLoRATrainer(Trainer):
             loss = self.zo.estimate(self._prepare_inputs(inputs), weight=weight) * weight
         self._loss_of_step = loss if self._loss_of_step is None else self._loss_of_step + loss
         if self.accelerator.sync_gradients:
-            self._losses_of_steps.append(self._loss_of_step)
+            loss_of_step = processes.mean_over_processes(self.args, self._loss_of_step)
+            if self._run_files is not None:
+                self._run_files.add_loss(loss_of_step)
             self._loss_of_step = None
             self.steps_taken += 1
         return loss
@@ -224,6 +227,8 @@ class XGBLoRATrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
         """transformers' checkpoint, but whole or not there: written beside its place, sealed, synced and renamed."""
+        if not processes.writes(self.args):
+            return
         run_dir = Path(super()._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self._run_files is not None:
@@ -267,7 +272,6 @@ class XGBLoRATrainer(Trainer):
 
     def _forget_interrupted_step(self) -> None:
         """Drop what an earlier `train` of this process left when it was interrupted."""
-        self._losses_of_steps.clear()
         self._loss_of_step = None
         if self.zo is not None:
             self.zo.abandon_step()
@@ -283,9 +287,10 @@ class XGBLoRATrainer(Trainer):
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(folder, self.adapters, self.booster, self._adaptive)
+        if processes.writes(self.args):
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.save(folder, self.adapters, self.booster, self._adaptive)
 
     def _check_checkpoint(self, folder: str | Path) -> dict:
         return checkpoint.check(Path(folder), self.adapters.origin, self._identity)
@@ -332,9 +337,8 @@ class XGBLoRATrainer(Trainer):
         merging = MergeCallback(self.booster, self.policy, self._adaptive, self.args.shrinkage, self.held_out_loss)
         # first of all callbacks, so that every other one sees the state after the merge
         self.callback_handler.callbacks.insert(0, merging)
-        if self.args.output_dir:
-            folder = RunFolder(Path(self.args.output_dir))
-            self._run_files = RunFilesCallback(folder, self._losses_of_steps, self.booster, self.policy)
+        if self.args.output_dir and processes.writes(self.args):
+            self._run_files = RunFilesCallback(RunFolder(Path(self.args.output_dir)), self.booster, self.policy)
             self.add_callback(self._run_files)
         self.add_callback(LateCheckpoint())
         if self.pop_callback(ProgressCallback) is not None:

@@ -25,6 +25,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from xgblora.spelling import one_line
+
 logger = logging.getLogger("xgblora")
 
 # recording costs about five steps: not for a shape that may never come again
@@ -147,7 +149,7 @@ class StepGraphs:
             _restore(state, before)
             # what is not about waiting is raised again here, as it would be without graphs
             outputs = work(inputs)
-            self._give_up(f"it waits for the device ({_one_line(error)})")
+            self._give_up(f"it waits for the device ({one_line(error, kind=True, limit=120)})")
             return outputs, None
         after = _copies(state)
         try:
@@ -159,7 +161,7 @@ class StepGraphs:
                 return expected, graph
             self._give_up("a graph of it gave other numbers than the step itself")
         except Exception as error:
-            self._give_up(f"recording it failed ({_one_line(error)})")
+            self._give_up(f"recording it failed ({one_line(error, kind=True, limit=120)})")
         finally:
             _restore(state, after)
         return expected, None
@@ -249,7 +251,3 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     return torch.equal(*(tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other)))
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

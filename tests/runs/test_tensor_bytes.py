@@ -2,14 +2,14 @@
 
 import torch
 
-from xgblora.runs.live_memory import LiveMemory
+from xgblora.runs.tensor_bytes import TensorBytes
 
 MATRIX = 100 * 100 * 4
 
 
 def test_views_and_writing_in_place_are_nothing_new_and_what_is_freed_is_gone():
     before = torch.ones(100, 100)
-    with torch.no_grad(), LiveMemory() as memory:
+    with torch.no_grad(), TensorBytes() as memory:
         x = before @ before
         view = x.view(-1)
         x.add_(1.0)
@@ -25,7 +25,7 @@ def test_views_and_writing_in_place_are_nothing_new_and_what_is_freed_is_gone():
 
 def test_what_backpropagation_keeps_is_alive_without_a_name():
     weight = torch.ones(100, 100, requires_grad=True)
-    with LiveMemory() as memory:
+    with TensorBytes() as memory:
         loss = (weight @ torch.ones(100, 100)).exp().sum()
         # the factor and the exponential
         assert memory.now == 2 * MATRIX + 4

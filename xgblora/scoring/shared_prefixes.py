@@ -1,8 +1,8 @@
-"""Texts that begin alike, and where it pays to run their beginning once.
+"""Texts with a shared prefix, and where it pays to run it once.
 
-Sorted, texts that share their first tokens stand side by side, and their beginnings form a tree: all of them begin with
-the tokens of its root, those of a branch with more. Each text belongs to one node at most, whose beginning it does not
-run itself; the nodes are chosen so that as few tokens as possible are run in all.
+Sorted, texts that share their first tokens stand side by side, and their prefixes form a tree: all of them begin with
+the tokens of its root, those of a branch with more. Each text belongs to one node at most, whose prefix it does not run
+itself; the nodes are chosen so that as few tokens as possible are run in all.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from xgblora.scoring.packing import common_length
 
-# Of the tokens of the texts: what a shared beginning must save to pay for a second forward and the cache. opt-mini
+# Of the tokens of the texts: what a shared prefix must save to pay for a second forward and the cache. opt-mini
 # answers Copa on two cores in 0.48 s with 0.33, 0.43 with 0.4 and 0.47 without sharing.
 WORTH_SHARING = 0.4
 
@@ -28,25 +28,25 @@ class Text:
     ids: tuple[int, ...]
     targets: tuple[tuple[int, int, int], ...]
 
-    def after(self, beginning: int) -> "Text":
+    def after(self, prefix: int) -> "Text":
         """Without its first tokens."""
-        return Text(self.ids[beginning:], tuple((index - beginning, *what) for index, *what in self.targets))
+        return Text(self.ids[prefix:], tuple((index - prefix, *what) for index, *what in self.targets))
 
 
 @dataclass(frozen=True)
-class Family:
+class PrefixGroup:
     """Texts whose first `shared` tokens are the same and are run once; 0: a text that is run whole."""
 
     shared: int
     texts: tuple[Text, ...]
 
 
-def families(texts: Sequence[Text]) -> list[Family]:
-    """The texts in families, so that few tokens are run and no beginning reaches a token with a target."""
+def prefix_groups(texts: Sequence[Text]) -> list[PrefixGroup]:
+    """The texts in groups, so that few tokens are run and no prefix reaches a token with a target."""
     stack = [_Node(0)]
     in_order = sorted(texts, key=lambda text: text.ids)
     for text, following in itertools.zip_longest(in_order, in_order[1:]):
-        done = _Subtree([Family(0, (text,))], [text], len(text.ids))
+        done = _Subtree([PrefixGroup(0, (text,))], [text], len(text.ids))
         common = common_length(text.ids, following.ids) if following else 0
         while stack[-1].depth > common:
             stack[-1].children.append(done)
@@ -54,14 +54,14 @@ def families(texts: Sequence[Text]) -> list[Family]:
         if stack[-1].depth < common:
             stack.append(_Node(common))
         stack[-1].children.append(done)
-    return [family for child in stack[0].children for family in child.families]
+    return [group for child in stack[0].children for group in child.groups]
 
 
 @dataclass(frozen=True)
 class _Subtree:
-    """Texts, the best families for them, and the tokens that those run."""
+    """Texts, the best groups for them, and the tokens that those run."""
 
-    families: list[Family]
+    groups: list[PrefixGroup]
     texts: list[Text]
     cost: int
 
@@ -80,5 +80,5 @@ class _Node:
         tokens = sum(len(text.ids) for text in texts)
         saved = shared * (len(texts) - 1)
         if saved >= WORTH_SHARING * tokens and tokens - saved < apart:
-            return _Subtree([Family(shared, tuple(texts))], texts, tokens - saved)
-        return _Subtree([family for child in self.children for family in child.families], texts, apart)
+            return _Subtree([PrefixGroup(shared, tuple(texts))], texts, tokens - saved)
+        return _Subtree([group for child in self.children for group in child.groups], texts, apart)

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 
-class LiveMemory(TorchDispatchMode):
+class TensorBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that operations make while this is in force, until they are freed.
 
     What an operation uses inside itself (the scratch space of a matrix product) is not seen, nor are tensors that were

@@ -1,0 +1,68 @@
+"""Processes: one of them writes, and a loss is the mean of what all of them measured."""
+
+import pytest
+import torch
+
+from xgblora.training import processes
+from xgblora.training.arguments import XGBLoRAArguments
+
+FLAGS = ("--xgblora_steps_per_iteration=2", "--max_steps=4", "--save_strategy=steps", "--save_steps=2")
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """A function `(index)` that lets flags believe themselves in this one of two processes."""
+
+    def pretend(index: int) -> None:
+        for name in ("process_index", "local_process_index"):
+            monkeypatch.setattr(XGBLoRAArguments, name, property(lambda args: index))
+
+    return pretend
+
+
+def test_the_first_of_two_processes_writes_what_a_run_alone_writes(in_process, run, run_in, tmp_path):
+    in_process(0)
+    first, alone = run_in(tmp_path / "first", *FLAGS), run(*FLAGS)
+    assert first.losses == alone.losses
+    names = [{path.relative_to(one.folder) for path in one.folder.rglob("*")} for one in (first, alone)]
+    assert names[0] == names[1]
+    expected = {
+        "metrics.json",
+        "step_loss.csv",
+        "merges.jsonl",
+        "train.log",
+        "tape.bin",
+        "checkpoint-2",
+        "checkpoint-4",
+    }
+    assert expected <= {path.name for path in first.folder.iterdir()}
+
+
+def test_the_second_trains_and_writes_nothing(in_process, train_tiny, tmp_path, monkeypatch):
+    in_process(1)
+    measured = []
+    mean = processes.mean_over_processes
+    monkeypatch.setattr(processes, "mean_over_processes", lambda args, loss: measured.append(loss) or mean(args, loss))
+    train_tiny(tmp_path / "run", *FLAGS)
+    assert len(measured) == 4
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_second_leaves_a_folder_that_it_resumes_or_overwrites_as_it_is(in_process, run_in, train_tiny, tmp_path):
+    written = run_in(tmp_path / "run", *FLAGS).folder
+    (written / "checkpoint-4" / "manifest.json").unlink()
+    (written / ".checkpoint-6.abc").mkdir()
+    before = {path: path.read_bytes() for path in written.rglob("*") if path.is_file()}
+    in_process(1)
+    for flags in (["--resume_from_checkpoint=last"], ["--overwrite"]):
+        train_tiny(written, *FLAGS, *flags)
+        assert {path: path.read_bytes() for path in written.rglob("*") if path.is_file()} == before
+        assert (written / ".checkpoint-6.abc").is_dir()
+
+
+def test_a_loss_is_the_mean_over_processes_and_of_one_itself(monkeypatch):
+    args, loss = XGBLoRAArguments(use_cpu=True), torch.tensor(0.25)
+    assert processes.mean_over_processes(args, loss) is loss
+    monkeypatch.setattr(XGBLoRAArguments, "world_size", 2)
+    monkeypatch.setattr(processes, "gather", lambda ours: torch.cat([ours, torch.tensor([0.75])]))
+    assert processes.mean_over_processes(args, loss).item() == 0.5

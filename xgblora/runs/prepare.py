@@ -1,0 +1,110 @@
+"""`prepare`, the second stage of a run: its data, its model and its trainer, checked; nothing is written yet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel, set_seed
+from transformers.trainer_utils import EvalPrediction
+
+from xgblora.errors import in_one_line
+from xgblora.objectives.of_task import TaskObjective, prepare_objective
+from xgblora.runs.language_model import load_model, longest_text
+from xgblora.runs.measurement import Measurement, calibration_for, demonstrations_for
+from xgblora.runs.plan import Plan, sampling_seed
+from xgblora.tasks import SampledSets, Splits, Task, sample_sets
+from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.run_identity import identity_of_examples, identity_of_task
+from xgblora.training.trainer import XGBLoRATrainer
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run of which everything was checked.
+
+    Attributes:
+        plan: what the flags decide.
+        trainer: with the model and its adapters.
+        measurement: how the model is measured before and after training.
+    """
+
+    plan: Plan
+    trainer: XGBLoRATrainer
+    measurement: Measurement
+
+
+def prepare(plan: Plan) -> PreparedRun:
+    """Load the data and the model, and make the trainer.
+
+    Nothing is written; transformers makes the folder of the run, with `dry_run` not even that.
+
+    Raises:
+        InputError: the data, the model or a package does not go with the flags.
+    """
+    task, args = plan.task, plan.args
+    set_seed(args.seed)
+    splits, sets = draw_samples(task, plan.chosen, args.seed)
+    demonstrations = demonstrations_for(task, splits, sets, plan.sampling_seed)
+    model, tokenizer = load_model(task.model_name, dtype=task.dtype, device=args.device)
+    _refuse_missing_optimizer(args, model)
+    length = longest_text(model, tokenizer, task.max_length)
+    objective = prepare_objective(
+        task.objective, plan.chosen, model, tokenizer, max_length=length, max_new_tokens=task.max_new_tokens
+    )
+    train = [objective.to_train(sample) for sample in sets.train]
+    # sorted by length, so that a batch of the evaluation has little padding
+    dev = sorted((objective.to_measure(sample) for sample in sets.dev), key=len)
+    measurement = Measurement(
+        plan.chosen,
+        sets,
+        tokenizer,
+        objective,
+        max_length=length,
+        demonstrations=demonstrations,
+        calibration=calibration_for(task),
+        max_new_tokens=task.max_new_tokens,
+    )
+    measurement.check()
+    return PreparedRun(plan, _trainer(plan, model, objective, train, dev, max_length=length), measurement)
+
+
+def draw_samples(task: TaskArguments, chosen: Task, seed: int) -> tuple[Splits, SampledSets]:
+    """The splits of the task `chosen`, and the samples of a run with `seed`.
+
+    Raises:
+        InputError: a file is missing or wrong, or there are too few examples.
+    """
+    splits = chosen.load(task.data_dir)
+    counts = {name: getattr(task, name) for name in ("num_train", "num_dev", "num_eval")}
+    return splits, sample_sets(splits, **counts, seed=sampling_seed(task, seed))
+
+
+def _refuse_missing_optimizer(args: XGBLoRAArguments, model: nn.Module) -> None:
+    """Now, and not when training begins: nothing is written yet, and many optimizers are packages of their own."""
+    if args.trainer == "regular":
+        with in_one_line(ValueError, ImportError, about=f"optim={args.optim.value}: "):
+            XGBLoRATrainer.get_optimizer_cls_and_kwargs(args, model)
+
+
+def _trainer(
+    plan: Plan, model: PreTrainedModel, objective: TaskObjective, train: Sequence, dev: Sequence, *, max_length: int
+) -> XGBLoRATrainer:
+    with in_one_line(ValueError, ImportError):
+        return XGBLoRATrainer(
+            model,
+            plan.args,
+            objective=objective.objective,
+            train_dataset=train,
+            eval_dataset=dev or None,
+            data_collator=objective.collate,
+            # of a generated answer the loss alone is known
+            compute_metrics=None if plan.chosen.generation else _compute_metrics,
+            identity={
+                **identity_of_task(plan.task, seed=plan.sampling_seed, max_length=max_length),
+                **identity_of_examples(train, dev),
+            },
+        )
+
+
+def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions == prediction.label_ids).mean())}

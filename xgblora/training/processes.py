@@ -1,0 +1,29 @@
+"""The processes of a run: which of them writes, and how what each measured becomes one number.
+
+transformers and accelerate know how many there are; they are asked, and nothing is kept a second time. With one process
+it writes, and its losses are those of the run.
+"""
+
+from accelerate.utils import gather
+from torch import Tensor
+from transformers import TrainingArguments
+
+
+def writes(args: TrainingArguments) -> bool:
+    """Whether this process writes the files of the run: one does, with `save_on_each_node` one of each node."""
+    return args.should_save
+
+
+def mean_over_processes(args: TrainingArguments, loss: Tensor) -> Tensor:
+    """The mean of a loss over all processes, each of which must call this.
+
+    Args:
+        args: of the run.
+        loss: [] of this process, on its device.
+
+    Returns:
+        [], the same bits on every process; with one process `loss` itself.
+    """
+    if args.world_size == 1:
+        return loss
+    return gather(loss.reshape(1)).mean()
