@@ -9,7 +9,7 @@ import torch
 from benchmarks.clock import seconds_of
 from benchmarks.gpu.stages import Part, Setting
 from benchmarks.step_ways import step_ways
-from xgblora.spelling import one_line
+from xgblora.spelling import dtype_name, one_line
 from xgblora.zo.step_graphs import SEEN_BEFORE_RECORDING
 
 LENGTH, ROUNDS, CALLS = 64, 15, 4

@@ -16,6 +16,7 @@ from torch import Tensor
 from xgblora.adapters.origin import Origin
 from xgblora.adapters.trainable import Trainable
 from xgblora.errors import InputError
+from xgblora.spelling import dtype_name
 
 
 def origin_of(adapters: Trainable) -> Origin:
@@ -27,7 +28,7 @@ def origin_of(adapters: Trainable) -> Origin:
     return Origin(
         model=getattr(config, "_name_or_path", None) or None,
         revision=getattr(config, "_commit_hash", None),
-        dtype=str(adapters.compute_dtype).removeprefix("torch."),
+        dtype=dtype_name(adapters.compute_dtype),
         fingerprint=fingerprint(adapters),
         layout=layout_hash(adapters.arena.slots),
         layers=tuple(adapters.layers),
