@@ -84,8 +84,9 @@ def test_a_dry_run_says_how_many_merges_there_may_be(run_in, tmp_path, capsys):
 # within a round, at a merge, at the end
 @pytest.mark.parametrize("step", [8, 16, 24])
 def test_a_resumed_run_is_the_same_run(run, run_in, tmp_path, step):
-    whole = run(*ROUGH)
-    resumed = run_in(tmp_path / "r", *ROUGH, f"--resume_from_checkpoint={whole.folder / f'checkpoint-{step}'}")
+    whole = run(*ROUGH, rendered=True)
+    checkpoint = whole.folder / f"checkpoint-{step}"
+    resumed = run_in(tmp_path / "r", *ROUGH, f"--resume_from_checkpoint={checkpoint}", rendered=True)
     for name in ("merges.jsonl", "tape.bin", "boosters.safetensors", "rounds.png"):
         assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
     for name, weight in resumed.weights().items():

@@ -31,29 +31,27 @@ class TestStagedEvaluation:
     """--staged_eval."""
 
     def test_every_merge_is_evaluated_at_its_step(self, run):
-        staged = run(*ROUNDS, "--staged_eval")
+        staged = run(*ROUNDS, "--staged_eval", rendered=True)
         evaluated = {entry["step"]: entry["eval_loss"] for entry in staged.entries("eval_loss.jsonl")}
         assert list(evaluated) == [4, 8]
         assert losses_by_round(staged) == {1: evaluated[4], 2: evaluated[8]}
 
     def test_it_changes_nothing_of_the_training(self, run):
-        staged, plain = run(*ROUNDS, "--staged_eval"), run(*ROUNDS)
+        staged, plain = run(*ROUNDS, "--staged_eval", rendered=True), run(*ROUNDS)
         assert staged.losses == plain.losses
         assert_same_weights(staged, plain)
 
     def test_the_rounds_are_drawn(self, run):
-        pixels = image.imread(run(*ROUNDS, "--staged_eval").folder / "rounds.png", format="png")
+        pixels = image.imread(run(*ROUNDS, "--staged_eval", rendered=True).folder / "rounds.png", format="png")
         assert pixels.shape[0] > 300
         assert pixels.std() > 0
         assert not (run(*ROUNDS).folder / "rounds.png").exists()
 
     def test_they_are_drawn_after_resuming_in_another_folder_too(self, run, run_in, tmp_path):
         """There eval_loss.jsonl begins at the checkpoint, after the first round."""
-        whole = run(*ROUNDS, *SAVING, "--staged_eval")
-        checkpoint = whole.folder / "checkpoint-6"
-        resumed = run_in(
-            tmp_path / "resumed", *ROUNDS, *SAVING, "--staged_eval", f"--resume_from_checkpoint={checkpoint}"
-        )
+        whole = run(*ROUNDS, *SAVING, "--staged_eval", rendered=True)
+        checkpoint = f"--resume_from_checkpoint={whole.folder / 'checkpoint-6'}"
+        resumed = run_in(tmp_path / "resumed", *ROUNDS, *SAVING, "--staged_eval", checkpoint, rendered=True)
         assert losses_by_round(resumed) == losses_by_round(whole)
         assert (resumed.folder / "rounds.png").read_bytes() == (whole.folder / "rounds.png").read_bytes()
 
