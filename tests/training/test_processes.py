@@ -61,8 +61,10 @@ def test_the_second_leaves_a_folder_that_it_resumes_or_overwrites_as_it_is(in_pr
 
 
 def test_a_loss_is_the_mean_over_processes_and_of_one_itself(monkeypatch):
-    args, loss = XGBLoRAArguments(use_cpu=True), torch.tensor(0.25)
-    assert processes.mean_over_processes(args, loss) is loss
+    args, losses = XGBLoRAArguments(use_cpu=True), torch.tensor([0.25, 1.0])
+    assert processes.mean_over_processes(args, losses) is losses
     monkeypatch.setattr(XGBLoRAArguments, "world_size", 2)
+    monkeypatch.setattr(processes, "gather", lambda ours: torch.cat([ours, torch.tensor([[0.75, 3.0]])]))
+    assert processes.mean_over_processes(args, losses).tolist() == [0.5, 2.0]
     monkeypatch.setattr(processes, "gather", lambda ours: torch.cat([ours, torch.tensor([0.75])]))
-    assert processes.mean_over_processes(args, loss).item() == 0.5
+    assert processes.mean_over_processes(args, losses[0]).item() == 0.5

@@ -14,16 +14,16 @@ def writes(args: TrainingArguments) -> bool:
     return args.should_save
 
 
-def mean_over_processes(args: TrainingArguments, loss: Tensor) -> Tensor:
-    """The mean of a loss over all processes, each of which must call this.
+def mean_over_processes(args: TrainingArguments, losses: Tensor) -> Tensor:
+    """The mean of losses over all processes, each of which must call this.
 
     Args:
         args: of the run.
-        loss: [] of this process, on its device.
+        losses: [...] of this process, on its device.
 
     Returns:
-        [], the same bits on every process; with one process `loss` itself.
+        [...], the same bits on every process; with one process `losses` itself.
     """
     if args.world_size == 1:
-        return loss
-    return gather(loss.reshape(1)).mean()
+        return losses
+    return gather(losses.unsqueeze(0)).mean(dim=0)

@@ -16,9 +16,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from xgblora.adapters import FullParameters, Trainable, attach
+from xgblora.adapters import Trainable
 from xgblora.atomic_file import replacing_folder
-from xgblora.boosting import AdaptiveMerging, Booster, FullFineTuning
+from xgblora.boosting import AdaptiveMerging
 from xgblora.boosting.early_stopping import has_stalled
 from xgblora.errors import InputError
 from xgblora.objectives.texts import ChoosingObjective, model_loss
@@ -31,10 +31,10 @@ from xgblora.training import processes
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress
 from xgblora.training.flag import Needs, asked_for
+from xgblora.training.from_flags import booster_of, trainable_of, zero_order_of
 from xgblora.training.round_samples import samples_of
 from xgblora.training.run_identity import identity_of_flags
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer, without_gradients
-from xgblora.zo import ZeroOrder
 
 logger = logging.getLogger("xgblora")
 
@@ -71,9 +71,9 @@ class XGBLoRATrainer(Trainer):
         identity: Mapping[str, Any] | None = None,
         **kwargs,
     ):
-        self.adapters = adapters or _trainable(model, args)
+        self.adapters = adapters or trainable_of(model, args)
         self.objective = objective or model_loss
-        self.booster = _booster(self.adapters, args)
+        self.booster = booster_of(self.adapters, args)
         self.policy = args.merge_policy
         self._adaptive = AdaptiveMerging(self.booster, self.policy.adaptive) if self.policy.adaptive else None
         self.steps_taken = 0
@@ -93,7 +93,7 @@ class XGBLoRATrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         _refuse_without_one_held_out_set(args, self.eval_dataset)
         self.model_accepts_loss_kwargs = False
-        self.zo = _zero_order(self.adapters, self.objective, args) if args.trainer == "zo" else None
+        self.zo = zero_order_of(self.adapters, self.objective, args) if args.trainer == "zo" else None
         self.tape = start_tape(self.zo, self.booster) if self.zo is not None else None
         self._forward_parameters = sum(parameter.numel() for parameter in model.parameters())
         if self.booster.start.measures:
@@ -346,34 +346,6 @@ class XGBLoRATrainer(Trainer):
         self.pop_callback(PrinterCallback)
 
 
-def _trainable(model: nn.Module, args: XGBLoRAArguments) -> Trainable:
-    if args.full:
-        return FullParameters(model.to(args.device), seed=args.seed)
-    return attach(model, _targets(args.target_modules), alpha=args.lora_alpha, rank=args.rank, seed=args.seed)
-
-
-def _booster(adapters: Trainable, args: XGBLoRAArguments) -> Booster | FullFineTuning:
-    if args.full:
-        return FullFineTuning(adapters)
-    return Booster(adapters, rounding=args.rounding, reinit=args.xgblora_reinit, colsample=args.xgblora_colsample)
-
-
-def _zero_order(adapters: Trainable, objective: Callable, args: XGBLoRAArguments) -> ZeroOrder:
-    return ZeroOrder(
-        adapters,
-        objective,
-        eps=args.zo_eps,
-        lr=args.learning_rate,
-        pairing=args.zo_pairing,
-        optimizer=args.update_rule,
-        seed=args.seed,
-        weight_decay=args.weight_decay,
-        distribution=args.zo_distribution,
-        capture=args.zo_capture,
-        estimator=args.estimator,
-    )
-
-
 def _identity_of_size(train_dataset: object) -> dict[str, int]:
     # how many steps an epoch has, and the order of its examples
     return {"the number of training examples": len(train_dataset)} if hasattr(train_dataset, "__len__") else {}
@@ -384,11 +356,6 @@ def _refuse_without_one_held_out_set(args: XGBLoRAArguments, held_out: object) -
     if wanted and args.trainer != "none" and (held_out is None or isinstance(held_out, dict)):
         found = "none" if held_out is None else f"a dict of {len(held_out)}"
         raise InputError(f"eval_dataset: {wanted[0]} needs one development set to measure rounds on, not {found}")
-
-
-def _targets(target_modules: list[str] | None) -> str | list[str] | None:
-    """One entry may be a regular expression, several are names."""
-    return target_modules[0] if target_modules and len(target_modules) == 1 else target_modules
 
 
 @contextmanager
