@@ -9,18 +9,18 @@ from benchmarks.clock import seconds_of
 
 
 @cache
-def bytes_per_second(device: torch.device) -> float:
-    """Bytes read and written a second by a copy that fits in no cache."""
-    size = 1 << (30 if device.type == "cuda" else 28)
+def bytes_per_second(device: torch.device, size: int | None = None) -> float:
+    """Bytes read and written a second by a copy of `size` bytes; None is a size that fits in no cache."""
+    size = size or 1 << (30 if device.type == "cuda" else 28)
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * size / _best(lambda: target.copy_(source), device)
 
 
 @cache
-def flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product of `dtype`."""
-    size = 8192 if device.type == "cuda" else 2048
+def flops_per_second(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """FLOP/s of a square matrix product of `dtype`, `size` rows and columns; None is a size that fills the device."""
+    size = size or (8192 if device.type == "cuda" else 2048)
     left = torch.randn(size, size, device=device).to(dtype)
     out = torch.empty_like(left)
     return 2 * size**3 / _best(lambda: torch.mm(left, left, out=out), device)

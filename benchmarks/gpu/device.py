@@ -31,7 +31,7 @@ def parts(setting: Setting) -> Iterable[Part]:
     device = torch.device(setting.device_type)
     return [
         Part("facts", lambda: facts(device), 1, 40),
-        Part("ceilings", lambda: ceilings(device), 2, 40),
+        Part("ceilings", lambda: ceilings(device, setting.tiny), 2, 40),
     ]
 
 
@@ -57,11 +57,12 @@ def facts(device: torch.device) -> Iterator[dict]:
             yield {"check": f"{operation} has a kernel", "case": choice.reason, "passed": passed}
 
 
-def ceilings(device: torch.device) -> Iterator[dict]:
+def ceilings(device: torch.device, tiny: bool) -> Iterator[dict]:
     """Bytes a second of a copy, FLOP/s of a product of random matrices, measured."""
-    yield {"fact": "bytes_per_second", "value": bytes_per_second(device)}
+    copied, width = (1 << 20, 64) if tiny else (None, None)
+    yield {"fact": "bytes_per_second", "value": bytes_per_second(device, copied)}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        yield {"fact": f"flops_per_second, {dtype_name(dtype)}", "value": flops_per_second(device, dtype)}
+        yield {"fact": f"flops_per_second, {dtype_name(dtype)}", "value": flops_per_second(device, dtype, width)}
 
 
 def _gpu(device: torch.device) -> dict:

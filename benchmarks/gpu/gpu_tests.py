@@ -69,7 +69,8 @@ def files(setting: Setting) -> Iterator[dict]:
         raise NotHere("pytest is not here")
     chosen = test_files(ROOT)[: 1 if setting.tiny else None]
     workers = max(1, min(len(chosen), os.cpu_count() or 1))
-    shares = shared_out(len(chosen), os.cpu_count() or 1) if find_spec("xdist") else [0] * len(chosen)
+    spread = find_spec("xdist") and not setting.tiny
+    shares = shared_out(len(chosen), os.cpu_count() or 1) if spread else [0] * len(chosen)
     with ThreadPoolExecutor(workers) as pool:
         waiting = [
             pool.submit(run_file, file, setting.deadline, processes=share)

@@ -12,15 +12,15 @@ from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 
 @pytest.fixture
 def train(tmp_path, shared_model):
-    """A function `(**flags)` that trains stories260K for 20 zeroth-order steps and gives what metrics.json holds."""
+    """A function `(**flags)` that trains stories260K for 8 zeroth-order steps and gives what metrics.json holds."""
 
     def train(**flags) -> dict:
         settings = {"num_train": 3, "num_dev": 1, "num_eval": 2, "max_length": 224, "save_model": False, **flags}
         task = TaskArguments(model_name=str(shared_model("stories260K")), dtype="float32", **settings)
         args = XGBLoRAArguments(
             output_dir=str(tmp_path / "run"),
-            max_steps=20,
-            xgblora_steps_per_iteration=10,
+            max_steps=8,
+            xgblora_steps_per_iteration=4,
             per_device_train_batch_size=2,
             eval_strategy="no",
             use_cpu=True,
@@ -38,7 +38,7 @@ def test_a_task_trains(train, shared_data, name):
         data_dir=str(shared_data(name.lower())),
         objective="option_nll" if TASKS[name].generation or name in ("Copa", "ReCoRD") else "classification",
     )
-    assert metrics["training"]["steps"] == 20
+    assert metrics["training"]["steps"] == 8
     assert metrics["training"]["skipped_steps"] == 0
     assert metrics["training"]["merges"] == 2
     assert metrics["configuration"]["task_name"] == name
@@ -64,7 +64,7 @@ def test_a_task_of_one_s_own_trains(train, tmp_path, caplog):
 
 def test_the_f1_of_generated_answers_trains(train, shared_data):
     metrics = train(task_name="SQuAD", data_dir=str(shared_data("squad")), objective="f1", max_new_tokens=2)
-    assert metrics["training"]["steps"] == 20
+    assert metrics["training"]["steps"] == 8
     assert metrics["training"]["skipped_steps"] == 0
     for when in ("zero_shot", "trained"):
         measured = metrics["results"][when]["eval"]

@@ -17,12 +17,12 @@ def assert_same(ours: list[list[float]], expected: list[list[float]], atol: floa
 
 
 @pytest.mark.parametrize(
-    "task, count, name", [("SST2", 872, "opt-mini"), ("Copa", 100, "opt-mini"), ("Copa", 100, "stories260K")]
+    "task, every, name", [("SST2", 4, "opt-mini"), ("Copa", 1, "opt-mini"), ("Copa", 1, "stories260K")]
 )
-def test_every_held_out_example_scores_as_it_does_alone(load_shared, shared_data, plain_scores, name, task, count):
+def test_held_out_examples_score_as_they_do_alone(load_shared, shared_data, plain_scores, name, task, every):
     model, tokenizer = load_shared(name)
-    samples = load_task(task, str(shared_data(task.lower()))).valid[:]
-    assert len(samples) == count
+    samples = load_task(task, str(shared_data(task.lower()))).valid[:][::every]
+    assert len(samples) >= 100
     scores = log_probabilities(model, [encode(sample, tokenizer, max_length=512) for sample in samples])
     assert_same(scores, plain_scores(model, tokenizer, samples), atol=1e-4)
 

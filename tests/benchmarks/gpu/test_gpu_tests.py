@@ -2,7 +2,10 @@
 
 import os
 import time
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 from benchmarks.gpu import gpu_tests
 from benchmarks.gpu.gpu_tests import FIRST, read_report, run_file, shared_out
@@ -53,13 +56,14 @@ def test_a_report_that_was_cut_off_is_none(tmp_path):
     assert read_report(path) == (0, 0, [])
 
 
+@pytest.mark.skipif(find_spec("xdist") is None, reason="needs pytest-xdist")
 def test_a_file_that_fails_and_one_that_takes_too_long_are_both_told(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_tests, "ROOT", tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
     head = "import time, pytest\npytestmark = pytest.mark.gpu\n"
     (tmp_path / "test_wrong.py").write_text(f"{head}def test_one():\n    assert 1 == 2\n")
     (tmp_path / "test_slow.py").write_text(f"{head}def test_one():\n    print('begun', flush=True); time.sleep(60)\n")
-    wrong = run_file("test_wrong.py", time.time() + 60).record()
+    wrong = run_file("test_wrong.py", time.time() + 60, processes=2).record()
     assert (wrong["passed"], wrong["case"]) == (False, "0 passed, 1 failed, 0 skipped")
     assert wrong["failures"][0]["message"] == "assert 1 == 2"
     began = time.time()
