@@ -1,3 +1,5 @@
+"""Merges to the bit: the three operations, nearest and remainder, layouts, and what is refused."""
+
 import math
 
 import numpy as np
@@ -5,24 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.ops.numbers import HALVES, bits_of_all_exponents, normals, transposed
 from xgblora import ops
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import (
     ROUNDINGS,
     new_remainders,
-    round_stochastically,
     round_with_remainder,
     running_sum,
 )
-from xgblora.ops.noise import Stream, random_words
 
-CPU = torch.device("cpu")
-HALVES = (torch.bfloat16, torch.float16)
 LARGEST_BF16 = torch.finfo(torch.bfloat16).max
-
-
-def normals(*shape, seed=0, std=1.0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * std
 
 
 def update_of(scale, a, b) -> np.ndarray:
@@ -77,11 +72,6 @@ def test_weights_that_are_views_are_written_through():
     assert torch.equal(storage, before), "nothing beside the view was touched"
 
 
-def transposed(weight: Tensor) -> Tensor:
-    """The same numbers [N, K], stored as [K, N]."""
-    return weight.T.contiguous().T
-
-
 @pytest.mark.parametrize("rounding", ["nearest", "remainder"])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 def test_a_transposed_weight_merges_to_the_same_numbers(dtype, rounding):
@@ -96,30 +86,6 @@ def test_a_transposed_weight_merges_to_the_same_numbers(dtype, rounding):
     assert torch.equal(weights[0], turned[0])
     assert torch.equal(planes[0], turned_planes[0])
     assert storage.is_contiguous() and torch.equal(storage, weights[0].T), "merged in place"
-
-
-@pytest.mark.parametrize("dtype", HALVES)
-def test_stochastic_noise_of_a_transposed_weight_belongs_to_its_place_in_memory(dtype):
-    # as for the row-major [K, N] that it is, with a and b exchanged; behind an odd weight, so that words are shifted
-    first, weight, a, b = normals(3, 3), normals(9, 5), normals(5, seed=1), normals(9, seed=2)
-    pair = normals(3, seed=3), normals(3, seed=4)
-    turned = [first.to(dtype), transposed(weight.to(dtype))]
-    stored = [first.to(dtype), weight.T.contiguous().to(dtype)]
-    plain = [first.to(dtype), weight.to(dtype)]
-    # a power of two, so that (scale * b) * a and (scale * a) * b are the same number
-    for weights, adapters in ((turned, (a, b)), (stored, (b, a)), (plain, (a, b))):
-        ops.merge_rank1_(weights, [pair, adapters], 0.25, "stochastic", seed=7)
-    assert torch.equal(turned[1].T, stored[1])
-    assert not torch.equal(turned[1], plain[1])
-    assert torch.equal(turned[0], plain[0])
-
-
-def test_stochastic_noise_of_other_strides_goes_row_by_row():
-    wide, a, b = normals(4, 10).bfloat16(), normals(5, seed=1), normals(4, seed=2)
-    views = [wide[:, ::2], wide[:, ::2].contiguous()]
-    for view in views:
-        ops.merge_rank1_([view], [(a, b)], 0.3, "stochastic", seed=7)
-    assert torch.equal(*views)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1 / 3, 1e-30, 16.0, 1 + 2.0**-30])
@@ -164,16 +130,6 @@ def test_remainder_in_fp16_is_exact_for_normal_numbers(std):
         # numpy rounds ties to even
         assert np.array_equal(weight.numpy(), total.astype(np.float16))
         assert torch.equal(running_sum(weight, remainders[0]), torch.from_numpy(total))
-
-
-def bits_of_all_exponents() -> Tensor:
-    """fp32 numbers of every exponent and sign whose low bits sit at, beside and between the ties of bf16 and fp16."""
-    exponents = torch.arange(255).view(-1, 1, 1, 1) << 23
-    kept = torch.tensor([0, 1 << 16, 2 << 16, 0x7F0000]).view(1, -1, 1, 1)
-    low = [0, 1, 0x0FFF, 0x1000, 0x1001, 0x2000, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF]
-    low = torch.tensor(low).view(1, 1, -1, 1)
-    sign = torch.tensor([0, -(2**31)]).view(1, 1, 1, 2)
-    return (exponents + kept + low + sign).reshape(-1).to(torch.int32).view(torch.float32)
 
 
 def test_every_kind_of_finite_sum_survives_in_bf16():
@@ -244,83 +200,6 @@ def test_a_sum_beyond_bf16_comes_back_from_infinity():
     assert weight.tolist() == [[math.inf, -math.inf]]
     ops.merge_rank1_([weight], [(-beyond, torch.ones(1))], 1.0, "remainder", remainders=remainders)
     assert torch.equal(weight, base)
-
-
-@pytest.mark.parametrize("dtype", HALVES)
-def test_stochastic_is_unbiased(dtype):
-    count, fraction = 200_000, 0.3
-    unit = torch.finfo(dtype).eps
-    for sign in (1.0, -1.0):
-        weight = torch.full((count, 1), sign, dtype=dtype)
-        update = torch.full((count,), sign * fraction * unit)
-        ops.merge_rank1_([weight], [(torch.ones(1), update)], 1.0, "stochastic", seed=12)
-        moved = (weight.float() - sign).abs() / unit
-        assert set(moved.unique().tolist()) == {0.0, 1.0}, "only the two neighbours"
-        z = (moved.sum().item() - count * fraction) / math.sqrt(count * fraction * (1 - fraction))
-        assert abs(z) < 4.5
-
-
-@pytest.mark.parametrize("units", [5, 700])
-def test_stochastic_is_unbiased_below_the_normal_range_of_fp16(units):
-    count, fraction, unit = 200_000, 0.3, 2.0**-24
-    weight = torch.full((count, 1), units * unit, dtype=torch.float16)
-    update = torch.full((count,), fraction * unit)
-    ops.merge_rank1_([weight], [(torch.ones(1), update)], 1.0, "stochastic", seed=12)
-    moved = weight.double() / unit - units
-    assert set(moved.unique().tolist()) == {0.0, 1.0}
-    assert abs(moved.sum().item() - count * fraction) < 4.5 * math.sqrt(count * fraction * (1 - fraction))
-
-
-@pytest.mark.parametrize("dtype", HALVES)
-def test_stochastic_gives_a_neighbour_of_every_kind_of_sum(dtype):
-    total = bits_of_all_exponents()
-    words = random_words(3, total.numel(), Stream.ROUNDING, device=CPU)
-    rounded = round_stochastically(total, dtype, words)
-    nearest = total.to(dtype)
-    towards, away = (torch.nextafter(nearest, torch.full_like(nearest, end)) for end in (-math.inf, math.inf))
-    exact = total == nearest.float()
-    assert torch.equal(rounded[exact], nearest[exact]), "what fits is not touched"
-    other = torch.where(nearest.float() > total, towards, away)
-    assert torch.all((rounded == nearest) | (rounded == other))
-    assert torch.any(rounded != nearest)
-
-
-@pytest.mark.parametrize("dtype", HALVES)
-def test_stochastic_leaves_infinities_and_nan(dtype):
-    total = torch.tensor([math.inf, -math.inf, math.nan])
-    rounded = round_stochastically(total, dtype, torch.full((3,), 0xFFFF))
-    assert rounded[:2].tolist() == [math.inf, -math.inf]
-    assert rounded[2].isnan()
-
-
-@pytest.mark.parametrize("split", [1, 2, 4, 6])
-def test_stochastic_noise_belongs_to_the_element_of_the_concatenation(split):
-    # 5 columns: the second weight starts at word 5, 10, 20 or 30
-    weight, a, b = normals(7, 5).bfloat16(), normals(5, seed=1), normals(7, seed=2)
-    parts = [weight[:split].clone(), weight[split:].clone()]
-    ops.merge_rank1_([weight], [(a, b)], 0.3, "stochastic", seed=77)
-    ops.merge_rank1_(parts, [(a, b[:split]), (a, b[split:])], 0.3, "stochastic", seed=77)
-    assert torch.equal(torch.cat(parts), weight)
-
-
-def test_stochastic_noise_is_a_function_of_the_seed():
-    def merged(seed):
-        weight = torch.ones(100, 10).bfloat16()
-        ops.merge_rank1_([weight], [(torch.full((10,), 2.0**-9), torch.ones(100))], 1.0, "stochastic", seed=seed)
-        return weight
-
-    assert torch.equal(merged(1), merged(1))
-    assert not torch.equal(merged(1), merged(2))
-    assert not torch.equal(merged(-1), merged(1))
-
-
-def test_fp32_weights_take_part_in_the_numbering_of_stochastic_noise():
-    b16 = [torch.ones(3, 3).bfloat16(), torch.ones(5, 4).bfloat16()]
-    mixed = [torch.ones(3, 3), torch.ones(5, 4).bfloat16()]
-    adapters = [(torch.full((3,), 2.0**-9), torch.ones(3)), (torch.full((4,), 2.0**-9), torch.ones(5))]
-    ops.merge_rank1_(b16, adapters, 1.0, "stochastic", seed=4)
-    ops.merge_rank1_(mixed, adapters, 1.0, "stochastic", seed=4)
-    assert torch.equal(b16[1], mixed[1])
 
 
 def test_of_200_small_merges_nearest_loses_most_stochastic_little_and_the_remainder_nothing():

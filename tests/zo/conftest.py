@@ -1,4 +1,4 @@
-"""A `Recorder` for the CPU that behaves as CUDA graphs do.
+"""Toys of the step, and a `Recorder` for the CPU that behaves as CUDA graphs do.
 
 What PyTorch dispatches during a recording is repeated by a replay: the same operations, with the tensors and the Python
 numbers of that time and no Python in between. Outputs land where they landed first.
@@ -10,6 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+import xgblora
+from tests.zo.toys import Toy, squared_errors, toy_batch
+from xgblora.zo.step_graphs import StepGraphs
 
 READ_BACKS = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero"}
 
@@ -77,3 +81,40 @@ class CpuRecorder:
 def cpu_recorder():
     """The class `CpuRecorder`."""
     return CpuRecorder
+
+
+@pytest.fixture
+def toy(randomise_adapters):
+    """A function `(recorder)` that makes a `ZeroOrder` of a toy and graphs for it."""
+
+    def make(recorder=None, objective=squared_errors):
+        adapters = xgblora.attach(Toy(), ["first", "second"], alpha=2.0)
+        randomise_adapters(adapters, std=0.5)
+        zo = xgblora.ZeroOrder(adapters, objective, eps=1e-2, lr=0.05, seed=1)
+        if recorder is not None:
+            zo.graphs = StepGraphs(recorder, torch.device("cpu"), zo._tensors)
+        return zo
+
+    return make
+
+
+@pytest.fixture
+def batch():
+    """A batch of the toy."""
+    return toy_batch()
+
+
+@pytest.fixture
+def adapters(randomise_adapters):
+    """A toy with adapters that matter."""
+    adapters = xgblora.attach(Toy(), ["first", "second"], alpha=2.0)
+    randomise_adapters(adapters, std=0.5)
+    return adapters
+
+
+@pytest.fixture
+def language_model(make_model, randomise_adapters):
+    """A tiny language model with adapters that matter."""
+    adapters = xgblora.attach(make_model(), alpha=2.0)
+    randomise_adapters(adapters)
+    return adapters

@@ -1,62 +1,19 @@
-import logging
+"""A zeroth-order step made by hand, what it leaves of the model, and runs of steps."""
+
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import xgblora
+from tests.zo.toys import next_token_losses, squared_errors
 from xgblora import ops
 from xgblora.errors import InputError
 from xgblora.ops.noise import DISTRIBUTIONS, derive_seed, normal, rademacher
 from xgblora.ops.update import RULES
-from xgblora.zo.zero_order import AUTO_PAIRING_ELEMENTS
 
 CPU = torch.device("cpu")
-
-
-def next_token_losses(model, batch):
-    """One loss an example: the mean over its own tokens."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
-    losses = F.cross_entropy(logits.transpose(1, 2), batch["input_ids"][:, 1:], reduction="none")
-    wanted = batch["attention_mask"][:, 1:]
-    return (losses * wanted).sum(1) / wanted.sum(1)
-
-
-class Toy(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 1)
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x))).squeeze(-1)
-
-
-def squared_errors(model, batch):
-    return (model(batch["x"]) - batch["y"]).square()
-
-
-@pytest.fixture
-def batch():
-    generator = torch.Generator().manual_seed(1)
-    return {"x": torch.randn(8, 6, generator=generator), "y": torch.randn(8, generator=generator)}
-
-
-@pytest.fixture
-def adapters(randomise_adapters):
-    adapters = xgblora.attach(Toy(), ["first", "second"], alpha=2.0)
-    randomise_adapters(adapters, std=0.5)
-    return adapters
-
-
-@pytest.fixture
-def language_model(make_model, randomise_adapters):
-    adapters = xgblora.attach(make_model(), alpha=2.0)
-    randomise_adapters(adapters)
-    return adapters
 
 
 def loss_at(adapters, objective, batch, values):
@@ -69,26 +26,6 @@ def loss_at(adapters, objective, batch, values):
         loss = objective(adapters.model.eval(), batch).double().mean()
     arena.master.copy_(kept)
     return loss
-
-
-@pytest.mark.parametrize("directions", [1, 3])
-def test_paired_and_sequential_estimate_the_same_on_a_language_model(language_model, token_batch, directions):
-    results, masters = [], []
-    start = language_model.arena.master.clone()
-    for pairing in ("paired", "sequential"):
-        language_model.arena.master.copy_(start)
-        zo = xgblora.ZeroOrder(
-            language_model, next_token_losses, eps=1e-2, lr=1e-2, directions=directions, pairing=pairing, seed=3
-        )
-        language_model.model.train()  # dropout must not reach the losses
-        results.append(zo.step(token_batch()))
-        masters.append(language_model.arena.master.clone())
-    paired, sequential = results
-    assert paired.projected_grad.abs().min() > 1e-3
-    assert torch.allclose(paired.loss, sequential.loss, rtol=1e-6)
-    # a rounding error of a loss is divided by 2 eps
-    assert torch.allclose(paired.projected_grad, sequential.projected_grad, atol=1e-6 / 2e-2 * 4)
-    assert torch.allclose(masters[0], masters[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("distribution", sorted(DISTRIBUTIONS))
@@ -163,35 +100,6 @@ def test_a_one_sided_step_is_made_by_hand(adapters, batch, pairing, normalise):
     assert torch.equal(adapters.arena.live, adapters.arena.master.expand(4, -1))
 
 
-def test_losses_that_are_all_the_same_point_nowhere_and_are_no_skipped_step(adapters, batch):
-    def constant(model, inputs):
-        return torch.ones(len(inputs["x"]))
-
-    before = adapters.arena.master.clone()
-    zo = xgblora.ZeroOrder(adapters, constant, lr=0.5, directions=2, two_sided=False, normalise=True)
-    zo.step(batch)
-    assert torch.equal(adapters.arena.master, before)
-    assert zo.skipped_steps.item() == 0
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("row", [0, 2])
-def test_a_one_sided_loss_that_is_not_finite_skips_the_step(adapters, batch, bad, row):
-    """Row 0 is a perturbed one, row 2 the one without noise."""
-
-    def objective(model, inputs):
-        losses = squared_errors(model, inputs).clone()
-        losses[row * 8] = bad
-        return losses
-
-    before = adapters.arena.master.clone()
-    options = {"directions": 2, "pairing": "paired", "two_sided": False, "normalise": True}
-    zo = xgblora.ZeroOrder(adapters, objective, lr=0.1, **options)
-    zo.step(batch)
-    assert torch.equal(adapters.arena.master, before)
-    assert zo.skipped_steps.item() == 1
-
-
 def test_the_projected_gradient_is_the_gradient_along_z(adapters, batch):
     start, z = adapters.arena.master.clone(), normal(derive_seed(5, 0, 0), adapters.arena.master.numel(), device=CPU)
     squared_errors(adapters.model, batch).mean().backward()
@@ -232,167 +140,6 @@ def test_after_a_step_live_is_the_cast_of_the_new_master(make_opt, token_batch, 
     assert result.loss.dtype == result.projected_grad.dtype == adapters.arena.master.dtype == torch.float32
     assert result.loss.shape == ()
     assert result.projected_grad.shape == (2,)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("pairing", ["paired", "sequential"])
-def test_a_step_with_a_loss_that_is_not_finite_is_skipped_and_the_next_goes_on(adapters, batch, bad, pairing):
-    poison = {"on": False}
-
-    def objective(model, inputs):
-        losses = squared_errors(model, inputs).clone()
-        if poison["on"]:
-            losses[-1] = bad
-        return losses
-
-    zo = xgblora.ZeroOrder(adapters, objective, eps=1e-2, lr=0.1, directions=2, pairing=pairing, weight_decay=0.1)
-    for step, on in enumerate([False, True, True, False]):
-        poison["on"] = on
-        before = adapters.arena.master.clone()
-        result = zo.step(batch)
-        assert torch.equal(adapters.arena.master, before) == on
-        assert torch.equal(adapters.arena.live, adapters.arena.master.expand(4, -1))
-        assert torch.all(result.projected_grad == 0) == on
-        assert result.loss.isfinite() != on
-        assert zo.step_index == step + 1
-        assert adapters.arena.master.isfinite().all()
-    assert zo.skipped_steps.item() == 2
-
-
-def test_a_projected_gradient_that_overflows_is_skipped_too(adapters, batch):
-    def objective(model, inputs):
-        return squared_errors(model, inputs) * 1e38
-
-    zo = xgblora.ZeroOrder(adapters, objective, eps=1e-3, lr=0.1)
-    before = adapters.arena.master.clone()
-    zo.step(batch)
-    assert torch.equal(adapters.arena.master, before)
-    assert zo.skipped_steps.item() == 1
-
-
-def test_a_scalar_objective_runs_one_after_the_other_and_gives_the_same(adapters, batch, caplog):
-    calls = []
-
-    def scalar(model, inputs):
-        calls.append(len(inputs["x"]))
-        return squared_errors(model, inputs).mean()
-
-    start = adapters.arena.master.clone()
-    by_example = xgblora.ZeroOrder(adapters, squared_errors, eps=1e-2, lr=0.1, directions=2).step(batch)
-    adapters.arena.master.copy_(start)
-    zo = xgblora.ZeroOrder(adapters, scalar, eps=1e-2, lr=0.1, directions=2)
-    with caplog.at_level(logging.INFO, logger="xgblora"):
-        result = zo.step(batch)
-        calls.clear()
-        zo.step(batch)
-    assert torch.allclose(result.projected_grad, by_example.projected_grad, atol=1e-4)
-    assert calls == [8, 8, 8, 8], "one forward for each sign and direction, none stacked"
-    assert len([record for record in caplog.records if "one after the other" in record.message]) == 1
-
-
-def test_an_objective_that_drops_examples_is_never_paired(adapters, batch):
-    def drops_first(model, inputs):
-        return squared_errors(model, inputs)[inputs["x"][:, 0] > 0]
-
-    kept = batch["x"][:, 0] > 0
-    assert 0 < kept.sum() < 8
-    start = adapters.arena.master.clone()
-    result = xgblora.ZeroOrder(adapters, drops_first, eps=1e-2, seed=2).step(batch)
-    adapters.arena.master.copy_(start)
-    wanted = xgblora.ZeroOrder(adapters, squared_errors, eps=1e-2, seed=2).step({k: v[kept] for k, v in batch.items()})
-    assert torch.allclose(result.projected_grad, wanted.projected_grad, atol=1e-4)
-
-
-def test_the_objective_need_not_be_differentiable(adapters, batch):
-    def misses(model, inputs):
-        assert not torch.is_grad_enabled()
-        return ((model(inputs["x"]) > 0) != (inputs["y"] > 0)).long()
-
-    result = xgblora.ZeroOrder(adapters, misses, eps=0.5, lr=0.1).step(batch)
-    assert result.loss.isfinite()
-
-
-@pytest.mark.parametrize(
-    "unusable",
-    [
-        lambda batch: (batch["x"], batch["y"]),
-        lambda batch: {**batch, "y": batch["y"][:3]},
-        lambda batch: {"x": torch.tensor(1.0)},
-        lambda batch: {"names": ["a", "b"]},
-    ],
-)
-def test_a_batch_that_cannot_be_stacked_is_refused_by_paired(adapters, batch, unusable):
-    zo = xgblora.ZeroOrder(adapters, squared_errors, pairing="paired")
-    with pytest.raises(InputError, match="pairing=paired: the batch must be a mapping of tensors"):
-        zo.step(unusable(batch))
-
-
-def test_a_batch_that_cannot_be_stacked_runs_one_after_the_other_under_auto(adapters, batch):
-    def by_position(model, inputs):
-        return (model(inputs[0]) - inputs[1]).square()
-
-    start = adapters.arena.master.clone()
-    result = xgblora.ZeroOrder(adapters, by_position, eps=1e-2).step((batch["x"], batch["y"]))
-    adapters.arena.master.copy_(start)
-    wanted = xgblora.ZeroOrder(adapters, squared_errors, eps=1e-2, pairing="sequential").step(batch)
-    assert torch.equal(result.projected_grad, wanted.projected_grad)
-
-
-@pytest.mark.parametrize("reduce", [torch.mean, lambda losses: losses.mean().view(1)])
-def test_an_objective_without_a_loss_an_example_is_refused_by_paired(adapters, batch, reduce):
-    zo = xgblora.ZeroOrder(adapters, lambda model, inputs: reduce(squared_errors(model, inputs)), pairing="paired")
-    with pytest.raises(InputError, match="pairing=paired: the objective must return one loss an example"):
-        zo.step(batch)
-
-
-@pytest.mark.parametrize("pairing", ["paired", "sequential"])
-def test_a_failing_objective_leaves_the_model_unperturbed(adapters, batch, pairing):
-    def objective(model, inputs):
-        losses = squared_errors(model, inputs)
-        if fails:
-            raise RuntimeError("out of memory")
-        return losses
-
-    fails = False
-    zo = xgblora.ZeroOrder(adapters, objective, eps=0.1, lr=0.1, pairing=pairing)
-    with torch.no_grad():
-        # three rows: they fall into one group, and not into two
-        before, start = adapters.model(batch["x"][:3]), adapters.arena.master.clone()
-        fails = True
-        with pytest.raises(RuntimeError, match="out of memory"):
-            zo.step(batch)
-        assert torch.equal(adapters.model(batch["x"][:3]), before)
-    with pytest.raises(InputError, match="call estimate"):
-        zo.update()
-    fails = False
-    result = zo.step(batch)
-    adapters.arena.master.copy_(start)
-    fresh = xgblora.ZeroOrder(adapters, objective, eps=0.1, lr=0.1, pairing=pairing).step(batch)
-    assert torch.equal(result.projected_grad, fresh.projected_grad), "the step that failed is taken again"
-
-
-def test_auto_pairs_small_batches_only(adapters, batch):
-    rows = []
-
-    def objective(model, inputs):
-        rows.append(len(inputs["x"]))
-        return squared_errors(model, inputs)
-
-    zo = xgblora.ZeroOrder(adapters, objective, directions=2)
-    zo.step(batch)
-    assert rows == [4 * 8]
-    rows.clear()
-    many = AUTO_PAIRING_ELEMENTS // (4 * 6) + 1
-    zo.step({"x": torch.randn(many, 6), "y": torch.randn(many)})
-    assert rows == [many] * 4
-
-
-def test_what_is_no_tensor_in_a_batch_is_passed_as_it_is(adapters, batch):
-    def objective(model, inputs):
-        assert inputs["note"] == "kept"
-        return squared_errors(model, inputs)
-
-    xgblora.ZeroOrder(adapters, objective, pairing="paired").step({"note": "kept", **batch})
 
 
 @pytest.mark.parametrize("pairing", ["paired", "sequential"])
