@@ -13,6 +13,7 @@ import torch
 from xgblora import ops
 from xgblora.ops.merge_rank1 import ROUNDINGS, round_with_remainder
 from xgblora.ops.noise import Stream, derive_seed, normal
+from xgblora.spelling import dtype_name
 
 SIZE = 512
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ def main() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         for rounding in ROUNDINGS:
             kept, error, exact = measure(dtype, rounding, arguments.merges)
-            print(f"{str(dtype)[6:]:10}{rounding:12}{kept:>20.1%}{error:>16.1%}{exact:>23.2%}")
+            print(f"{dtype_name(dtype):10}{rounding:12}{kept:>20.1%}{error:>16.1%}{exact:>23.2%}")
 
 
 def measure(dtype: torch.dtype, rounding: str, merges: int) -> tuple[float, float, float]:

@@ -105,6 +105,7 @@ MODULES = {
     ".".join(("xgblora", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in SOURCES
 }
+MODULES |= {f"xgblora.kernels.{path.stem}": path for path in (ROOT / "kernels").glob("[!_]*.py")}
 
 
 class TestRooms:

@@ -133,16 +133,16 @@ class Case:
 
     Args:
         shapes: [N, K] of each layer.
-        dtypes, turned: of the weights, in turn; a turned weight is stored as [K, N].
+        dtypes, transposed: of the weights, in turn; a transposed weight is stored as [K, N].
         offset, adapter_offset: elements before each weight, and before each `a` and `b`.
     """
 
-    def __init__(self, shapes, dtypes, *, turned=(False,), offset=0, adapter_offset=0, device="cpu"):
+    def __init__(self, shapes, dtypes, *, transposed=(False,), offset=0, adapter_offset=0, device="cpu"):
         generator = torch.Generator().manual_seed(0)
         self.device = device
         self.storages, self.weights, self.remainders, self.a, self.b = [], [], [], [], []
         for index, (outputs, inputs) in enumerate(shapes):
-            dtype, turn = dtypes[index % len(dtypes)], turned[index % len(turned)]
+            dtype, turn = dtypes[index % len(dtypes)], transposed[index % len(transposed)]
             shape = (inputs, outputs) if turn else (outputs, inputs)
             weight = self._inside(torch.randn(shape, generator=generator).to(dtype), offset)
             plane = torch.randint(-99, 99, shape, generator=generator).to(torch.int16)

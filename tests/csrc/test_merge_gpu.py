@@ -39,18 +39,18 @@ def test_cuda_tensors_run_the_extension():
     assert ops.choose("merge_rank1_", "cuda").backend == "cuda"
 
 
-@pytest.mark.parametrize("turned", [(False,), (True,), (False, True)], ids=str)
+@pytest.mark.parametrize("transposed", [(False,), (True,), (False, True)], ids=str)
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("dtypes", [*[(dtype,) for dtype in DTYPES], DTYPES], ids=str)
-def test_all_shapes(assert_equals_eager, dtypes, rounding, turned):
-    assert_equals_eager(rounding, SHAPES, dtypes, turned=turned)
+def test_all_shapes(assert_equals_eager, dtypes, rounding, transposed):
+    assert_equals_eager(rounding, SHAPES, dtypes, transposed=transposed)
 
 
 @pytest.mark.parametrize("offset", range(1, 8))
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_misaligned_storage(assert_equals_eager, rounding, offset):
     shapes = [(3, 5), (40, 256), (2, 9001), (33, 129)]
-    assert_equals_eager(rounding, shapes, DTYPES, turned=(False, True), offset=offset, adapter_offset=offset % 4)
+    assert_equals_eager(rounding, shapes, DTYPES, transposed=(False, True), offset=offset, adapter_offset=offset % 4)
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
@@ -76,7 +76,7 @@ def test_all_bit_patterns(rounding, dtype):
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_one_launch_for_all_layers(make_case, rounding):
-    case = make_case([(64, 64)] * 20, DTYPES, turned=(False, True), device="cuda")
+    case = make_case([(64, 64)] * 20, DTYPES, transposed=(False, True), device="cuda")
     merge_rank1_(*case.arguments(rounding))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         merge_rank1_(*case.arguments(rounding))

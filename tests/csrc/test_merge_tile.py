@@ -28,11 +28,11 @@ def assert_equals_eager(make_case, merge_on_host):
     return check
 
 
-@pytest.mark.parametrize("turned", [(False,), (True,), (False, True)], ids=str)
+@pytest.mark.parametrize("transposed", [(False,), (True,), (False, True)], ids=str)
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("dtypes", [*[(dtype,) for dtype in DTYPES], DTYPES], ids=str)
-def test_all_shapes_in_one_launch(assert_equals_eager, dtypes, rounding, turned):
-    assert_equals_eager(rounding, SHAPES, dtypes, turned=turned)
+def test_all_shapes_in_one_launch(assert_equals_eager, dtypes, rounding, transposed):
+    assert_equals_eager(rounding, SHAPES, dtypes, transposed=transposed)
 
 
 @pytest.mark.parametrize("offset", range(1, 8))
@@ -40,14 +40,16 @@ def test_all_shapes_in_one_launch(assert_equals_eager, dtypes, rounding, turned)
 def test_misaligned_storage(assert_equals_eager, rounding, offset):
     shapes = [(3, 5), (40, 256), (2, 9001), (33, 129)]
     for dtype in DTYPES:
-        assert_equals_eager(rounding, shapes, (dtype,), turned=(False, True), offset=offset, adapter_offset=offset % 4)
+        assert_equals_eager(
+            rounding, shapes, (dtype,), transposed=(False, True), offset=offset, adapter_offset=offset % 4
+        )
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_bits_do_not_depend_on_the_launch(assert_equals_eager, rounding):
     launches = [{"blocks": blocks, "lanes": lanes} for blocks in (1, 2, 13, 400) for lanes in (1, 32, 100, 256, 1024)]
     arguments = [(33, 129), (300, 77), (64, 256)], (torch.bfloat16, torch.float32, torch.float16)
-    assert_equals_eager(rounding, *arguments, turned=(False, True), launches=launches)
+    assert_equals_eager(rounding, *arguments, transposed=(False, True), launches=launches)
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)

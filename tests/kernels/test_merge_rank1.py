@@ -50,15 +50,15 @@ class Case:
     Args:
         device: where the tensors are; the values do not depend on it.
         shapes: [N, K] of each weight.
-        dtypes, turned: of the weights, in turn; a turned weight is stored as [K, N].
+        dtypes, transposed: of the weights, in turn; a transposed weight is stored as [K, N].
     """
 
-    def __init__(self, device, shapes, dtypes, *, turned=(False,), offset=0):
+    def __init__(self, device, shapes, dtypes, *, transposed=(False,), offset=0):
         generator = torch.Generator().manual_seed(len(shapes) + offset)
         self.device, self.storages = device, []
         self.weights, self.planes, self.a, self.b = [], [], [], []
         for index, (outputs, inputs) in enumerate(shapes):
-            dtype, turn = dtypes[index % len(dtypes)], turned[index % len(turned)]
+            dtype, turn = dtypes[index % len(dtypes)], transposed[index % len(transposed)]
             shape = (inputs, outputs) if turn else (outputs, inputs)
             weight = self._inside(any_bits(shape, dtype, generator), offset)
             plane = self._inside(any_bits(shape, torch.int16, generator), offset)
@@ -115,26 +115,26 @@ def launches(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("dtype", "rounding"), VARIANTS, ids=str)
-def test_shapes(check, dtype, rounding, turned):
-    check(rounding, SHAPES, (dtype,), turned=(turned,))
+def test_shapes(check, dtype, rounding, transposed):
+    check(rounding, SHAPES, (dtype,), transposed=(transposed,))
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_dtypes_and_layouts_mixed(check, rounding):
-    check(rounding, SHAPES, (torch.bfloat16, torch.float32, torch.float16), turned=(False, True, True))
+    check(rounding, SHAPES, (torch.bfloat16, torch.float32, torch.float16), transposed=(False, True, True))
 
 
 @pytest.mark.parametrize("offset", [1, 2, 4, 7])
 @pytest.mark.parametrize(("dtype", "rounding"), VARIANTS, ids=str)
 def test_misaligned_storage(check, dtype, rounding, offset):
-    check(rounding, [(3, 264), (2, 40), (3, 5)], (dtype,), turned=(False, True), offset=offset)
+    check(rounding, [(3, 264), (2, 40), (3, 5)], (dtype,), transposed=(False, True), offset=offset)
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), VARIANTS, ids=str)
 def test_a_model_of_one_dtype_is_one_aligned_launch(check, launches, dtype, rounding):
-    check(rounding, [(24, 264), (16, 40), (40, 8), (8, 512)], (dtype,), turned=(False, True, True))
+    check(rounding, [(24, 264), (16, 40), (40, 8), (8, 512)], (dtype,), transposed=(False, True, True))
     assert launches == [(4, dtype, rounding, True)]
 
 
@@ -151,7 +151,7 @@ def test_a_launch_for_each_dtype_and_one_for_odd_layers(check, launches):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 3), (2, 2)])
 def test_stochastic_numbers_go_on_behind_an_odd_layer(check, launches, shape):
     # the last one is shifted out of its tile
-    check("stochastic", [shape, (16, 6), (5, 264), (5, 255)], (torch.bfloat16,), turned=(False, True, False, False))
+    check("stochastic", [shape, (16, 6), (5, 264), (5, 255)], (torch.bfloat16,), transposed=(False, True, False, False))
     aligned = [layers for layers, _, _, aligned in launches if aligned]
     assert aligned == ([2] if shape == (2, 2) else [])
 
@@ -202,7 +202,7 @@ def test_every_weight_of_16_bits_beside_and_between_its_neighbours(device, dtype
 
 @pytest.mark.parametrize("scale", [0.1, 1 / 3, 1e-30, 16.0, 1 + 2.0**-30, -2.5])
 def test_the_scale_is_rounded_to_fp32_and_multiplies_b(check, scale):
-    check("nearest", [(7, 12), (12, 7)], (torch.float32,), turned=(False, True), scale=scale)
+    check("nearest", [(7, 12), (12, 7)], (torch.float32,), transposed=(False, True), scale=scale)
 
 
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**31, 2**63 - 1, -(2**63)])
@@ -229,17 +229,20 @@ def test_adapters_of_other_dtypes_and_strides(device):
 
 
 def views(place, rounding: str, merge) -> list[Tensor]:
-    """The storages of a strided weight and of a turned one whose plane is row-major, merged."""
+    """The storages of a strided weight and of a transposed one whose plane is row-major, merged."""
     generator = torch.Generator().manual_seed(0)
-    wide, turned = torch.randn(8, 20, generator=generator).bfloat16(), torch.randn(6, 16, generator=generator).half()
+    wide, transposed = (
+        torch.randn(8, 20, generator=generator).bfloat16(),
+        torch.randn(6, 16, generator=generator).half(),
+    )
     planes = [torch.zeros(4, 10, dtype=torch.int16), torch.zeros(16, 6, dtype=torch.int16)]
-    wide, turned, *planes = (tensor.to(place) for tensor in (wide, turned, *planes))
-    weights = [wide[::2, 1:11], turned.T]
+    wide, transposed, *planes = (tensor.to(place) for tensor in (wide, transposed, *planes))
+    weights = [wide[::2, 1:11], transposed.T]
     a = [torch.randn(weight.shape[1], generator=generator).to(place) for weight in weights]
     b = [torch.randn(weight.shape[0], generator=generator).to(place) for weight in weights]
     for seed in range(2):
         merge(weights, a, b, planes, 0.3, rounding, seed)
-    return [wide, turned, *planes]
+    return [wide, transposed, *planes]
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)

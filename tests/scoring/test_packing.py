@@ -124,7 +124,7 @@ def test_long_examples_are_not_all_compared_with_one_another():
     assert rows == 16
 
 
-def test_shared_beginnings_are_run_once():
+def test_shared_prefixes_are_run_once():
     rows, length = Collator(0)([forked(40, 4, 4, 4, 4)])["grid"]
     assert rows * length == 56
 

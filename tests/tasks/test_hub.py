@@ -29,7 +29,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.hub is not None])
 def test_every_task_reads_its_splits_from_the_hub(monkeypatch, name):
     asked = []
 

@@ -45,7 +45,7 @@ def test_a_generation(name, row, prompt, trained, answers):
 def test_each_of_mezo_s_tasks_has_three_examples():
     names = [name for name, *_ in CHOICES + GENERATIONS]
     mezo = ["SST2", "RTE", "CB", "BoolQ", "WSC", "WIC", "MultiRC", "Copa", "ReCoRD", "SQuAD", "DROP"]
-    assert list(TASKS) == mezo
+    assert set(mezo) <= set(TASKS)
     assert [names.count(name) for name in mezo] == [3] * 11
 
 

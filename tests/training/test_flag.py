@@ -14,6 +14,14 @@ from xgblora.training.run_identity import identity_of_flags, identity_of_task
 
 # what a checkpoint says by the flag's own name, in the runs where it counts
 NAMED = set(Decides) - {Decides.NOTHING, Decides.PASSING, Decides.ORIGIN, Decides.EXAMPLES, Decides.METHOD}
+PASSING = (Decides.NOTHING, Decides.PASSING)
+# a run that goes on from a checkpoint may have another value of these
+MAY_CHANGE = {
+    *("disable_tqdm", "dry_run", "gradient_checkpointing", "icl_sfc", "label_smoothing_factor"),
+    *("logging_nan_inf_filter", "logging_steps", "num_demos", "num_eval", "one_demo_set_per_example", "output_dir"),
+    *("overwrite", "remove_unused_columns", "report_to", "resume_from_checkpoint", "run_name", "save_model"),
+    *("save_steps", "save_strategy", "save_total_limit", "sfc", "torch_compile", "use_cpu", "zo_capture"),
+}
 
 
 def arguments(**flags) -> XGBLoRAArguments:
@@ -38,6 +46,11 @@ def test_one_that_does_not_is_found():
         other: int = 0
 
     assert silent(Forgetful) == {"other"}
+
+
+def test_flags_that_decide_nothing_that_lasts_are_these_alone():
+    """A run is resumed under another value of them: a new one here is to be thought about twice."""
+    assert {name for name, flag in FLAGS.items() if flag.decides in PASSING} == MAY_CHANGE
 
 
 def test_what_it_decides_cannot_be_left_out():

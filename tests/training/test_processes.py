@@ -38,6 +38,19 @@ def test_the_first_of_two_processes_writes_what_a_run_alone_writes(in_process, r
     assert expected <= {path.name for path in first.folder.iterdir()}
 
 
+def test_several_processes_are_refused_in_one_line_before_anything_is_written(
+    monkeypatch, train_tiny, tmp_path, capsys
+):
+    monkeypatch.setattr(XGBLoRAArguments, "world_size", property(lambda args: 2))
+    with pytest.raises(SystemExit, match=r"^2$"):
+        train_tiny(tmp_path / "run", *FLAGS)
+    line = capsys.readouterr().err
+    assert (
+        line.startswith("error: WORLD_SIZE=2: a run is trained by one process; start it with") and "\n" not in line[:-1]
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_second_trains_and_writes_nothing(in_process, train_tiny, tmp_path, monkeypatch):
     in_process(1)
     measured = []

@@ -113,6 +113,50 @@ def test_an_estimator_that_cannot_be_is_refused(make, said):
         make()
 
 
+class Broken(OfExamples):
+    """As `OfExamples`, with attributes replaced."""
+
+    def __init__(self, **replaced):
+        super().__init__(2)
+        object.__setattr__(self, "replaced", replaced)
+
+    def __getattribute__(self, name):
+        replaced = object.__getattribute__(self, "__dict__").get("replaced", {})
+        return replaced[name] if name in replaced else object.__getattribute__(self, name)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "said"),
+    [
+        (OfExamples, "estimator=of_examples: must be an object with directions"),
+        ("two_sided", "estimator=str: must be an object with name, directions"),
+        (Broken(directions=0), "directions=0: must be a whole number"),
+        (Broken(forwards=3), "estimator=of_examples: forwards=3 must divide its 4 signs"),
+        (Broken(noise=(0, 1, 2)), "estimator=of_examples: its 3 numbers of noise must divide its 4 signs"),
+        (Broken(noise=(1, 0, 1, 0)), r"estimator=of_examples: noise=\(1, 0, 1, 0\) must begin with 0 to 1"),
+    ],
+    ids=str,
+)
+def test_an_estimator_whose_numbers_do_not_fit_is_refused_by_name(adapters, estimator, said):
+    """The last would train, and its tape would replay other directions."""
+    with pytest.raises(InputError, match=said):
+        xgblora.ZeroOrder(adapters, of_rows, estimator=estimator)
+
+
+@pytest.mark.parametrize("groups", [0, 3, None])
+def test_groups_that_there_are_no_rows_for_are_refused_before_anything_is_perturbed(adapters, examples, groups):
+    zo = xgblora.ZeroOrder(adapters, of_rows, estimator=Broken(groups=lambda examples: groups))
+    with pytest.raises(InputError, match=f"estimator=of_examples: groups={groups} must be from 1 to 2"):
+        zo.step(examples)
+    assert torch.equal(adapters.arena.live, adapters.arena.master.expand(4, -1))
+
+
+def test_full_parameters_have_no_direction_an_example(make_toy, examples):
+    zo = xgblora.ZeroOrder(xgblora.FullParameters(make_toy()), of_rows, estimator=OfExamples(4))
+    with pytest.raises(InputError, match="estimator=of_examples: full parameters hold one row at a time, not 4"):
+        zo.step(examples)
+
+
 @pytest.mark.parametrize("given", [{"directions": 2}, {"two_sided": False}, {"normalise": True}])
 def test_arguments_that_the_estimator_decides_are_refused_beside_it(adapters, given):
     with pytest.raises(InputError, match="estimator=two_sided: decides directions, two_sided and normalise"):
@@ -151,6 +195,7 @@ class TestADirectionAnExample:
         result = zo.update()
         assert not torch.equal(made[0], made[1])
         assert torch.allclose(loss.double(), torch.stack(losses).mean(), rtol=1e-5)
+        assert torch.allclose(result.loss, loss, rtol=1e-6)
         assert torch.allclose(result.projected_grad.double(), wanted, atol=1e-4)
         assert torch.allclose(adapters.arena.master, theta - 0.1 * gradient, atol=1e-5)
 

@@ -63,7 +63,7 @@ def backends() -> list[str]:
     return [
         f"backends: {', '.join(names)}",
         *(f"backend {name} of {why}" for name, why in found.refused.items()),
-        *(backend.state() for backend in found.backends.values() if backend.state is not None),
+        *filter(None, (backend.described() for backend in found.backends.values())),
     ]
 
 

@@ -91,9 +91,9 @@ def _rows_of_full_parameters(full: FullParameters) -> list[tuple[str, object]]:
 
 def estimate_and_rule(args: XGBLoRAArguments) -> str:
     """The zeroth-order estimate and what steps along it; two-sided, Gaussian and SGD go without saying."""
-    parts = [f"eps {args.zo_eps:g}", f"{args.zo_directions} direction(s)", f"pairing {args.zo_pairing}"]
-    if not args.zo_two_sided:
-        parts.append("one-sided")
+    parts = [f"eps {args.zo_eps:g}", f"{args.estimator.directions} direction(s)", f"pairing {args.zo_pairing}"]
+    if args.estimator.name != "two_sided":
+        parts.append(args.estimator.name.replace("_", "-"))
     if args.zo_normalise:
         parts.append("normalised by the deviation of the losses (FZOO)")
     if args.zo_distribution != "gaussian":

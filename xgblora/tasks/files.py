@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from xgblora.errors import InputError
+from xgblora.spelling import one_line
 
 Row = tuple[dict, str]
 
@@ -148,8 +149,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path}: is no parquet file ({reason})") from None
+        raise InputError(f"{path}: is no parquet file ({one_line(error)})") from None
     for number, row in enumerate(rows, start=1):
         yield row, f"{path} row {number}"
 

@@ -8,6 +8,17 @@ from accelerate.utils import gather
 from torch import Tensor
 from transformers import TrainingArguments
 
+from xgblora.errors import InputError
+
+
+def refuse_several(args: TrainingArguments) -> None:
+    """Raise InputError if several processes were started: each would train a model of its own."""
+    if args.world_size > 1:
+        raise InputError(
+            f"WORLD_SIZE={args.world_size}: a run is trained by one process; start it with python, without torchrun or "
+            "accelerate launch"
+        )
+
 
 def writes(args: TrainingArguments) -> bool:
     """Whether this process writes the files of the run: one does, with `save_on_each_node` one of each node."""

@@ -71,6 +71,7 @@ class XGBLoRATrainer(Trainer):
         identity: Mapping[str, Any] | None = None,
         **kwargs,
     ):
+        processes.refuse_several(args)
         self.adapters = adapters or trainable_of(model, args)
         self.objective = objective or model_loss
         self.booster = booster_of(self.adapters, args)

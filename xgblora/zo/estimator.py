@@ -59,6 +59,24 @@ class Estimator(Protocol):
         """
 
 
+def check_estimator(estimator: Estimator) -> None:
+    """Raise InputError, in one line that names the estimator, where it is none or its numbers do not fit together."""
+    name = getattr(estimator, "name", type(estimator).__name__)
+    parts = ("name", "directions", "forwards", "signs", "noise", "groups", "projected_grads")
+    missing = [part for part in parts if not hasattr(estimator, part)]
+    if missing or isinstance(estimator, type):
+        raise InputError(f"estimator={name}: must be an object with {', '.join(missing or parts)}")
+    check_directions(estimator.directions)
+    rows, noise, forwards = len(estimator.signs), estimator.noise, estimator.forwards
+    if not isinstance(forwards, int) or forwards < 1 or rows % forwards:
+        raise InputError(f"estimator={name}: forwards={forwards} must divide its {rows} signs")
+    if not noise or rows % len(noise):
+        raise InputError(f"estimator={name}: its {len(noise)} numbers of noise must divide its {rows} signs")
+    # a tape keeps the first seed of a step, from which those of its directions follow in order
+    if tuple(noise[: estimator.directions]) != tuple(range(estimator.directions)):
+        raise InputError(f"estimator={name}: noise={tuple(noise)} must begin with 0 to {estimator.directions - 1}")
+
+
 def direction_seeds(first: int, directions: int) -> list[int]:
     """The seeds of a step's directions: the first of them gives the others, so that a tape keeps one a step."""
     return [first, *(derive_seed(first, direction) for direction in range(1, directions))]

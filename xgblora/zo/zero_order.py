@@ -23,7 +23,7 @@ from xgblora.ops.noise import derive_seed
 from xgblora.ops.perturb import check_distribution
 from xgblora.tape import Tape
 from xgblora.zo.cuda_recorder import CudaRecorder
-from xgblora.zo.estimator import Estimator, direction_seeds
+from xgblora.zo.estimator import Estimator, check_estimator, direction_seeds
 from xgblora.zo.one_sided import OneSided, check_normalise
 from xgblora.zo.step_graphs import StepGraphs
 from xgblora.zo.two_sided import TwoSided
@@ -114,6 +114,7 @@ class ZeroOrder:
         _check_arguments(eps, lr, pairing, weight_decay, capture)
         check_distribution(distribution)
         estimator = _chosen(estimator, directions, two_sided, normalise)
+        check_estimator(estimator)
         rule = optimizer if isinstance(optimizer, UpdateRule) else UpdateRule(optimizer)
         if not adapters.arena.stacks:
             if pairing == "paired":
@@ -134,7 +135,7 @@ class ZeroOrder:
         self._seeds = torch.zeros(len(estimator.noise), dtype=torch.int64, device=device)
         self._losses = torch.zeros_like(self._signs)
         self._first_seed = 0
-        self._weight = 0.0
+        self._weight = self._share = 0.0
         self._announced: set[str] = set()
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
         self._base = [*adapters.model.parameters(), *adapters.model.buffers()]
@@ -164,7 +165,8 @@ class ZeroOrder:
         Raises:
             InputError: the batch cannot be run as the pairing or the estimator has it.
         """
-        groups = self.estimator.groups(_examples(batch))
+        groups, rows = self.estimator.groups(_examples(batch)), len(self._losses) // self.forwards
+        self._check_groups(groups, rows)
         if self._weight == 0.0:
             self._start_step()
         if self.adapters.model.training:
@@ -178,8 +180,8 @@ class ZeroOrder:
             self.adapters.arena.read_one_row()
         self._losses.add_(losses, alpha=weight)
         self._weight += weight
-        run = groups * self.forwards
-        return losses.mean() if run == len(losses) else losses.sum() / run
+        self._share += weight * groups / rows
+        return losses.mean() if groups == rows else losses.mean() * (rows / groups)
 
     @torch.no_grad()
     def update(self, lr: float | None = None) -> StepResult:
@@ -205,16 +207,27 @@ class ZeroOrder:
         else:
             # to compare a graph would take two more copies of all parameters, and their update is no small launch
             loss, projected, finite = self._apply({})
+        if self._share != self._weight:
+            # rows that no example was run at have no loss
+            loss = loss * (self._weight / self._share)
         if self.tape is not None:
             self.tape.record_step(self.step_index, self._first_seed, self._lr, finite, projected)
         self.step_index += 1
-        self._weight = 0.0
+        self._weight = self._share = 0.0
         return StepResult(loss=loss, projected_grad=projected)
 
     def abandon_step(self) -> None:
         """Forget the batches estimated since the last update; the model is the unperturbed one again."""
-        self._weight = 0.0
+        self._weight = self._share = 0.0
         self.adapters.arena.restore()
+
+    def _check_groups(self, groups: int, rows: int) -> None:
+        if not isinstance(groups, int) or not 1 <= groups <= rows:
+            raise InputError(f"estimator={self.estimator.name}: groups={groups} must be from 1 to {rows}")
+        if groups > 1 and not self.adapters.arena.stacks:
+            raise InputError(
+                f"estimator={self.estimator.name}: full parameters hold one row at a time, not {groups} for a forward"
+            )
 
     def _run(self, part: Any, work: Callable, inputs: Any, state: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
         return work(inputs) if self.graphs is None else self.graphs.run(part, work, inputs, state)

@@ -130,6 +130,29 @@ class TestAToy:
         for operation in ("row_dots", "perturb"):
             assert sum(line.startswith(f"check {operation}, abacus on cpu: ok (") for line in lines) == 1
 
+    @pytest.mark.parametrize(
+        ("state", "said"),
+        [
+            ("lambda: 1 / 0", "abacus: its state cannot be told: division by zero"),
+            ("lambda: None", "abacus: its state is None, no line"),
+        ],
+    )
+    def test_one_that_cannot_tell_its_state_takes_nothing_down(self, install, state, said):
+        install("abacus", BACKEND.replace('lambda: "abacus: ten wires"', state))
+        assert said in env.backends()
+
+    @pytest.mark.parametrize(
+        ("body", "detail"), [("raise OSError('no beads')", "OSError: no beads"), ("return arguments[0]", "shape (")]
+    )
+    def test_what_an_operation_raises_fails_its_check_alone(self, install, body, detail):
+        source = BACKEND.replace("def row_dots(*arguments):\n", f"def row_dots(*arguments):\n        {body}\n")
+        assert source != BACKEND
+        install("abacus", source)
+        checks = checks_of("abacus")
+        failed = [check for check in checks if not check.passed]
+        assert {check.operation for check in failed} == {"row_dots"} and failed[0].detail.startswith(detail)
+        assert any(check.operation == "perturb" and check.passed for check in checks)
+
     def test_what_an_operation_cannot_import_is_an_obstacle(self, install, caplog):
         install("abacus", BACKEND.replace('"row_dots": __name__', '"row_dots": "no_such_module"'))
         choice = ops.choose("row_dots", "cpu")
@@ -143,6 +166,7 @@ class TestAToy:
         ("    import no_such_library\n", "No module named 'no_such_library'"),
         ("    raise OSError('libbeads.so: cannot\\nopen')\n", "libbeads.so: cannot open"),
         ("    OTHER = 1\n", "module 'broken_for_xgblora' has no attribute 'BACKEND'"),
+        (BACKEND.replace('("cpu",)', '("npu",)'), "device_types=('npu',): must be of cpu, cuda"),
         ("    BACKEND = 'wood'\n", "leads to a str, must be an xgblora.ops.backends.Backend"),
         (
             BACKEND.replace('"abacus"', '"host"'),
@@ -151,7 +175,7 @@ class TestAToy:
         (BACKEND.replace('"abacus"', '"Abacus"'), "name=Abacus: must be in lower case"),
         (BACKEND.replace('"perturb": ', '"perturbb": '), "modules of perturbb: must be of "),
     ],
-    ids=["no library", "another error", "no name", "no backend", "taken", "capital", "no operation"],
+    ids=["no library", "another error", "no name", "no device", "no backend", "taken", "capital", "no operation"],
 )
 def test_one_that_cannot_be_used_is_one_line_and_takes_no_other_down(
     install, caplog, capsys, monkeypatch, source, reason

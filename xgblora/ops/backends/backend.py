@@ -42,6 +42,17 @@ class Backend:
     unchecked: Mapping[tuple[str, torch.dtype], str] = field(default_factory=dict)
     reads_dots: Callable[[Tensor, Tensor], bool] = _nothing
 
+    def described(self) -> str | None:
+        """What `state` says, or in one line why it says nothing; None where nothing is built."""
+        if self.state is None:
+            return None
+        try:
+            with in_one_line(Exception):
+                said = self.state()
+        except InputError as error:
+            return f"{self.name}: its state cannot be told: {error}"
+        return said if isinstance(said, str) else f"{self.name}: its state is {said!r}, no line"
+
     def find(self, operation: str, device_type: str) -> Callable | str:
         """The function of `operation`, or in one line why it cannot be used here."""
         try:

@@ -37,38 +37,38 @@ def merge_rank1_(
     if share_memory(weights):
         eager("merge_rank1_")(weights, a, b, remainders, scale, rounding, seed)
         return
-    turned = [is_transposed(weight) for weight in weights]
-    stored = [_as_stored(weight, turn) for weight, turn in zip(weights, turned, strict=True)]
+    transposed = [is_transposed(weight) for weight in weights]
+    stored = [_as_stored(weight, turn) for weight, turn in zip(weights, transposed, strict=True)]
     dense = [matrix.contiguous() for matrix in stored]
     if rounding == "remainder":
-        stored_remainders = [_as_stored(plane, turn) for plane, turn in zip(remainders, turned, strict=True)]
+        stored_remainders = [_as_stored(plane, turn) for plane, turn in zip(remainders, transposed, strict=True)]
         planes = [plane.contiguous() for plane in stored_remainders]
     else:
         stored_remainders = planes = []
     factors = [(of_a.float().contiguous(), of_b.float().contiguous()) for of_a, of_b in zip(a, b, strict=True)]
-    _launch(dense, planes, factors, turned, scale, rounding, seed)
+    _launch(dense, planes, factors, transposed, scale, rounding, seed)
     for target, source in zip(stored + stored_remainders, dense + planes, strict=True):
         if target.data_ptr() != source.data_ptr():
             target.copy_(source)
 
 
-def _as_stored(matrix: Tensor, turned: bool) -> Tensor:
+def _as_stored(matrix: Tensor, transposed: bool) -> Tensor:
     # the empty planes of fp32 weights are vectors
-    return matrix.T if turned and matrix.dim() == 2 else matrix
+    return matrix.T if transposed and matrix.dim() == 2 else matrix
 
 
 def _launch(
     dense: list[Tensor],
     planes: list[Tensor],
     factors: list[tuple[Tensor, Tensor]],
-    turned: list[bool],
+    transposed: list[bool],
     scale: float,
     rounding: str,
     seed: int,
 ) -> None:
-    """Merge into contiguous matrices, [K, N] where `turned`, with planes of their shape and contiguous fp32 factors."""
+    """Merge into contiguous matrices, [K, N] where `transposed`, with planes of their shape and fp32 factors."""
     rows = []
-    for index, (matrix, (of_a, of_b), turn) in enumerate(zip(dense, factors, turned, strict=True)):
+    for index, (matrix, (of_a, of_b), turn) in enumerate(zip(dense, factors, transposed, strict=True)):
         plane = planes[index].data_ptr() if planes else 0
         addresses = matrix.data_ptr(), plane, of_a.data_ptr(), of_b.data_ptr()
         # the last two columns are the plan's

@@ -78,8 +78,8 @@ def merge_rank1_(
         return
     for index, weight in enumerate(weights):
         plane = remainders[index] if rounding == "remainder" and weight.dtype != torch.float32 else None
-        turned = is_transposed(weight)
-        stored, stored_plane = (matrix.T if turned and matrix is not None else matrix for matrix in (weight, plane))
+        transposed = is_transposed(weight)
+        stored, stored_plane = (matrix.T if transposed and matrix is not None else matrix for matrix in (weight, plane))
         if not stored.is_contiguous() or not (stored_plane is None or stored_plane.is_contiguous()):
             eager("merge_rank1_")(
                 [weight], [a[index]], [b[index]], remainders[index : index + 1], scale, rounding, seed
@@ -87,7 +87,7 @@ def merge_rank1_(
             continue
         # outputs first, as the reference multiplies; the product of two numbers is rounded the same either way round
         factors = [(b[index].float() * scale).contiguous(), a[index].float().contiguous()]
-        of_rows, of_columns = reversed(factors) if turned else factors
+        of_rows, of_columns = reversed(factors) if transposed else factors
         host_extension().module.merge(
             stored.data_ptr(),
             0 if stored_plane is None else stored_plane.data_ptr(),

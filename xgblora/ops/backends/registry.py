@@ -67,9 +67,14 @@ def _checked(backend: Backend, found: Registry) -> Backend:
     """
     if not isinstance(backend, Backend):
         raise InputError(f"leads to a {type(backend).__name__}, must be an xgblora.ops.backends.Backend")
+    if not isinstance(backend.name, str):
+        raise InputError(f"name={backend.name!r}: must be a string")
     if backend.name != backend.name.lower() or backend.name in (*RESERVED, *found.backends):
         taken = ", ".join((*RESERVED, *found.backends))
         raise InputError(f"name={backend.name}: must be in lower case and none of {taken}")
+    others = sorted(set(backend.device_types) - {"cpu", "cuda"})
+    if others or not backend.device_types:
+        raise InputError(f"device_types={tuple(backend.device_types)}: must be of cpu, cuda")
     unknown = sorted(set(backend.modules) - set(operations()))
     if unknown:
         raise InputError(f"modules of {', '.join(unknown)}: must be of {', '.join(operations())}")
