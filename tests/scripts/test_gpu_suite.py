@@ -54,7 +54,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_the_rehearsal_names_every_fault_and_every_kill_leaves_a_whole_file(tmp_path):
-    """The whole suite on a CPU without `datasets`, then what goes wrong: the longest test here, 40 s of two cores."""
+    """The whole suite on a CPU without `datasets`, then what goes wrong: the longest test, 30 s of two cores."""
     done = suite("--rehearse", "--output", tmp_path / "r.json", XGBLORA_BACKEND="auto")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
