@@ -9,12 +9,16 @@ from xgblora.errors import InputError
 from xgblora.training import XGBLoRAArguments, XGBLoRATrainer
 
 ADAPTIVE = ("--xgblora_adaptive_merge", "--eval_steps=2")
-# steps that are too large now and then: some rounds improve and others do not; 9 is no multiple of eval_steps
+# steps that are too large now and then: some rounds improve and others do not; 9 is no multiple of eval_steps, and lets
+# no run have fewer than three rounds, whatever its machine makes of such steps
 ROUGH = (
     *(*ADAPTIVE, "--learning_rate=0.1", "--max_steps=24", "--xgblora_adaptive_max_steps=9"),
     *("--staged_eval", "--save_strategy=steps", "--save_steps=4"),
 )
-FIRST_ORDER = (*ADAPTIVE, "--trainer=regular", "--learning_rate=0.1", "--max_steps=24", "--xgblora_adaptive_patience=1")
+FIRST_ORDER = (
+    *(*ADAPTIVE, "--trainer=regular", "--learning_rate=0.1", "--max_steps=24", "--xgblora_adaptive_patience=1"),
+    "--xgblora_adaptive_max_steps=9",
+)
 
 
 def evaluations(run) -> dict[int, float]:
