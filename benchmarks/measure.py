@@ -6,13 +6,14 @@ file of this device (`benchmarks/record.py`), and against the limits of `benchma
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from benchmarks import ceilings, guards, record
+from benchmarks.by_turns import ratios, seconds_by_turns, warm_up
 from benchmarks.clock import seconds_of
-from xgblora.zo.step_graphs import SEEN_BEFORE_RECORDING
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,8 @@ class Work:
 def timings(ways: dict[str, Callable[[], object]], *, rounds: int, device: torch.device) -> dict[str, list[float]]:
     """The seconds of each way in each round. One call of each makes a round, so that all see the same machine."""
     for way in ways.values():
-        # on a GPU a zeroth-order step is captured meanwhile
-        for _ in range(SEEN_BEFORE_RECORDING + 2 if device.type == "cuda" else 1):
-            way()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            seconds[name].append(seconds_of(way, device))
-    return seconds
+        warm_up(way, device)
+    return seconds_by_turns({name: partial(seconds_of, way, device) for name, way in ways.items()}, rounds)
 
 
 def compare(
@@ -68,13 +63,7 @@ def compare(
     measured = {name: Timing(*np.percentile(values, (20, 50, 80)).tolist()) for name, values in by_round.items()}
     seconds = measured[ours].median
     info = {f"seconds_{name}": timing.median for name, timing in measured.items()}
-    # within a round a machine is as fast for one as for the other: of nine rounds on a machine that others use, the
-    # ratio of the medians let a step through that was slowed down by 30%
-    info |= {
-        f"ours_over_{name}": float(np.median(np.divide(by_round[ours], values)))
-        for name, values in by_round.items()
-        if name != ours
-    }
+    info |= {f"ours_over_{name}": ratio for name, ratio in ratios(by_round, ours).items()}
     if work is not None and work.bytes:
         info["share_of_bandwidth"] = work.bytes / seconds / ceilings.bytes_per_second(device)
     if work is not None and work.flops:

@@ -8,16 +8,15 @@ import io
 import os
 import platform
 import re
-import subprocess
 import time
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from benchmarks.results_file import FOLDER, commit, slug
 from xgblora.environment import versions
 
-FOLDER = Path(__file__).parent / "results"
 VERSIONS = ("xgblora", "torch", "triton", "transformers")
 COLUMNS = (
     *("time", "commit", "device", "threads", "load", *VERSIONS),
@@ -72,29 +71,13 @@ def device_name(device: torch.device) -> str:
     return named[1].strip() if named else platform.processor() or platform.machine()
 
 
-def slug(name: str) -> str:
-    """A file name for a device name: "NVIDIA H200" becomes "nvidia-h200"."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
 @cache
 def _circumstances(device: torch.device) -> dict[str, str]:
     installed = versions()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
-        "commit": _commit(),
+        "commit": commit(),
         "device": device_name(device),
         "threads": str(torch.get_num_threads()),
         **{name: installed[name] or "" for name in VERSIONS},
     }
-
-
-def _commit() -> str:
-    """The commit of this checkout, with a `+` if anything but results was changed since; empty outside git."""
-    found = _git("rev-parse", "--short", "HEAD").stdout.strip()
-    changed = _git("diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)benchmarks/results").returncode
-    return found and found + ("+" if changed else "")
-
-
-def _git(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["git", *arguments], cwd=FOLDER.parent, capture_output=True, text=True)

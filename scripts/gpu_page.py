@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.gpu.page import draw, page, readme_lines, with_lines
 from benchmarks.gpu.results import FORMAT
+from benchmarks.results_file import FOLDER
 from xgblora.atomic_file import write_text
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where gpu.md and gpu/ go")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the file with the two marks")
     arguments = parser.parse_args()
-    files = arguments.results or committed(ROOT / "benchmarks" / "results")
+    files = arguments.results or committed(FOLDER)
     measured = [read(file) for file in files]
     for file, results in zip(files, measured, strict=True):
         if results["rehearsal"]:

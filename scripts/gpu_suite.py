@@ -17,7 +17,6 @@ after the other: each must be named in the results file.
 
 import argparse
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from benchmarks.gpu.report import summary
 from benchmarks.gpu.results import FORMAT, Results, StageResult
 from benchmarks.gpu.schedule import Suite, child_environment
 from benchmarks.gpu.stages import STAGES
+from benchmarks.results_file import FOLDER, commit, slug
 
 PROBE = """
 import json, torch
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> bool:
     began = time.time()
     gpu = None if arguments.rehearse else probe()
     name = slug(gpu["name"]) if gpu else "rehearsal"
-    output = arguments.output or ROOT / "benchmarks" / "results" / f"{name}.json"
+    output = arguments.output or FOLDER / f"{name}.json"
     results = Results(output, facts_of(arguments, began), [])
     results.stages = [StageResult.waiting(stage) for stage in STAGES if arguments.only in (None, stage.name)]
     put_aside(output, results, keep=arguments.only is not None)
@@ -97,7 +97,7 @@ def facts_of(arguments: argparse.Namespace, began: float) -> dict:
     """What the file says of the run itself."""
     return {
         "minutes": arguments.minutes,
-        "commit": arguments.commit or commit(),
+        "commit": arguments.commit or commit() or None,
         "started": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(began)),
         "rehearsal": arguments.rehearse,
     }
@@ -133,21 +133,6 @@ def probe() -> dict:
     if found is None:
         sys.exit("error: no CUDA device: this suite is for a machine with a GPU; --rehearse tries it without one")
     return found
-
-
-def slug(name: str) -> str:
-    """A file name for a device name: "NVIDIA H200" becomes "nvidia-h200"."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def commit() -> str | None:
-    """The commit of this checkout, with a `+` if something is changed; None outside git."""
-    try:
-        command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from xgblora.spelling import dtype_name
 
 # for `benchmarks`, which is not installed
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.by_turns import seconds_by_turns
 from benchmarks.clock import timer_of
 from xgblora.atomic_file import write_text
 from xgblora.environment import versions
@@ -197,12 +198,8 @@ def search(plans: Sequence[Plan], default: Plan, measure: Measure) -> Found:
 
 
 def medians_by_turns(ways: dict[Plan, Callable[[], float]], rounds: int) -> dict[Plan, float]:
-    """The median of what each way gives; a round is one call of each, so that all see the same state of the machine."""
-    taken: dict[Plan, list[float]] = {plan: [] for plan in ways}
-    for _ in range(rounds):
-        for plan, seconds in ways.items():
-            taken[plan].append(seconds())
-    return {plan: statistics.median(values) for plan, values in taken.items()}
+    """The median of what each way gives, by turns."""
+    return {plan: statistics.median(values) for plan, values in seconds_by_turns(ways, rounds).items()}
 
 
 def is_accurate(result: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor) -> bool:
@@ -296,11 +293,14 @@ def runnable(shape: Shape, plans: Sequence[Plan], cache_bytes: int) -> Iterator[
             if not is_accurate(run(plan, weights[0]), reference, exact):
                 print(f"{shape}: {plan} is not accurate and is left out")
                 continue
-            timer = timer_of([partial(run, plan, weight) for weight in weights], device, pool).seconds
+            timer = timer_of([partial(run, plan, weight) for weight in weights], device, pool)
+            if timer.obstacle:
+                # its launches would be compared with graphs
+                raise RuntimeError(timer.obstacle)
         except Exception as error:  # a compiler's, a driver's: what a plan that does not fit raises differs by version
             print(f"{shape}: {plan} does not run and is left out ({type(error).__name__}: {str(error)[:100]!r})")
             continue
-        yield plan, timer
+        yield plan, timer.seconds
 
 
 if __name__ == "__main__":

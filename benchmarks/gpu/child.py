@@ -24,6 +24,7 @@ from pathlib import Path
 from benchmarks.gpu import faults
 from benchmarks.gpu.results import FAILED, PASSED, SKIPPED
 from benchmarks.gpu.stages import STAGES, NotHere, Part, Setting
+from xgblora.spelling import one_line
 
 # the exit status of a process whose GPU takes no more work: what is left needs another one
 DEVICE_LOST = 75
@@ -105,7 +106,7 @@ def carry_out(part: Part, setting: Setting, speaker: Speaker) -> None:
         state, reason = SKIPPED, str(error)
     except BaseException as error:
         traceback.print_exc()
-        state, reason = FAILED, " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        state, reason = FAILED, one_line(error, kind=True, limit=400)
     seconds = round(time.perf_counter() - began, 3)
     speaker.say(part.name, event="end", state=state, seconds=seconds, reason=reason, at=_printed())
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,9 @@ from benchmarks.gpu.stages import Part, Setting
 from benchmarks.gpu.train import trained
 from benchmarks.models import random_model
 from xgblora import ops
+from xgblora.ops.self_check import largest_difference
 from xgblora.ops.update import RULES
+from xgblora.records import step_losses
 from xgblora.spelling import dtype_name
 
 CPU = torch.device("cpu")
@@ -54,14 +57,8 @@ def compared(check: str, case: str, ours: Tensor, expected: Tensor) -> dict:
     ours, expected = ours.detach().to(CPU), expected.detach().to(CPU)
     record = {"check": check, "case": case, "passed": torch.equal(ours, expected)}
     if not record["passed"]:
-        one, other = ours.flatten().double(), expected.flatten().double()
-        differences = torch.where(one == other, 0.0, (one - other).abs()).nan_to_num(nan=float("inf"))
-        worst = int(differences.argmax())
-        record["differ"] = f"{int((one != other).sum())} of {one.numel()}"
-        record["largest_error"] = float(differences[worst])
-        record["where"] = (
-            f"flat index {worst} of {list(ours.shape)}: {float(one[worst]):.9g}, not {float(other[worst]):.9g}"
-        )
+        record["differ"] = f"{int((ours != expected).sum())} of {ours.numel()}"
+        record["largest_error"], record["where"] = largest_difference(ours, expected)
     return record
 
 
@@ -138,12 +135,12 @@ def demonstration(setting: Setting) -> Iterator[dict]:
     flags += ["--num_eval", 40, "--num_dev", 20] if setting.tiny else []
     _command("train", [*flags, *(["--use_cpu", "true"] if setting.device_type == "cpu" else [])])
     metrics = json.loads((folder / "metrics.json").read_text())
-    losses = [float(line.split(",")[1]) for line in (folder / "step_loss.csv").read_text().splitlines()[1:]]
-    finite = sum(abs(loss) < float("inf") for loss in losses)
+    _, losses = step_losses.read(folder / "step_loss.csv")
+    finite = int(np.isfinite(losses).sum())
     yield {"fact": "demonstration", "value": {name: metrics["results"][name] for name in ("zero_shot", "trained")}}
     yield {"check": "losses are finite", "case": f"{finite} of {steps}", "passed": finite == len(losses) == steps}
     tenth = max(1, steps // 10)
-    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+    first, last = losses[:tenth].mean(), losses[-tenth:].mean()
     yield {"fact": "demonstration's loss", "value": f"first tenth {first:.4f}, last tenth {last:.4f}"}
 
 

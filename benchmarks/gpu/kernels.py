@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.by_turns import ratios, seconds_by_turns
 from benchmarks.clock import timer_of
 from benchmarks.gpu.stages import Part, Setting
 from xgblora import ops
@@ -63,17 +64,13 @@ def timed(
     if obstacles:
         # a graph and calls that are launched one by one are not compared
         timers = {name: timer_of(calls, device, capture=False) for name, calls in ways.items()}
-    seconds = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, timer in timers.items():
-            seconds[name].append(timer.seconds())
-    over = {name: float(np.median(np.divide(seconds["ours"], seconds[name]))) for name in ways if name != "ours"}
+    seconds = seconds_by_turns({name: timer.seconds for name, timer in timers.items()}, rounds)
     record = {
         "timing": operation,
         "case": case,
         "floor": floor,
         "microseconds": {name: round(float(np.median(values)) * 1e6, 3) for name, values in seconds.items()},
-        "ours_over": {name: round(value, 4) for name, value in over.items()},
+        "ours_over": {name: round(value, 4) for name, value in ratios(seconds, "ours").items()},
     }
     # launches count then: that is a failure of the measurement
     return {**record, "passed": False, "detail": f"not captured: {obstacles}"} if obstacles else record

@@ -133,7 +133,7 @@ def of_device(results: dict, figure: str) -> Iterator[str]:
     found, versions = facts(results), facts(results).get("versions", {})
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "transformers") if versions.get(name))
     yield f"## {device_of(results)}\n"
-    yield f"{results['started'][:10]}, commit {(results['commit'] or 'unknown')[:7]}, {named}, {_ceilings(found)}.\n"
+    yield f"{results['started'][:10]}, commit {results['commit'] or 'unknown'}, {named}, {_ceilings(found)}.\n"
     held, failed = counts(results)
     yield f"Checks: {held} held, {failed} did not.\n"
     wrong = failures(results)

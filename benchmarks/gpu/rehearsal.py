@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.gpu import faults
-from benchmarks.gpu.report import counts, facts, failures
+from benchmarks.gpu.report import counts, facts, failures, records
 from benchmarks.gpu.stages import STAGES
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_suite.py"
@@ -144,27 +144,20 @@ def _children_of(file: Path) -> list[str]:
 
 def _whole(results: dict) -> str:
     wrong = [one["name"] for one in results["stages"] if one["state"] not in ("passed", "skipped")]
-    (skipped,) = [[one["name"] for one in results["stages"] if one["state"] == "skipped"]]
+    skipped = [one["name"] for one in results["stages"] if one["state"] == "skipped"]
     if wrong or skipped not in ([], ["tuning"]):
         raise NotNamed(f"not passed: {wrong}, skipped: {skipped}; {failures(results)}")
-    missing = [
-        record["value"]
-        for stage in results["stages"]
-        for part in stage["parts"]
-        for record in part["records"]
-        if record.get("fact") == "missing" and record["value"].startswith("datasets")
-    ]
+    said = [record["value"] for record in records(results, "device") if record.get("fact") == "missing"]
+    missing = [line for line in said if line.startswith("datasets")]
     if not missing:
         raise NotNamed("nothing says that datasets is missing")
     return f"all stages, {counts(results)[0]} checks; {missing[0]}"
 
 
 def _failing_check(results: dict) -> str:
-    for stage in results["stages"]:
-        for part in stage["parts"]:
-            for record in part["records"]:
-                if record.get("passed") is False and {"case", "largest_error", "where"} <= record.keys():
-                    return f"{record['operation']}, {record['backend']}, {record['case']}: {record['where']}"
+    for record in records(results, "checks"):
+        if record.get("passed") is False and {"case", "largest_error", "where"} <= record.keys():
+            return f"{record['operation']}, {record['backend']}, {record['case']}: {record['where']}"
     raise NotNamed("no failed check with case, largest error and place")
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from benchmarks.gpu.results import RED
+
 
 def records(results: dict, stage: str) -> Iterator[dict]:
     """Everything that the parts of a stage recorded."""
@@ -30,7 +32,7 @@ def failures(results: dict) -> list[str]:
     for stage in results["stages"]:
         for part in stage["parts"]:
             wrong = [record for record in part["records"] if record.get("passed") is False]
-            if part["state"] in ("failed", "hung", "died") and not wrong:
+            if part["state"] in RED and not wrong:
                 lines.append(f"{stage['name']} / {part['name']}: {part['state']}: {part['reason']}")
             for record in wrong:
                 name = record.get("check") or record.get("timing") or f"{record['operation']}, {record['backend']}"

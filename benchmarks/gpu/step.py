@@ -2,15 +2,16 @@
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 
+from benchmarks.by_turns import ratios, seconds_by_turns, warm_up
 from benchmarks.clock import seconds_of
 from benchmarks.gpu.stages import Part, Setting
 from benchmarks.step_ways import step_ways
 from xgblora.spelling import dtype_name, one_line
-from xgblora.zo.step_graphs import SEEN_BEFORE_RECORDING
 
 LENGTH, ROUNDS, CALLS = 64, 15, 4
 
@@ -52,25 +53,24 @@ def by_turns(ways: dict[str, Callable[[], object]], device: torch.device, rounds
     Several calls go between two looks at the clock, as in training: what the host does for the next step is done while
     the device is still at the last one.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            seconds[name].append(seconds_of(lambda way=way: [way() for _ in range(calls)], device) / calls)
-    ours = seconds.pop("step")
-    over = {name: float(np.median(np.divide(ours, values))) for name, values in seconds.items()}
-    medians = {"ours": float(np.median(ours)), **{name: float(np.median(values)) for name, values in seconds.items()}}
+    seconds = seconds_by_turns({name: partial(_seconds, way, calls, device) for name, way in ways.items()}, rounds)
+    medians = {name: round(float(np.median(values)) * 1e6, 1) for name, values in seconds.items()}
     return {
         "floor": "two bare forwards",
-        "microseconds": {name: round(value * 1e6, 1) for name, value in medians.items()},
-        "ours_over": {name: round(value, 4) for name, value in over.items()},
+        "microseconds": {"ours": medians.pop("step"), **medians},
+        "ours_over": {name: round(value, 4) for name, value in ratios(seconds, "step").items()},
     }
+
+
+def _seconds(way: Callable[[], object], calls: int, device: torch.device) -> float:
+    """Of one of several calls."""
+    return seconds_of(lambda: [way() for _ in range(calls)], device) / calls
 
 
 def warmed_up(way: Callable[[], object], device: torch.device) -> str:
     """Call a way as often as it takes to be captured; why it cannot run, empty where it can."""
     try:
-        for _ in range(SEEN_BEFORE_RECORDING + 2 if device.type == "cuda" else 1):
-            way()
+        warm_up(way, device)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     except Exception as error:

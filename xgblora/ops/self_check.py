@@ -201,11 +201,11 @@ def _same_bits(operation: str, tested: Tested, case: str, ours: Tensor, referenc
         return Check(operation, tested.functions[operation][0], case, False, shapes)
     different = int((ours.cpu() != reference.cpu()).sum())
     detail = f"{different} of {reference.numel()} values differ"
-    largest = _largest_difference(ours, reference) if different else (0.0, None)
+    largest = largest_difference(ours, reference) if different else (0.0, None)
     return Check(operation, tested.functions[operation][0], case, different == 0, detail, *largest)
 
 
-def _largest_difference(ours: Tensor, reference: Tensor) -> tuple[float, str]:
+def largest_difference(ours: Tensor, reference: Tensor) -> tuple[float, str]:
     """The largest absolute difference, and where it is, with both values; a value that is not finite counts most."""
     one, other = ours.detach().cpu().double(), reference.detach().cpu().double()
     # what is equal differs by nothing, two infinities too
@@ -346,7 +346,7 @@ def _within_bound(operation: str, tested: Tested, case: str, results: tuple[Tens
     detail, backend = f"error {error:.2e}, bound {bound:.2e}", tested.functions[operation][0]
     if error <= bound:
         return Check(operation, backend, case, True, detail, error)
-    return Check(operation, backend, case, False, detail, *_largest_difference(ours, exact))
+    return Check(operation, backend, case, False, detail, *largest_difference(ours, exact))
 
 
 def _linear_arguments(device: torch.device, dtype: torch.dtype, rows: int, inputs: int, outputs: int, groups: int):
