@@ -1,7 +1,7 @@
 """`Booster`: merge the trained adapter into the base weights, record it, start the next."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class Booster:
 
     Attributes:
         ledger: all boosters merged so far.
-        samples: as given; may be set as long as no merge needs it.
+        samples: as given; may be set as long as no start is to be measured.
         tape: where merges and rollbacks are recorded, None unless `start_tape` began one.
 
     A weight that cannot be written (quantised) keeps its boosters in a bank beside it. The first merge keeps a copy of
@@ -66,11 +66,18 @@ class Booster:
             )
         if self.ledger.start != RoundStart():
             self._start_round()
+        if samples is not None:
+            self.begin()
 
     @property
     def boosters(self) -> Sequence[MergedAdapter]:
         """All that were merged so far, as the ledger has them."""
         return self.ledger.boosters
+
+    @property
+    def measured_starts(self) -> Collection[Tensor]:
+        """The starts that were measured so far, fp32 [P] each."""
+        return self.ledger.measured.values()
 
     @property
     def start(self) -> RoundStart:
@@ -129,11 +136,8 @@ class Booster:
         self._write(Term(booster.round, trained, booster.scale))
         self.ledger.add(booster)
         if measures:
-            start = self._measure() if start is None else start
-            self.ledger.measured[len(self.ledger)] = start.to("cpu", copy=True)
+            self._enter_start(start)
         if self.tape is not None:
-            if measures:
-                self.tape.record_start(start)
             self.tape.record_merge(booster.round, step, shrinkage, booster.adapters)
         self._start_round()
         return booster
@@ -141,6 +145,27 @@ class Booster:
     def record_held_out_loss(self, step: int, loss: float) -> None:
         """Enter a loss that was measured after a merge, see `Ledger.record_held_out_loss`."""
         self.ledger.record_held_out_loss(step, loss)
+
+    @property
+    def awaits_start(self) -> bool:
+        """Whether the first round's start is measured, and was not yet."""
+        return self.ledger.start.measures and not self.ledger.boosters and 0 not in self.ledger.measured
+
+    @torch.no_grad()
+    def begin(self, start: Tensor | None = None) -> None:
+        """Measure the start of the first round, before the first step; nothing where starts are not, or it is known.
+
+        Args:
+            start: the start, fp32 [P], where it is known from a record.
+
+        Raises:
+            InputError: it is to be measured without `samples`, or cannot be.
+        """
+        if not self.awaits_start:
+            return
+        self._check_start(start, measures=True)
+        self._enter_start(start)
+        self._start_round()
 
     def is_trained(self) -> bool:
         """Whether the adapter in training does anything that it did not do where the round started."""
@@ -201,9 +226,15 @@ class Booster:
         if start is None and measures and self.samples is None:
             raise InputError(f"reinit={reinit}: measures how a round starts; give Booster(samples=...)")
 
-    def _measure(self) -> Tensor:
-        self.adapters.reinitialise(round=len(self.ledger))
-        return self.ledger.start.measure(self.adapters, self.samples, len(self.ledger))
+    def _enter_start(self, start: Tensor | None) -> None:
+        """Record the start of the round to come, measured now unless it is given."""
+        round = len(self.ledger)
+        if start is None:
+            self.adapters.reinitialise(round=round)
+            start = self.ledger.start.measure(self.adapters, self.samples, round)
+        self.ledger.measured[round] = start.to("cpu", copy=True)
+        if self.tape is not None:
+            self.tape.record_start(start)
 
     def _start_round(self) -> None:
         ledger, round = self.ledger, len(self.ledger)

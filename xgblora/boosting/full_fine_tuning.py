@@ -15,13 +15,13 @@ class FullFineTuning:
 
     Attributes:
         adapters: likewise.
-        boosters: none.
+        boosters, measured_starts: none.
         rounding: "none", there are no merges.
         start: of rounds, of which there are none.
         tape: where the end of training is recorded, None unless `start_tape` began one.
     """
 
-    boosters = ()
+    boosters = measured_starts = ()
     rounding = "none"
     start = RoundStart()
 
@@ -29,6 +29,9 @@ class FullFineTuning:
         self.adapters = adapters
         adapters.identify()
         self.tape: Tape | None = None
+
+    def begin(self) -> None:
+        """Nothing: no round has a start."""
 
     def is_trained(self) -> bool:
         """No: nothing stands beside the weights that has still to be merged into them."""

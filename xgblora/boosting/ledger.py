@@ -157,8 +157,8 @@ class Ledger:
         """Write the ledger as safetensors, atomically.
 
         The tensors are `<layer>.a` fp32 [T, rank, K] and `<layer>.b` fp32 [T, rank, N], likewise `<layer>.start_a` and
-        `<layer>.start_b` of the starts that were measured, if any; the header, JSON under "xgblora", holds the rest and
-        a sha256 of it all.
+        `<layer>.start_b` of the starts that were measured, if any, in bf16 where that is all there is to them, and
+        none that is zero; the header, JSON under "xgblora", holds the rest and a sha256 of it all.
 
         Args:
             path: the file.
@@ -176,7 +176,8 @@ class Ledger:
         }
         if self.measured:
             header["measured"] = list(self.measured)
-            tensors |= _by_layer(_stacked(list(self.measured.values()), self.slots), self.slots, _PARTS_OF_STARTS)
+            starts = _by_layer(_stacked(list(self.measured.values()), self.slots), self.slots, _PARTS_OF_STARTS)
+            tensors |= {name: _in_16_bits(part) for name, part in starts.items() if bool(part.any())}
         header["sha256"] = _digest(header, tensors)
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"xgblora": json.dumps(header)})
@@ -215,7 +216,7 @@ class Ledger:
         entries = zip(header["boosters"], rows, strict=True)
         boosters = [MergedAdapter(**entry, adapters=row) for entry, row in entries]
         rounds = header.get("measured", [])
-        starts = _rows_of(tensors, slots, _PARTS_OF_STARTS, len(rounds)) if rounds else []
+        starts = _rows_of(tensors, slots, _PARTS_OF_STARTS, len(rounds), zero_if_missing=True) if rounds else []
         measured = dict(zip(rounds, starts, strict=True))
         return cls(origin, slots, header["rounding"], RoundStart(**header["start"]), boosters, measured)
 
@@ -234,13 +235,28 @@ def _by_layer(rows: Tensor, slots: tuple[Slot, ...], names: tuple[str, str]) -> 
     return tensors
 
 
-def _rows_of(tensors: dict[str, Tensor], slots: tuple[Slot, ...], names: tuple[str, str], count: int) -> Tensor:
+def _in_16_bits(part: Tensor) -> Tensor:
+    """The same numbers in bf16, if it has them."""
+    narrow = part.to(torch.bfloat16)
+    return narrow if torch.equal(narrow.float(), part) else part
+
+
+def _rows_of(
+    tensors: dict[str, Tensor],
+    slots: tuple[Slot, ...],
+    names: tuple[str, str],
+    count: int,
+    *,
+    zero_if_missing: bool = False,
+) -> Tensor:
     """What `_by_layer` made the tensors of."""
     rows = torch.zeros(count, arena_size(slots), dtype=torch.float32)
     for slot in slots:
         for name, part in zip(names, slot.views(rows), strict=True):
-            # not an assignment: one row would be broadcast to all
-            part.copy_(tensors[f"{slot.name}.{name}"].view(part.shape))
+            key = f"{slot.name}.{name}"
+            if key in tensors or not zero_if_missing:
+                # not an assignment: one row would be broadcast to all
+                part.copy_(tensors[key].view(part.shape))
     return rows
 
 
@@ -248,5 +264,5 @@ def _digest(header: dict, tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
-        digest.update(tensors[name].contiguous().numpy().tobytes())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -64,6 +64,9 @@ def replay(
             start = None
         elif isinstance(record, StartRecord):
             start = record.adapter.to(adapters.arena.master.device)
+            if booster.awaits_start:
+                booster.begin(start)
+                start = None
         elif isinstance(record, RollbackRecord):
             booster.rollback(round=record.round)
         elif isinstance(record, KeepRecord):

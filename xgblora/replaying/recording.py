@@ -17,4 +17,7 @@ def start_tape(zo: ZeroOrder, booster: Booster | FullFineTuning) -> Tape:
     step = StepHeader(zo.directions, optimizer.distribution, optimizer.weight_decay, **asdict(optimizer.rule))
     rounds = RoundsHeader(booster.rounding, booster.start.reinit, booster.start.colsample)
     zo.tape = booster.tape = Tape(TapeHeader(booster.adapters.origin, step, rounds))
+    for start in booster.measured_starts:
+        # of the first round, which began before there was a tape
+        zo.tape.record_start(start)
     return zo.tape

@@ -31,19 +31,42 @@ class MergeRecord:
 
 @dataclass(frozen=True)
 class StartRecord:
-    """The adapter, measured, that the round after the next merge starts with; `values` are its fp32 numbers."""
+    """The adapter, measured, that the round after the next merge starts with; at the beginning, the first round.
 
-    values: bytes
+    Attributes:
+        numbers: P, of the adapter.
+        packed: the upper halves of its fp32 numbers, which is all that there is to a bf16 number, and the lower ones
+            behind them where they are not all zero; deflated, since half of the numbers are the zeros of `b`.
+    """
+
+    numbers: int
+    packed: bytes
 
     @classmethod
     def of(cls, adapter: Tensor) -> "StartRecord":
         """The record of `adapter`, fp32 [P]."""
-        return cls(adapter.cpu().numpy().astype("<f4").tobytes())
+        bits = adapter.cpu().numpy().astype("<f4").view("<u4")
+        upper, lower = (bits >> 16).astype("<u2"), bits.astype("<u2")
+        kept = upper.tobytes() + (lower.tobytes() if lower.any() else b"")
+        return cls(len(bits), zlib.compress(kept))
 
     @property
     def adapter(self) -> Tensor:
-        """fp32 [P] on the host."""
-        return torch.from_numpy(np.frombuffer(self.values, "<f4").astype(np.float32))
+        """fp32 [P] on the host.
+
+        Raises:
+            ValueError: what is packed is not P numbers.
+        """
+        unpacking = zlib.decompressobj()
+        try:
+            kept = np.frombuffer(unpacking.decompress(self.packed, 4 * self.numbers + 1), "<u2")
+        except zlib.error as error:
+            raise ValueError(f"a start cannot be unpacked ({error})") from None
+        if not unpacking.eof or len(kept) not in (self.numbers, 2 * self.numbers):
+            raise ValueError(f"a start does not hold {self.numbers} numbers")
+        upper, lower = kept[: self.numbers].astype("<u4"), kept[self.numbers :].astype("<u4")
+        bits = upper << 16 | lower if len(lower) else upper << 16
+        return torch.from_numpy(bits.view("<f4").astype(np.float32))
 
 
 @dataclass(frozen=True)

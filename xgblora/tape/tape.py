@@ -11,7 +11,8 @@ missing, and two that changed places are all found:
     S step: uint32 step, float32 learning rate, int64 seed, float32 projected gradient x q
     X a step whose losses were not finite: the same, and nothing was changed by it
     M merge: uint32 round, uint32 step, float64 shrinkage, uint32 crc32 of the merged adapter
-    A start: uint32 P, float32 x P; the adapter, measured, that the round after the next merge starts with
+    I start: uint32 n, uint32 P, and P numbers in n bytes (`StartRecord`); the adapter, measured, that the round after
+      the next merge starts with, or at the beginning the first round
     R rollback: uint32 round
     K keep: nothing more; the adapter in training, as it stands, is the one that a take brings back
     T take: nothing more; the adapter that was kept last is the one in training again
@@ -82,7 +83,8 @@ class Tape:
 
     def record_start(self, adapter: Tensor) -> None:
         """Record the measured adapter, fp32 [P], that the round after the next merge starts with."""
-        self._append(b"A" + _COUNT.pack(adapter.numel()) + StartRecord.of(adapter).values)
+        start = StartRecord.of(adapter)
+        self._append(b"I" + _COUNT.pack(len(start.packed)) + _COUNT.pack(start.numbers) + start.packed)
 
     def record_rollback(self, round: int) -> None:
         """Record that the weights after `round` came back."""
@@ -113,9 +115,9 @@ class Tape:
     def size_after(self, steps: int, merges: int, measured: int = 0) -> int:
         """Bytes of the file when `steps` more steps and `merges` more merges are recorded, and the end.
 
-        With `measured` numbers in each start that the merges bring.
+        With `measured` bytes in each start that the merges bring.
         """
-        starts = {b"A" + _COUNT.pack(measured): merges} if measured else {}
+        starts = {b"I" + _COUNT.pack(measured): merges} if measured else {}
         records = {b"S": steps, b"M": merges, b"E": 1, **starts}
         return len(self.to_bytes()) + sum(n * (self._length(head) + _CRC.size) for head, n in records.items())
 
@@ -188,10 +190,10 @@ class Tape:
     def _length(self, head: bytes) -> int:
         """Bytes of a record that begins with `head`, `_HEAD` bytes or all there are; its crc not counted."""
         letter = head[:1]
-        if letter == b"A":
+        if letter == b"I":
             # one that is torn before it says its length is not whole, whatever that is
-            numbers = _COUNT.unpack_from(head, 1)[0] if len(head) == _HEAD else 0
-            return _HEAD + 4 * numbers
+            packed = _COUNT.unpack_from(head, 1)[0] if len(head) == _HEAD else 0
+            return _HEAD + _COUNT.size + packed
         lengths = {b"S": self._step.size, b"X": self._step.size, b"M": _MERGE.size, b"R": 4, b"K": 0, b"T": 0, b"E": 32}
         if letter not in lengths:
             raise ValueError(f"there is no record {letter!r}")
@@ -204,8 +206,8 @@ class Tape:
             return StepRecord(step, lr, seed, tuple(projected_grads), letter == b"S")
         if letter == b"M":
             return MergeRecord(*_MERGE.unpack(fields))
-        if letter == b"A":
-            return StartRecord(fields[_COUNT.size :])
+        if letter == b"I":
+            return StartRecord(_COUNT.unpack_from(fields, _COUNT.size)[0], fields[2 * _COUNT.size :])
         if letter == b"R":
             return RollbackRecord(*struct.unpack("<I", fields))
         if letter in b"KT":

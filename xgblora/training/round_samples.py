@@ -11,18 +11,24 @@ from xgblora.ops.noise import derive_seed
 
 
 def samples_of(trainer: Trainer, objective) -> Samples:
-    """Batches of `trainer`'s training set, once through in an order of the round's own.
+    """Batches of `trainer`'s training set, of examples of the round's own.
 
-    The order is drawn from (seed, round): a run that was resumed in the middle of a round looks at the same batches
+    They are drawn from (seed, round): a run that was resumed in the middle of a round looks at the same batches
     when the round ends, and the order of training stays what it is without.
     """
 
-    def batches(round: int) -> Iterator[dict[str, Any]]:
+    def batches(round: int, examples: int) -> Iterator[dict[str, Any]]:
         data, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
         generator = torch.Generator().manual_seed(derive_seed(trainer.args.seed, round))
-        order = torch.randperm(len(data), generator=generator).tolist()
-        for start in range(0, len(order), size):
-            batch = trainer.data_collator([data[index] for index in order[start : start + size]])
+        drawn = [data[index] for index in torch.randperm(len(data), generator=generator)[:examples].tolist()]
+        if all(hasattr(example, "__len__") for example in drawn):
+            # batches of like length have little padding
+            drawn.sort(key=len)
+        for start in range(0, len(drawn), size):
+            batch = trainer.data_collator(drawn[start : start + size])
+            if isinstance(batch, dict):
+                # padded and not packed: every layer sees the same positions
+                batch.pop("grid", None)
             yield trainer._prepare_inputs(batch)
 
     return Samples(objective, batches)

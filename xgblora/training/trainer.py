@@ -168,9 +168,11 @@ class XGBLoRATrainer(Trainer):
         if self.state.global_step >= self.state.max_steps or stalled:
             self.control.should_training_stop = True
         else:
-            if self._adaptive is not None and self.state.global_step == 0:
-                # what the first round starts from
-                self.evaluate()
+            if self.state.global_step == 0:
+                self.booster.begin()
+                if self._adaptive is not None:
+                    # what the first round starts from
+                    self.evaluate()
             self._take_up_unlogged_losses()
             super()._run_epoch(*args, **kwargs)
 

@@ -1,6 +1,6 @@
 """`RoundStart`: how the rounds of a run start: which layers a round trains, and with what adapter.
 
-The first round starts like plain LoRA whatever the strategy.
+The first round starts like plain LoRA, unless starts are measured: then as measured, and plain LoRA may start so too.
 """
 
 import math
@@ -50,7 +50,7 @@ class RoundStart:
 
     @property
     def measures(self) -> bool:
-        """Whether the starts of all rounds but the first are measured, and have to be recorded."""
+        """Whether starts are measured, and have to be recorded."""
         return isinstance(self.strategy, Measured)
 
     def count(self, layers: int) -> int:
@@ -68,21 +68,21 @@ class RoundStart:
 
     def takes_from_base(self, round: int) -> bool:
         """Whether the base takes the negative of the adapter that round `round` (0 for the first) starts with."""
-        return round > 0 and not self.strategy.starts_at_zero
+        return (round > 0 or self.measures) and not self.strategy.starts_at_zero
 
     def adapter(
         self, slots: Slots, seed: int, round: int, earlier: Sequence[Tensor], device: torch.device | str = "cpu"
     ) -> Tensor:
         """The adapter that round `round` (0 for the first) starts with, fp32 [P], zero in layers not trained.
 
-        Where starts are measured it is that of a round that was not: like the first.
+        Where starts are measured it is that of a round that was not measured yet: fresh.
         """
         strategy = self.strategy
         start = strategy.adapter if round and isinstance(strategy, Derived) else kaiming
         return self._in_trained_layers(start(slots, seed, round, earlier, torch.device(device)), slots, seed, round)
 
     def measure(self, adapters: AdapterSet, samples: Samples, round: int) -> Tensor:
-        """The measured adapter that round `round` (1 or more) starts with, fp32 [P], zero in layers not trained.
+        """The measured adapter that round `round` (0 for the first) starts with, fp32 [P], zero in layers not trained.
 
         Args:
             adapters: fresh, over weights that hold all boosters.

@@ -18,11 +18,12 @@ class Samples:
 
     Attributes:
         objective: `(model, batch) -> losses`, what training minimises.
-        batches: the number of rounds before to batches of training, the same ones every time that it is asked.
+        batches: the number of rounds before, and how many examples are wanted, to batches of training, in which every
+            layer sees the same positions (padded, not packed); the same ones every time that it is asked.
     """
 
     objective: Callable[[nn.Module, Any], Tensor]
-    batches: Callable[[int], Iterable[Any]]
+    batches: Callable[[int, int], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,21 @@ class Derived:
 class Measured:
     """A start that is measured on the model when a round begins.
 
-    Nobody can find it again, so it is recorded: the ledger and the tape of a run hold every one.
+    Nobody can find it again, so it is recorded: the ledger and the tape of a run hold every one. The first round's is
+    measured too.
 
     Attributes:
-        measure: `(adapters, samples, round)` to the adapter, fp32 [P]; `round` is 1 or more. The weights of
+        measure: `(adapters, samples, round)` to the adapter, fp32 [P]; `round` is 0 for the first. The weights of
             `adapters.model` hold all boosters, its adapters are fresh with `b` zero, and gradients are off. What it
             changes of the model it must put back.
         starts_at_zero, trains_a: as of `Derived`.
+        needs_gradient: whether the objective must have a gradient.
     """
 
     measure: Callable[[AdapterSet, Samples, int], Tensor]
     starts_at_zero: bool = True
     trains_a: bool = True
+    needs_gradient: bool = False
 
 
 def a_of(slot: Slot, adapter: Tensor) -> Tensor:

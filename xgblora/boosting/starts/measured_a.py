@@ -1,0 +1,44 @@
+"""From directions that were measured to the adapter that a round starts with."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from xgblora.adapters import AdapterSet
+from xgblora.adapters.adapter_set import fresh_adapter
+from xgblora.boosting.starts.strategy import a_of
+
+# positions of a forward by which the length of `a` is judged
+POSITIONS = 64
+
+
+def some_of(x: Tensor, there: Tensor | None) -> Tensor:
+    """About `POSITIONS` of the rows of `x` [M, K] that are `there`, evenly spread: fp64 on the host."""
+    numbers = torch.arange(len(x), device=x.device) if there is None else there.nonzero().squeeze(1)
+    return x[numbers[:: -(-len(numbers) // POSITIONS)]].double().cpu()
+
+
+def adapter_of(
+    adapters: AdapterSet, round: int, directions: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+) -> Tensor:
+    """The adapter, fp32 [P], whose `a` point where `directions` say, and whose `b` are zero.
+
+    Over a layer's inputs the mean of `(x . a)^2` is what it is on average for a fresh `a`, so that learning rates mean
+    the same. A layer without a direction starts fresh. The numbers of a measured `a` are those that bf16 has: they will
+    be recorded, and a direction needs no more.
+
+    Args:
+        directions: fp64 [rank, K] on the host, by layer.
+        inputs: fp64 [m, K] on the host, by layer.
+    """
+    adapter = fresh_adapter(adapters.arena.slots, adapters.seed, round, adapters.arena.master.device)
+    for slot in adapters.arena.slots:
+        if slot.name in directions:
+            a, x = directions[slot.name], inputs[slot.name]
+            # the variance of a uniform number in +-1/sqrt(K) is 1 / 3K
+            wanted = x.square().sum(dim=1).mean() / (3 * slot.in_features)
+            length = (wanted / (x @ a.T).square().mean(dim=0)).sqrt()
+            if bool(length.isfinite().all()):
+                a_of(slot, adapter).copy_((a * length.unsqueeze(1)).to(torch.bfloat16))
+    return adapter
