@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import xgblora
@@ -92,3 +93,68 @@ def test_the_log_names_the_layers_by_kind(make_opt, caplog):
     with caplog.at_level(logging.INFO, logger="xgblora"):
         xgblora.attach(make_opt(), ALL_LINEAR, alpha=1.0)
     assert "12 layers (fc1 2, fc2 2, k_proj 2, out_proj 2, q_proj 2, v_proj 2)" in caplog.messages[0]
+
+
+# what a small configuration of these needs beside the sizes
+SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "pad_token_id": 0}
+
+
+def from_config(kind, **settings):
+    """A model of that type in transformers, with 2 layers of width 32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return transformers.AutoModelForCausalLM.from_config(transformers.CONFIG_MAPPING[kind](**settings)).eval()
+
+
+def small_bart_decoder():
+    sizes = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in BART.items()}
+    return from_config("bart", vocab_size=97, d_model=32, is_decoder=True, is_encoder_decoder=False, **sizes)
+
+
+BART = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
+
+
+def test_attention_to_an_encoder_that_is_not_there_is_left_out_and_refused_by_name():
+    layers = xgblora.attach(small_bart_decoder(), alpha=1.0).layers
+    assert list(layers) == [
+        f"model.decoder.layers.{i}.self_attn.{name}" for i in (0, 1) for name in ("v_proj", "q_proj")
+    ]
+    with pytest.raises(InputError, match=r"layers\.0\.encoder_attn\.v_proj is never called .* 3 more of the layers"):
+        xgblora.attach(small_bart_decoder(), ["q_proj", "v_proj"], alpha=1.0)
+
+
+def test_a_vision_tower_is_left_out():
+    text = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = from_config("gemma3", text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14})
+    layers = list(xgblora.attach(model, alpha=1.0).layers)
+    assert len(layers) == 4
+    assert all("language_model" in name for name in layers)
+
+
+def test_a_weight_that_is_read_without_a_call_is_left_out_and_refused_by_name():
+    def mamba():
+        return from_config("mamba", **{key: SIZES[key] for key in SIZES if key != "intermediate_size"}, state_size=4)
+
+    layers = xgblora.attach(mamba(), ALL_LINEAR, alpha=1.0).layers
+    assert {name.rpartition(".")[2] for name in layers} == {"in_proj", "x_proj", "out_proj"}
+    with pytest.raises(InputError, match=r"target_modules: .*dt_proj is never called"):
+        xgblora.attach(mamba(), ["dt_proj"], alpha=1.0)
+
+
+def test_a_router_that_gives_a_pair_is_refused_by_name():
+    def mixture():
+        sizes = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2}
+        return from_config("phimoe", **sizes, num_local_experts=4)
+
+    with pytest.raises(InputError, match=r"target_modules: .*router gives a tuple, not its product alone"):
+        xgblora.attach(mixture(), ".*proj|.*router", alpha=1.0)
+    layers = xgblora.attach(mixture(), ALL_LINEAR, alpha=1.0).layers
+    assert {name.rpartition(".")[2] for name in layers} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_layers_that_no_gradient_comes_back_to_are_tried():
+    settings = {"attn_layers": ["local", "lsh"], "axial_pos_shape": [4, 4], "axial_pos_embds_dim": [16, 16]}
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_attention_heads": 4, "attention_head_size": 8}
+    model = from_config("reformer", is_decoder=True, **sizes, **settings)
+    assert len(xgblora.attach(model, alpha=1.0).layers) == 3

@@ -1,8 +1,8 @@
 """Which layers of a model are adapted: by name, by an expression, by default, or all of its blocks."""
 
-import logging
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,8 +10,6 @@ from xgblora.adapters.aliased_weights import aliased_weights
 from xgblora.adapters.kinds.registry import kind_of
 from xgblora.adapters.trial import Faults, faults_when_called, faults_when_changed
 from xgblora.errors import InputError
-
-logger = logging.getLogger("xgblora")
 
 # what stands for every linear layer that is called inside the blocks
 ALL_LINEAR = "all-linear"
@@ -27,6 +25,12 @@ DEFAULT_TARGETS = (
     ("Wqkv",),
     ("c_attn",),
     ("q", "v"),
+    ("project_q", "project_v"),
+    ("Wq", "Wv"),
+    ("query_proj", "value_proj"),
+    # latent attention: keys and values come out of one layer, queries of one or of two
+    ("q_b_proj", "kv_b_proj"),
+    ("q_proj", "kv_b_proj"),
 )
 
 # These read the weights of their linear layers without calling them: `MultiheadAttention` always, the encoder layer
@@ -85,8 +89,8 @@ def candidate_layers(model: nn.Module) -> dict[str, nn.Module]:
 def layers_of_blocks(model: nn.Module, candidates: dict[str, nn.Module]) -> list[str]:
     """The candidates inside the blocks of a model, routers left out; all but the output embeddings if it has no blocks.
 
-    A block is a member of a list of modules. A router is told by what it does: it gives a number for each of the
-    experts that stand beside it.
+    A block is a member of a list of modules. A router is told by what it gives: a number for each of the experts that
+    stand beside it.
 
     Raises:
         InputError: there are none.
@@ -177,25 +181,47 @@ def _output_embeddings(model: nn.Module) -> nn.Module | None:
 
 
 def _is_router(model: nn.Module, name: str) -> bool:
-    """Whether a layer gives as many numbers as there are experts in the part of the block where it stands."""
-    layer, parent = model.get_submodule(name), name
+    """Whether a layer gives as many numbers as there are experts beside it."""
+    layer, parent, child = model.get_submodule(name), name, name
     _, out_features = kind_of(layer).features(layer)
-    while out_features > 1 and (parent := parent.rpartition(".")[0]):
+    stated = _stated_counts(getattr(model, "config", None))
+    if out_features < 2 or (stated is not None and out_features not in stated):
+        return False
+    while "." in parent:
+        parent, child = parent.rpartition(".")[0], parent
+        is_block = parent.rpartition(".")[2].isdigit()
+        # attention stands beside the experts too, if only in the block; it has several layers
+        if is_block and len(candidate_layers(model.get_submodule(child))) > 1:
+            return False
         if out_features in set(_counts_of_experts(model.get_submodule(parent))):
             return True
-        if parent.rpartition(".")[2].isdigit():
-            # the block
+        if is_block:
             return False
     return False
 
 
+def _stated_counts(config: Any) -> set[int] | None:
+    """The numbers of experts that a configuration states, those of its parts among them; None without one."""
+    if not hasattr(config, "to_dict"):
+        return None
+    counts, parts = set(), [config.to_dict()]
+    while parts:
+        for key, value in parts.pop().items():
+            if isinstance(value, dict):
+                parts.append(value)
+            elif "expert" in str(key) and isinstance(value, int):
+                counts.add(value)
+    return counts
+
+
 def _counts_of_experts(part: nn.Module) -> Iterator[int]:
+    """The sizes of lists, and of the first dimension of weights that have three: what may be experts."""
     for module in part.modules():
         if isinstance(module, nn.ModuleList):
             yield len(module)
         elif not isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
-            yield from (tensor.shape[0] for tensor in module._parameters.values() if _has_three_dimensions(tensor))
+            yield from (weight.shape[0] for weight in module._parameters.values() if _has_three_dimensions(weight))
 
 
-def _has_three_dimensions(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.ndim == 3
+def _has_three_dimensions(weight: Tensor | None) -> bool:
+    return weight is not None and weight.ndim == 3

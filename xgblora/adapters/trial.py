@@ -74,7 +74,9 @@ def faults_when_changed(model: nn.Module, layers: Mapping[str, nn.Module]) -> Fa
             expected = outputs_of(model, arguments)
         if expected is None or not expected.isfinite().all():
             return {}
-        return {**_unread(expected, marks), **_read_elsewhere(model, arguments, layers, first, expected.detach())}
+        doubtful = {name: layers[name] for name in _without_gradient(expected, marks)}
+        unread = _unread(model, arguments, doubtful, expected.detach())
+        return {**unread, **_read_elsewhere(model, arguments, layers, first, expected.detach())}
     except MISFITS:
         return {}
 
@@ -87,17 +89,30 @@ class _Call:
     gave: Tensor
 
 
-def _unread(output: Tensor, marks: Mapping[str, list[Tensor]]) -> Faults:
-    """The layers whose marks no gradient of `output` comes back to."""
+def _without_gradient(output: Tensor, marks: Mapping[str, list[Tensor]]) -> list[str]:
+    """The layers whose marks no gradient of `output` comes back to; none where it has no backward."""
     flat = [mark for of_one in marks.values() for mark in of_one]
     try:
         gradients = iter(torch.autograd.grad(output.float().sum(), flat, allow_unused=True))
     except MISFITS:
-        # not every operation has a backward
-        return {}
-    unread = [
-        name for name, of_one in marks.items() if of_one and not any([next(gradients) is not None for _ in of_one])
-    ]
+        return []
+    reached = {name: [next(gradients) is not None for _ in of_one] for name, of_one in marks.items()}
+    return [name for name, of_one in reached.items() if of_one and not any(of_one)]
+
+
+@torch.no_grad()
+def _unread(model: nn.Module, arguments: dict, layers: Mapping[str, nn.Module], expected: Tensor) -> Faults:
+    """Which of `layers` give what nothing reads: no gradient is a hint, and some models make their own."""
+    unread: list[str] = []
+    for names in _alike(layers):
+        noise = torch.Generator().manual_seed(0)
+
+        def disturb(name: str, given: Tensor, gave: Tensor) -> Tensor:
+            return gave + torch.randn(gave.shape, generator=noise).to(gave)  # noqa: B023 (used before the next round)
+
+        with undisturbed(model), _hooked({name: layers[name] for name in names}, disturb):
+            if torch.equal(outputs_of(model, arguments), expected):
+                unread += names
     return dict.fromkeys(unread, "leads nowhere: nothing that the model gives depends on it")
 
 
@@ -122,11 +137,16 @@ def _read_elsewhere(
 
     if not is_read(list(layers)):
         return {}
+    read = [name for names in _alike(layers) if is_read(names) for name in names]
+    return dict.fromkeys(read, "has a weight that more than its own forward reads")
+
+
+def _alike(layers: Mapping[str, nn.Module]) -> list[list[str]]:
+    """The names of `layers`, those together that differ in their numbers alone."""
     alike: dict[str, list[str]] = {}
     for name in layers:
         alike.setdefault(re.sub(r"\d+", "*", name), []).append(name)
-    read = [name for names in alike.values() if is_read(names) for name in names]
-    return dict.fromkeys(read, "has a weight that more than its own forward reads")
+    return list(alike.values())
 
 
 def _same(tensor: Tensor, expected: Tensor) -> bool:
