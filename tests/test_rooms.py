@@ -16,6 +16,7 @@ RANKS = {
     "figure_file": 0,
     "environment": 0,
     "freed_memory": 0,
+    "eval_mode": 0,
     "demo": 0,
     "kernels": 1,
     "_C": 1,

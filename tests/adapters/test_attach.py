@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import xgblora
-from xgblora.adapters.attach import DEFAULT_TARGETS
+from xgblora.adapters.targets import DEFAULT_TARGETS
 from xgblora.errors import InputError
 
 

@@ -42,7 +42,9 @@ def test_what_people_read():
 def test_attaching_says_it_in_one_line(make_opt, caplog):
     with caplog.at_level(logging.INFO, logger="xgblora"):
         adapters = xgblora.attach(make_opt(), alpha=1.0)
-    assert caplog.messages == [f"adapters on 4 layers, 256 trainable parameters; {memory_of(adapters)}"]
+    assert caplog.messages == [
+        f"adapters on 4 layers (q_proj 2, v_proj 2), 256 trainable parameters; {memory_of(adapters)}"
+    ]
 
 
 def test_a_second_line_names_what_cannot_be_merged_into(make_base, caplog):

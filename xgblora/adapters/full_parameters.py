@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from xgblora import ops
 from xgblora.adapters.arena import ALIGNMENT
-from xgblora.adapters.attach import candidate_layers
 from xgblora.adapters.identity import origin_of
 from xgblora.adapters.kinds.registry import kind_of
 from xgblora.adapters.origin import Origin
 from xgblora.adapters.rank1_linear import Rank1Linear
+from xgblora.adapters.targets import candidate_layers
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import WEIGHT_DTYPES
 

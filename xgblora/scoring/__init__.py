@@ -1,8 +1,8 @@
 """Scoring: a language model over encoded texts: candidates' log-probabilities, and answers that it writes."""
 
+from xgblora.eval_mode import in_eval_mode
 from xgblora.scoring.collator import Collator
 from xgblora.scoring.encoding import EncodedExample, encode, encode_all
-from xgblora.scoring.eval_mode import in_eval_mode
 from xgblora.scoring.generation import generate_answers
 from xgblora.scoring.likelihood import log_probabilities
 from xgblora.scoring.option_scorer import OptionScorer

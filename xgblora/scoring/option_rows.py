@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from xgblora.scoring.eval_mode import in_eval_mode
+from xgblora.eval_mode import in_eval_mode
 from xgblora.spelling import one_line
 
 # of the scores, relative to the largest: what rounding does to a small batch. A token that sees its neighbours, or has

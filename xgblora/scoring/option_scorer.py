@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from xgblora.errors import InputError
+from xgblora.eval_mode import in_eval_mode
 from xgblora.scoring.collator import Collator
 from xgblora.scoring.encoding import EncodedExample
-from xgblora.scoring.eval_mode import in_eval_mode
 from xgblora.scoring.option_rows import MISFITS, OptionRows, Rows, agree
 from xgblora.scoring.packing import for_attention, keeps_apart, reason_not_to_pack
 from xgblora.spelling import one_line

@@ -116,7 +116,7 @@ class AdapterArguments:
     )
     target_modules: list[str] | None = declare(
         None,
-        "Layers to adapt: names, dotted suffixes, or one regular expression; query and value by default.",
+        "Layers to adapt: names, dotted suffixes, one regular expression, or all-linear; query and value by default.",
         Decides.ORIGIN,
         needs=(Needs.ADAPTERS,),
     )

@@ -8,10 +8,10 @@ from torch import nn
 
 import xgblora
 from xgblora import Rank1Linear
-from xgblora.adapters.attach import candidate_layers
 from xgblora.adapters.base_layer import stored_tensors
 from xgblora.adapters.identity import fingerprint
 from xgblora.adapters.kinds.registry import kind_of
+from xgblora.adapters.targets import candidate_layers
 from xgblora.errors import InputError
 
 MERGEABLE = ["Linear", "Conv1D", "OwnForward", "Dropping"]

@@ -10,8 +10,8 @@ from torch import nn
 import xgblora
 from xgblora import Rank1Linear
 from xgblora.adapters import LayerKind, register_kind
-from xgblora.adapters.attach import candidate_layers
 from xgblora.adapters.kinds import registry
+from xgblora.adapters.targets import candidate_layers
 from xgblora.boosting.peft_adapter import CONFIG
 from xgblora.errors import InputError
 from xgblora.replaying import rebuild
