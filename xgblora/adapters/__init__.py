@@ -6,6 +6,7 @@ And, where no adapters are wanted, the model's own parameters in their place (`F
 from xgblora.adapters.adapter_set import AdapterSet
 from xgblora.adapters.arena import Arena, Slot
 from xgblora.adapters.attach import attach, detach
+from xgblora.adapters.depth import Depths
 from xgblora.adapters.full_parameters import FullParameters
 from xgblora.adapters.kinds.conv1d import CONV1D
 from xgblora.adapters.kinds.kind import LayerKind
@@ -19,6 +20,7 @@ from xgblora.adapters.trainable import Trainable
 __all__ = [
     "AdapterSet",
     "Arena",
+    "Depths",
     "FullParameters",
     "LayerKind",
     "Origin",

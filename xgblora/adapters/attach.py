@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from xgblora.adapters.adapter_set import AdapterSet
+from xgblora.adapters.depth import WHOLE, Depths
 from xgblora.adapters.kinds.registry import kind_of
 from xgblora.adapters.memory import memory_of
 from xgblora.adapters.rank1_linear import Rank1Linear, scale_of
@@ -25,6 +26,7 @@ def attach(
     alpha: float,
     rank: int = 1,
     seed: int = 0,
+    depths: Depths = WHOLE,
 ) -> AdapterSet:
     """Freeze `model` and put an adapter on each target layer.
 
@@ -38,6 +40,7 @@ def attach(
         alpha: the scale is `alpha / rank`; it has no default because comparisons hang on it.
         rank: 1 for XGBLoRA.
         seed: seed of the adapters' initialisation.
+        depths: of the target layers only those of blocks that lie there, such as `Depths(0.5, 1.0)`.
 
     Returns:
         The adapters; the model computes what it computed before, since `b` starts at zero.
@@ -50,7 +53,7 @@ def attach(
     scale_of(alpha, rank)
     if any(isinstance(module, Rank1Linear) for module in model.modules()):
         raise InputError("the model has adapters already: xgblora.detach(model) first")
-    names = choose_layers(model, target_modules)
+    names = depths.within(model, choose_layers(model, target_modules))
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     layers = {}

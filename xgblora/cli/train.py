@@ -18,6 +18,7 @@ from xgblora.runs.fine_tune import fine_tune
 from xgblora.spelling import one_line
 from xgblora.training.arguments import FLAGS, TaskArguments, XGBLoRAArguments
 from xgblora.training.flag import OF_ADAPTERS, needing
+from xgblora.training.recipes import flags_of_recipe
 
 DESCRIPTION = """Fine-tune a language model with XGBLoRA (boosted rank-1 adapters) or LoRA, by forward passes alone
 or by backpropagation. Without --model_name it fine-tunes the small model of the package on its review data.
@@ -45,6 +46,7 @@ def parse(arguments: list[str]) -> tuple[TaskArguments, XGBLoRAArguments]:
     parser = build_parser(show_all="--help_all" in arguments)
     arguments = with_flags_of_file(arguments, parser.flags())
     set_defaults_of_demonstration(parser, arguments)
+    set_defaults_of_recipe(parser, arguments)
     return parser.parse(arguments)
 
 
@@ -81,6 +83,13 @@ def set_defaults_of_demonstration(parser: FlagParser, arguments: list[str]) -> N
             # only one rule merges
             flags.pop("xgblora_steps_per_iteration", None)
         parser.set_defaults(**flags)
+
+
+def set_defaults_of_recipe(parser: FlagParser, arguments: list[str]) -> None:
+    """Let what the recipe sets be the defaults of `parser`, if `arguments` name one."""
+    known, _ = parser.parse_known_args([word for word in arguments if word not in ("-h", "--help", "--help_all")])
+    if known.recipe:
+        parser.set_defaults(**flags_of_recipe(known.recipe, names_of(arguments)))
 
 
 def build_parser(*, show_all: bool) -> FlagParser:

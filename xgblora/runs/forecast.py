@@ -193,15 +193,21 @@ def disk_space(trainer: XGBLoRATrainer, course: Course, memory: RunMemory) -> Di
     count = expected_boosters(trainer, course)
     adapters = trainer.adapters.arena.master.nbytes
     boosters = count * _recorded(trainer)
-    measured = trainer.adapters.arena.master.numel() if trainer.booster.start.measures else 0
+    measured = _start_bytes(trainer)
     tape = trainer.tape.size_after(course.last, count, measured) if trainer.tape is not None else 0
     return DiskSpace(boosters, tape, memory.weights, adapters + boosters + tape + memory.optimizer)
 
 
 def _recorded(trainer: XGBLoRATrainer) -> int:
     """Bytes that a ledger holds of each round: the booster, and its start where that was measured."""
-    adapters = trainer.adapters.arena.master.nbytes
-    return 2 * adapters if trainer.booster.start.measures else adapters
+    return trainer.adapters.arena.master.nbytes + _start_bytes(trainer)
+
+
+def _start_bytes(trainer: XGBLoRATrainer) -> int:
+    """Of a measured start: 16 bits for each number of `a`; `b` is zero."""
+    if not trainer.booster.start.measures:
+        return 0
+    return 2 * sum(layer.a.numel() for layer in trainer.adapters.layers.values())
 
 
 def _peak_of_step(trainer: XGBLoRATrainer, batch: dict[str, Tensor]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from xgblora.runs.console import log_block, log_table, logger
 from xgblora.spelling import dtype_name, memory_size
 from xgblora.tasks import SampledSets
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.recipes import RECIPES
 from xgblora.training.trainer import XGBLoRATrainer
 from xgblora.zo import Estimator
 
@@ -28,6 +29,8 @@ def log_configuration(
     """Log the block that says what will run; its lines are part of the interface."""
     if args.boosts and args.lora_r != 1:
         logger.warning("--lora_r %d: XGBLoRA always uses rank 1; using 1", args.lora_r)
+    if args.boosts and args.lora_init != "kaiming":
+        logger.warning("--lora_init %s: XGBLoRA's rounds start by --xgblora_reinit", args.lora_init)
     for line in args.idle_flags:
         logger.warning(line)
     adapters, policy = trainer.adapters, args.merge_policy
@@ -41,6 +44,8 @@ def log_configuration(
         ),
         ("Method", method_name(args)),
     ]
+    if task.recipe:
+        rows.append(("Recipe", f"{task.recipe}: {RECIPES[task.recipe].about}"))
     if args.trainer != "none":
         rows += _rows_of_full_parameters(adapters) if args.full else _rows_of_adapters(args, adapters)
         if args.boosts:

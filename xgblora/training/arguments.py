@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.boosting import AdaptiveRule, MergePolicy
 from xgblora.boosting.shrinkage import FACTORS, Shrinkage
-from xgblora.boosting.starts import REINITS
+from xgblora.boosting.starts import FIRST_STARTS, REINITS
 from xgblora.tasks import TASKS
 from xgblora.training.check_flags import check_flags
 from xgblora.training.flag import Decides, Needs, declare, flags_of
@@ -37,6 +37,11 @@ class TaskArguments:
 
     _argument_group_name = "model and task"
 
+    recipe: str | None = declare(
+        None,
+        "Flags under one name, each a default that others override; boost: the boosting that pays (docs/boosting.md).",
+        Decides.NOTHING,
+    )
     model_name: str | None = declare(
         None, "Model folder or hub name; without it the package's own small model.", Decides.ORIGIN
     )
@@ -120,6 +125,15 @@ class AdapterArguments:
         Decides.ORIGIN,
         needs=(Needs.ADAPTERS,),
     )
+    xgblora_layers: str = declare(
+        "0.0:1.0",
+        "Of the target layers those of blocks at depths START:STOP; 0.5:1.0 is the upper half.",
+        Decides.ORIGIN,
+        needs=(Needs.ADAPTERS,),
+    )
+    lora_init: Literal[tuple(FIRST_STARTS)] = declare(
+        "kaiming", "How plain LoRA's adapter starts, see --xgblora_reinit.", Decides.ROUNDS, needs=(Needs.RANK,)
+    )
     xgblora_steps_per_iteration: int = declare(
         0, "Merge after every N optimizer steps; 0: not by steps.", Decides.STEPS_RULE, needs=(Needs.MERGES,)
     )
@@ -159,7 +173,8 @@ class AdapterArguments:
         turns_on="load_best_round_at_end",
     )
     xgblora_reinit: Literal[tuple(REINITS)] = _of_rounds(
-        "kaiming", "How a round's adapter starts, from the second round on (docs/boosting.md)."
+        "kaiming",
+        "How a round's adapter starts (docs/boosting.md); data and residual measure it, of the first round too.",
     )
     xgblora_shrinkage: str = _of_rounds(
         "1.0",
@@ -301,6 +316,11 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
     def rank(self) -> int:
         """The rank in force: always 1 for XGBLoRA; of no meaning with `full`."""
         return 1 if self.boosts else self.lora_r
+
+    @property
+    def start(self) -> str:
+        """How rounds start, or with plain LoRA the one adapter."""
+        return self.xgblora_reinit if self.boosts else self.lora_init
 
     @property
     def scaling(self) -> float:

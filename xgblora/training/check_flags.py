@@ -5,9 +5,10 @@ from typing import Any
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from xgblora.adapters import Depths
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.boosting.shrinkage import Shrinkage
-from xgblora.boosting.starts import REINITS, check_share
+from xgblora.boosting.starts import FIRST_STARTS, REINITS, check_share
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.ops.update import RULES
 from xgblora.training.flag import OF_ADAPTERS, Needs, needing
@@ -28,6 +29,7 @@ def check_flags(args: Any) -> None:
     if args.full:
         _check_full(args)
     scale_of(args.lora_alpha, args.lora_r)
+    Depths.parse(args.xgblora_layers)
     _check_rounds(args)
     check_positive("zo_eps", args.zo_eps)
     for name in ("learning_rate", "weight_decay", "warmup_steps"):
@@ -82,6 +84,8 @@ def _check_rounds(args: Any) -> None:
             raise InputError(f"{name}={getattr(args, name)}: plain LoRA has no rounds; use --xgblora")
     if args.xgblora_reinit not in REINITS:
         raise InputError(f"xgblora_reinit={args.xgblora_reinit}: must be one of {', '.join(REINITS)}")
+    if args.lora_init not in FIRST_STARTS:
+        raise InputError(f"lora_init={args.lora_init}: must be one of {', '.join(FIRST_STARTS)}")
     check_share("xgblora_colsample", args.xgblora_colsample)
     if args.shrinkage != Shrinkage() and not REINITS[args.xgblora_reinit].starts_at_zero:
         raise InputError(

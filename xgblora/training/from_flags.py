@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from xgblora.adapters import FullParameters, Trainable, attach
+from xgblora.adapters import Depths, FullParameters, Trainable, attach
 from xgblora.boosting import Booster, FullFineTuning
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.zo import ZeroOrder
@@ -14,14 +14,21 @@ def trainable_of(model: nn.Module, args: XGBLoRAArguments) -> Trainable:
     """The adapters of `model`, attached, or with `full` all its parameters."""
     if args.full:
         return FullParameters(model.to(args.device), seed=args.seed)
-    return attach(model, _targets(args.target_modules), alpha=args.lora_alpha, rank=args.rank, seed=args.seed)
+    return attach(
+        model,
+        _targets(args.target_modules),
+        alpha=args.lora_alpha,
+        rank=args.rank,
+        seed=args.seed,
+        depths=Depths.parse(args.xgblora_layers),
+    )
 
 
 def booster_of(adapters: Trainable, args: XGBLoRAArguments) -> Booster | FullFineTuning:
     """What merges and records `adapters`."""
     if args.full:
         return FullFineTuning(adapters)
-    return Booster(adapters, rounding=args.rounding, reinit=args.xgblora_reinit, colsample=args.xgblora_colsample)
+    return Booster(adapters, rounding=args.rounding, reinit=args.start, colsample=args.xgblora_colsample)
 
 
 def zero_order_of(adapters: Trainable, objective: Callable, args: XGBLoRAArguments) -> ZeroOrder:

@@ -18,3 +18,6 @@ REINITS: dict[str, Derived | Measured] = {
     "data": DATA,
     "residual": RESIDUAL,
 }
+
+# what an adapter that is the only one may start as: plain LoRA's
+FIRST_STARTS = ("kaiming", *(name for name, strategy in REINITS.items() if isinstance(strategy, Measured)))

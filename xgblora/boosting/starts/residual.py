@@ -1,10 +1,10 @@
 """`residual`: `a` fits the residuals of the model to what the layer reads, by least squares.
 
-That is what gradient boosting does (Friedman 2001): a weak learner is fitted to the pseudo-residuals, minus the gradient
-of the loss with respect to what the model gives. Here they are taken where the output embeddings read, one step of the
-chain rule from the scores: no backward through the model. The gradient of a layer is a sum over positions of the
-residual, brought back to the layer, times what the layer read; so `a` should tell from the inputs where the residual is
-large, and of which sign. How it comes back, `b`, is for the steps of the round to find.
+That is what gradient boosting does (Friedman 2001): a weak learner is fitted to the pseudo-residuals, minus the
+gradient of the loss with respect to what the model gives. Here they are taken where the output embeddings read, one
+step of the chain rule from the scores: no backward through the model. The gradient of a layer is a sum over positions
+of the residual, brought back to the layer, times what the layer read; so `a` should tell from the inputs where the
+residual is large, and of which sign. How it comes back, `b`, is for the steps of the round to find.
 """
 
 import logging
@@ -56,9 +56,7 @@ def residual(adapters: AdapterSet, samples: Samples, round: int) -> Tensor:
 RESIDUAL = Measured(residual, trains_a=False, needs_gradient=True)
 
 
-def _fits(
-    at_pulls: dict[str, list[Tensor]], pulls: Tensor, rank: int, round: int, batches: int
-) -> dict[str, Tensor]:
+def _fits(at_pulls: dict[str, list[Tensor]], pulls: Tensor, rank: int, round: int, batches: int) -> dict[str, Tensor]:
     """fp64 [rank, K] for each layer that read in all batches; layers that read one input share the fit."""
     targets = _principal(pulls)
     fits: dict[tuple[int, ...], tuple[Tensor, float]] = {}
