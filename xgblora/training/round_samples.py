@@ -18,17 +18,18 @@ def samples_of(trainer: Trainer, objective) -> Samples:
     """
 
     def batches(round: int, examples: int) -> Iterator[dict[str, Any]]:
-        data, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
+        # as many as a step runs at once, where it runs both signs
+        data, size = trainer.train_dataset, 2 * trainer.args.per_device_train_batch_size
         generator = torch.Generator().manual_seed(derive_seed(trainer.args.seed, round))
         drawn = [data[index] for index in torch.randperm(len(data), generator=generator)[:examples].tolist()]
         if all(hasattr(example, "__len__") for example in drawn):
-            # batches of like length have little padding
+            # where batches are not packed, those of like length have little padding
             drawn.sort(key=len)
         for start in range(0, len(drawn), size):
             batch = trainer.data_collator(drawn[start : start + size])
-            if isinstance(batch, dict):
-                # padded and not packed: every layer sees the same positions
-                batch.pop("grid", None)
+            if isinstance(batch, dict) and "queries" in batch:
+                # the last layer sees all positions, as every other layer does
+                batch["queries"] = 0
             yield trainer._prepare_inputs(batch)
 
     return Samples(objective, batches)

@@ -12,8 +12,9 @@ from xgblora.adapters import AdapterSet
 from xgblora.boosting.starts.strategy import Samples
 from xgblora.errors import InputError
 
-# 3% of the examples of a round of 100 steps of batch 16, each of which is run twice
-EXAMPLES = 96
+# 2% of the examples of a round of 100 steps of batch 16, each of which is run twice. Fewer are worse: opt-mini on TREC,
+# 1,000 steps, development loss 1.36 with 96, 1.43 with 64, 1.43 with 48; on SST-2 0.491, 0.498, 0.506.
+EXAMPLES = 64
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class Samples:
     Attributes:
         objective: `(model, batch) -> losses`, what training minimises.
         batches: the number of rounds before, and how many examples are wanted, to batches of training, in which every
-            layer sees the same positions (padded, not packed); the same ones every time that it is asked.
+            layer sees the same positions; the same ones every time that it is asked.
     """
 
     objective: Callable[[nn.Module, Any], Tensor]
