@@ -11,6 +11,7 @@ from xgblora.errors import InputError
 from xgblora.spelling import one_line
 from xgblora.training.arguments import FLAGS, XGBLoRAArguments
 from xgblora.training.flag import Needs, needing
+from xgblora.training.recipes import flags_of_recipe
 
 # what the comparison decides for every run, and which of its own flags does it
 SET_BY_THE_COMPARISON = {name: flag.in_comparison for name, flag in FLAGS.items() if flag.in_comparison}
@@ -34,6 +35,11 @@ class Method:
     trainer: str
     flags: dict[str, object] = field(default_factory=dict)
     full: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The flag that makes it what it is: "xgblora", "lora" or "full"."""
+        return "full" if self.full else "xgblora" if self.boosts else "lora"
 
     @property
     def lacks(self) -> set[Needs]:
@@ -141,6 +147,12 @@ def _variant(where: str, name: str, flags: object, known: Collection[str]) -> Me
     empty = [flag for flag, value in flags.items() if value is None]
     if empty:
         raise InputError(f"{where}: {empty[0]} has no value")
+    if "recipe" in flags:
+        # what all methods share would count as given, and override it
+        try:
+            flags = {**flags_of_recipe(str(flags["recipe"]), {METHODS[base].kind}), **flags}
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
     return replace(METHODS[base], name=name, flags=flags)
 
 
