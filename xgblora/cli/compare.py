@@ -118,8 +118,7 @@ def plan(arguments: list[str]) -> Comparison:
     parser = build_parser(show_all="--help_all" in arguments)
     arguments = train.with_flags_of_file(arguments, {*parser.flags(), "lora_rank"})
     refuse_set_by_the_comparison(arguments)
-    train.set_defaults_of_demonstration(parser, arguments)
-    train.set_defaults_of_recipe(parser, arguments)
+    train.set_defaults(parser, arguments)
     # what a run trains with is said by its method; of the trainers this one takes every flag
     args, task, training = parser.parse([*arguments, "--trainer=regular"])
     # the others go to every run as they are

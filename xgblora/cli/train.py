@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import yaml
@@ -17,7 +18,6 @@ from xgblora.runs.dry_run import dry_run
 from xgblora.runs.fine_tune import fine_tune
 from xgblora.spelling import one_line
 from xgblora.training.arguments import FLAGS, TaskArguments, XGBLoRAArguments
-from xgblora.training.flag import OF_ADAPTERS, needing
 from xgblora.training.recipes import flags_of_recipe
 
 DESCRIPTION = """Fine-tune a language model with XGBLoRA (boosted rank-1 adapters) or LoRA, by forward passes alone
@@ -45,8 +45,7 @@ def parse(arguments: list[str]) -> tuple[TaskArguments, XGBLoRAArguments]:
     """
     parser = build_parser(show_all="--help_all" in arguments)
     arguments = with_flags_of_file(arguments, parser.flags())
-    set_defaults_of_demonstration(parser, arguments)
-    set_defaults_of_recipe(parser, arguments)
+    set_defaults(parser, arguments)
     return parser.parse(arguments)
 
 
@@ -67,29 +66,34 @@ def names_of(arguments: list[str]) -> set[str]:
     return {flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags}
 
 
-def set_defaults_of_demonstration(parser: FlagParser, arguments: list[str]) -> None:
-    """Let the demonstration's flags be the defaults of `parser` unless `arguments` name a model."""
+def set_defaults(parser: FlagParser, arguments: list[str]) -> None:
+    """Let what a recipe sets, and over that what the demonstration does, be the defaults of `parser`.
+
+    The demonstration is what runs unless `arguments` name a model.
+
+    Raises:
+        InputError: there is no such recipe.
+    """
     given = names_of(arguments)
-    if not given & {"model_name", "help", "help_all", "h"}:
-        flags = demo.flags()
-        if given & {"task_name", "task_file", "data_dir"}:
-            # the demonstration's model on another task
-            del flags["task_name"], flags["data_dir"], flags["objective"]
-        if "full" in given:
-            of_adapters = needing(XGBLoRAArguments, *OF_ADAPTERS)
-            flags = {name: value for name, value in flags.items() if name not in of_adapters}
-            flags["learning_rate"] = demo.LEARNING_RATE_OF_FULL_PARAMETERS
-        if "xgblora_adaptive_merge" in given:
-            # only one rule merges
-            flags.pop("xgblora_steps_per_iteration", None)
-        parser.set_defaults(**flags)
+    demonstration = {} if "model_name" in given else flags_of_demonstration(given)
+    parser.set_defaults(**demonstration)
+    # help ends the program, and shows the defaults of the flags themselves
+    if given & {"help", "help_all", "h"}:
+        return
+    known, _ = parser.parse_known_args(arguments)
+    recipe = flags_of_recipe(known.recipe, given, known.objective) if known.recipe else {}
+    parser.set_defaults(**{**recipe, **demonstration})
 
 
-def set_defaults_of_recipe(parser: FlagParser, arguments: list[str]) -> None:
-    """Let what the recipe sets be the defaults of `parser`, if `arguments` name one."""
-    known, _ = parser.parse_known_args([word for word in arguments if word not in ("-h", "--help", "--help_all")])
-    if known.recipe:
-        parser.set_defaults(**flags_of_recipe(known.recipe, names_of(arguments)))
+def flags_of_demonstration(given: Collection[str]) -> dict[str, object]:
+    """What the demonstration sets in a run with the flags `given`."""
+    flags = demo.flags()
+    if {"task_name", "task_file", "data_dir"} & set(given):
+        # the demonstration's model on another task
+        del flags["task_name"], flags["data_dir"], flags["objective"]
+    if "full" in given:
+        flags["learning_rate"] = demo.LEARNING_RATE_OF_FULL_PARAMETERS
+    return flags
 
 
 def build_parser(*, show_all: bool) -> FlagParser:

@@ -150,7 +150,7 @@ def _variant(where: str, name: str, flags: object, known: Collection[str]) -> Me
     if "recipe" in flags:
         # what all methods share would count as given, and override it
         try:
-            flags = {**flags_of_recipe(str(flags["recipe"]), {METHODS[base].kind}), **flags}
+            flags = {**flags_of_recipe(str(flags["recipe"]), {METHODS[base].kind}, flags.get("objective")), **flags}
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
     return replace(METHODS[base], name=name, flags=flags)

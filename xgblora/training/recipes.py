@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from xgblora.errors import InputError
+from xgblora.objectives.of_task import WITHOUT_GRADIENT
 from xgblora.training.arguments import FLAGS
 from xgblora.training.flag import OF_ADAPTERS, Needs
 
@@ -41,8 +42,8 @@ RECIPES = {
 }
 
 
-def flags_of_recipe(name: str, given: Collection[str]) -> dict[str, object]:
-    """What the recipe `name` sets in a run with the flags `given`: only what the run's method takes.
+def flags_of_recipe(name: str, given: Collection[str], objective: str | None = None) -> dict[str, object]:
+    """What the recipe `name` sets in a run with the flags `given`: only what the run's method and objective take.
 
     Raises:
         InputError: there is no such recipe.
@@ -53,7 +54,10 @@ def flags_of_recipe(name: str, given: Collection[str]) -> dict[str, object]:
         return RECIPES[name].without(*OF_ADAPTERS)
     if "lora" in given:
         return RECIPES[name].without(Needs.ROUNDS, Needs.MERGES)
-    flags = RECIPES[name].flags
+    flags = dict(RECIPES[name].flags)
+    if objective in WITHOUT_GRADIENT:
+        # there are no residuals
+        flags["xgblora_reinit"] = "data"
     rules = {"xgblora_adaptive_merge", "xgblora_merge_frequency"} & set(given)
     # only one rule merges
     return {flag: value for flag, value in flags.items() if not (rules and flag == "xgblora_steps_per_iteration")}
