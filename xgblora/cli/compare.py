@@ -19,7 +19,7 @@ from xgblora.errors import InputError
 from xgblora.objectives.of_task import check_objective
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
 from xgblora.runs.measurement import check_measurement
-from xgblora.runs.plan import task_of
+from xgblora.runs.plan import check_start, task_of
 from xgblora.runs.prepare import draw_samples
 from xgblora.runs.report import configuration
 from xgblora.tasks import Task
@@ -119,6 +119,7 @@ def plan(arguments: list[str]) -> Comparison:
     arguments = train.with_flags_of_file(arguments, {*parser.flags(), "lora_rank"})
     refuse_set_by_the_comparison(arguments)
     train.set_defaults_of_demonstration(parser, arguments)
+    train.set_defaults_of_recipe(parser, arguments)
     # what a run trains with is said by its method; of the trainers this one takes every flag
     args, task, training = parser.parse([*arguments, "--trainer=regular"])
     # the others go to every run as they are
@@ -224,18 +225,16 @@ def planned_run(
         InputError: its flags contradict each other.
     """
     folder = root / runs.folder_name(method.name, seed, setting)
-    settings = {
-        **method.settings(common, setting),
-        "seed": seed,
-        "output_dir": folder,
-        "resume_from_checkpoint": "last",
-    }
-    words = [
-        *method.shared(passed),
-        *(word for name, value in settings.items() for word in train.as_arguments(name, value)),
-    ]
+    of_run = {"seed": seed, "output_dir": folder, "resume_from_checkpoint": "last"}
     try:
-        resolved = json.loads(json.dumps(configuration(*train.parse(words))))
+        settings = {**method.settings(common, setting), **of_run}
+        words = [
+            *method.shared(passed),
+            *(word for name, value in settings.items() for word in train.as_arguments(name, value)),
+        ]
+        task, args = train.parse(words)
+        check_start(task.objective, args)
+        resolved = json.loads(json.dumps(configuration(task, args)))
     except InputError as error:
         raise InputError(f"{method.name}: {error}") from None
     return PlannedRun(method, seed, setting, RunFolder(folder), words, resolved)

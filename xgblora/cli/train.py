@@ -89,7 +89,8 @@ def set_defaults_of_recipe(parser: FlagParser, arguments: list[str]) -> None:
     """Let what the recipe sets be the defaults of `parser`, if `arguments` name one."""
     known, _ = parser.parse_known_args([word for word in arguments if word not in ("-h", "--help", "--help_all")])
     if known.recipe:
-        parser.set_defaults(**flags_of_recipe(known.recipe, names_of(arguments)))
+        given = {name: getattr(known, name) for name in names_of(arguments) if hasattr(known, name)}
+        parser.set_defaults(**flags_of_recipe(known.recipe, given))
 
 
 def build_parser(*, show_all: bool) -> FlagParser:

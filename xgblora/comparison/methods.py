@@ -11,6 +11,7 @@ from xgblora.errors import InputError
 from xgblora.spelling import one_line
 from xgblora.training.arguments import FLAGS, XGBLoRAArguments
 from xgblora.training.flag import Needs, needing
+from xgblora.training.recipes import flags_of_recipe
 
 # what the comparison decides for every run, and which of its own flags does it
 SET_BY_THE_COMPARISON = {name: flag.in_comparison for name, flag in FLAGS.items() if flag.in_comparison}
@@ -59,8 +60,11 @@ class Method:
         Args:
             common: `lora_alpha`, `lora_r`, `xgblora_steps_per_iteration` and `xgblora_merge_frequency` of all methods.
             swept: values of this run alone.
+
+        Raises:
+            InputError: the method has a recipe that there is not.
         """
-        ours = {**self.flags, **swept}
+        ours = {**self._of_recipe(), **self.flags, **swept}
         if self.full:
             return {"trainer": self.trainer, "full": True, **ours}
         settings = {"trainer": self.trainer, "xgblora": self.boosts, "lora": not self.boosts, **common, **ours}
@@ -71,6 +75,13 @@ class Method:
         if str(settings["xgblora_steps_per_iteration"]) != "0" and "xgblora_merge_frequency" not in ours:
             settings["xgblora_merge_frequency"] = 0
         return settings
+
+    def _of_recipe(self) -> dict[str, object]:
+        """What a recipe of its own sets, which goes before what all methods share."""
+        if "recipe" not in self.flags:
+            return {}
+        method = {"full": self.full, "lora": not self.boosts and not self.full}
+        return flags_of_recipe(str(self.flags["recipe"]), {**method, **self.flags})
 
     def shared(self, words: list[str]) -> list[str]:
         """The part of a command line for all methods that this one is given: none of adapters for full parameters."""

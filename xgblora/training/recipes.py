@@ -1,11 +1,13 @@
 """Recipes: flags that belong together under one name. Each is a default that a flag on the command line overrides."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xgblora.errors import InputError
 from xgblora.training.arguments import FLAGS
-from xgblora.training.flag import OF_ADAPTERS, Needs
+from xgblora.training.flag import Needs
+
+_OF_ROUNDS = {Needs.ROUNDS, Needs.MERGES}
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,6 @@ class Recipe:
 
     flags: dict[str, object]
     about: str
-
-    def without(self, *needs: Needs) -> dict[str, object]:
-        """Its flags, except those that need something of `needs`."""
-        return {name: value for name, value in self.flags.items() if set(needs).isdisjoint(FLAGS[name].needs)}
 
 
 RECIPES = {
@@ -41,19 +39,22 @@ RECIPES = {
 }
 
 
-def flags_of_recipe(name: str, given: Collection[str]) -> dict[str, object]:
-    """What the recipe `name` sets in a run with the flags `given`: only what the run's method takes.
+def flags_of_recipe(name: str, given: Mapping[str, object]) -> dict[str, object]:
+    """What the recipe `name` sets in a run with the flags `given` and their values: only what the run's method takes.
+
+    Of full parameters that is nothing: a learning rate of adapters is 100 times theirs.
 
     Raises:
         InputError: there is no such recipe.
     """
     if name not in RECIPES:
         raise InputError(f"recipe={name}: must be one of {', '.join(RECIPES)}")
-    if "full" in given:
-        return RECIPES[name].without(*OF_ADAPTERS)
-    if "lora" in given:
-        return RECIPES[name].without(Needs.ROUNDS, Needs.MERGES)
+    if given.get("full"):
+        return {}
     flags = RECIPES[name].flags
-    rules = {"xgblora_adaptive_merge", "xgblora_merge_frequency"} & set(given)
-    # only one rule merges
-    return {flag: value for flag, value in flags.items() if not (rules and flag == "xgblora_steps_per_iteration")}
+    if given.get("lora"):
+        flags = {flag: value for flag, value in flags.items() if _OF_ROUNDS.isdisjoint(FLAGS[flag].needs)}
+    elif given.get("xgblora_adaptive_merge") or given.get("xgblora_merge_frequency"):
+        # only one rule merges
+        flags = {flag: value for flag, value in flags.items() if flag != "xgblora_steps_per_iteration"}
+    return flags
