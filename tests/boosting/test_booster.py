@@ -297,7 +297,7 @@ class TestLayersThatCannotBeWritten:
     ("options", "message"),
     [
         ({"rounding": "up"}, "rounding=up: must be one of nearest, stochastic, remainder"),
-        ({"reinit": "hot"}, "reinit=hot: must be one of kaiming, keep_a, orthogonal, frozen_a, warm"),
+        ({"reinit": "hot"}, "reinit=hot: must be one of kaiming, keep_a, orthogonal, frozen_a, warm, data, residual"),
         ({"colsample": 0.0}, "colsample=0.0: must be above 0 and at most 1"),
         ({"colsample": float("nan")}, "colsample=nan: must be above 0 and at most 1"),
     ],

@@ -64,8 +64,8 @@ def small_tape(directions: int = 1, *, end: bool = True) -> Tape:
 def boundaries(tape: Tape) -> list[int]:
     """Where the header and each record end."""
     lengths = {StepRecord: 21 + 4 * tape.header.step.directions, MergeRecord: 25, RollbackRecord: 9, EndRecord: 37}
-    lengths |= {KeepRecord: 5, TakeRecord: 5, StartRecord: 9 + 4 * 8}
-    sizes = [lengths[type(record)] for record in tape.records()]
+    lengths |= {KeepRecord: 5, TakeRecord: 5, StartRecord: 13}
+    sizes = [lengths[type(record)] + len(getattr(record, "packed", b"")) for record in tape.records()]
     ends = [len(tape.to_bytes()) - sum(sizes)]
     for size in sizes:
         ends.append(ends[-1] + size)
@@ -130,15 +130,38 @@ def test_a_start_is_kept_to_the_bit(tmp_path):
     assert torch.equal(record.adapter.view(torch.int32), adapter.view(torch.int32))
 
 
-@pytest.mark.parametrize("measured", [0, 8])
-def test_how_long_a_tape_will_be_is_known_before(measured):
-    tape = small_tape(end=False)
-    wanted = tape.size_after(3, 2, measured)
+def test_a_start_of_16_bit_numbers_takes_less_than_16_bits_for_each_that_is_not_zero():
+    a = torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    fp32, bf16 = (torch.cat((part, torch.zeros(2000))) for part in (a, a.to(torch.bfloat16).float()))
+    assert len(StartRecord.of(bf16).packed) < 2 * 2000 < len(StartRecord.of(fp32).packed)
+    for adapter in (fp32, bf16):
+        assert torch.equal(StartRecord.of(adapter).adapter, adapter)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "packed"),
+    [
+        (3, zlib.compress(bytes(2 * 2))),
+        (3, zlib.compress(bytes(4 * 3 + 2))),
+        (3, zlib.compress(bytes(1 << 20))),
+        (3, zlib.compress(bytes(2 * 3))[:-1]),
+        (3, b"not deflated"),
+    ],
+)
+def test_a_start_that_does_not_hold_its_numbers_is_refused(numbers, packed):
+    with pytest.raises(ValueError, match="^a start (does not hold 3 numbers|cannot be unpacked)"):
+        _ = StartRecord(numbers, packed).adapter
+
+
+@pytest.mark.parametrize("measures", [False, True])
+def test_how_long_a_tape_will_be_is_known_before(measures):
+    tape, start = small_tape(end=False), torch.arange(8.0)
+    wanted = tape.size_after(3, 2, len(StartRecord.of(start).packed) if measures else 0)
     for step in range(3):
         record_step(tape, step)
     for round in range(2):
-        if measured:
-            tape.record_start(torch.zeros(measured))
+        if measures:
+            tape.record_start(start)
         tape.record_merge(round, 3, 1.0, torch.zeros(8))
     tape.record_end(DIGEST)
     assert len(tape.to_bytes()) == wanted

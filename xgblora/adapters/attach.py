@@ -27,6 +27,7 @@ def attach(
     rank: int = 1,
     seed: int = 0,
     depths: Depths = WHOLE,
+    trial: bool = True,
 ) -> AdapterSet:
     """Freeze `model` and put an adapter on each target layer.
 
@@ -41,6 +42,8 @@ def attach(
         rank: 1 for XGBLoRA.
         seed: seed of the adapters' initialisation.
         depths: of the target layers only those of blocks that lie there, such as `Depths(0.5, 1.0)`.
+        trial: try by two short texts where an adapter acts; False for layers that were tried when a record of them
+            began, and no forward is run.
 
     Returns:
         The adapters; the model computes what it computed before, since `b` starts at zero.
@@ -53,7 +56,7 @@ def attach(
     scale_of(alpha, rank)
     if any(isinstance(module, Rank1Linear) for module in model.modules()):
         raise InputError("the model has adapters already: xgblora.detach(model) first")
-    names = depths.within(model, choose_layers(model, target_modules))
+    names = depths.within(model, choose_layers(model, target_modules, trial=trial))
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     layers = {}

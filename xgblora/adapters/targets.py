@@ -38,18 +38,18 @@ DEFAULT_TARGETS = (
 _READ_WEIGHTS_THEMSELVES = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
-def choose_layers(model: nn.Module, target_modules: str | Iterable[str] | None) -> list[str]:
+def choose_layers(model: nn.Module, target_modules: str | Iterable[str] | None, *, trial: bool = True) -> list[str]:
     """Names of the layers of `model` that `target_modules` selects, in model order.
 
     The default and `all-linear` take those where an adapter acts as a change of the weight does; one that is named
-    and does not is an error.
+    and does not is an error. Without a `trial` it is not asked how layers act, as far as only a forward shows it.
 
     Raises:
         InputError: nothing is selected, a weight is shared, or an adapter on a named layer would not act.
     """
     targets = [target_modules] if isinstance(target_modules, str) else target_modules and list(target_modules)
     candidates = candidate_layers(model)
-    faults = {**_read_by_their_parents(model, candidates), **faults_when_called(model, candidates)}
+    faults = {**_read_by_their_parents(model, candidates), **(faults_when_called(model, candidates) if trial else {})}
     sound = {name: layer for name, layer in candidates.items() if name not in faults}
     if targets is None:
         names = _default_layers(sound)
@@ -62,7 +62,7 @@ def choose_layers(model: nn.Module, target_modules: str | Iterable[str] | None) 
         _refuse(faults, names)
     for name, other in aliased_weights(model, names):
         raise InputError(f"target_modules: the weight of {name} is shared with {other} and cannot be merged into")
-    faults = faults_when_changed(model, {name: candidates[name] for name in names})
+    faults = faults_when_changed(model, {name: candidates[name] for name in names}) if trial else {}
     if targets not in (None, [ALL_LINEAR]):
         _refuse(faults, names)
     chosen = [name for name in names if name not in faults]
@@ -101,7 +101,7 @@ def layers_of_blocks(model: nn.Module, candidates: dict[str, nn.Module]) -> list
         if isinstance(module, nn.ModuleList)
         for key in module._modules
     ]
-    head = _output_embeddings(model)
+    head = output_embeddings(model)
     inside = [name for name in candidates if any(name.startswith(block) for block in blocks)]
     chosen = [name for name in inside or candidates if candidates[name] is not head]
     chosen = [name for name in chosen if not _is_router(model, name)]
@@ -173,7 +173,8 @@ def _refuse(faults: Faults, names: list[str]) -> None:
         raise InputError(f"target_modules: {wrong[0]} {faults[wrong[0]]}: an adapter there would have no effect{more}")
 
 
-def _output_embeddings(model: nn.Module) -> nn.Module | None:
+def output_embeddings(model: nn.Module) -> nn.Module | None:
+    """What turns hidden states into scores of words; None for a model without."""
     try:
         return model.get_output_embeddings()
     except (AttributeError, NotImplementedError):

@@ -115,12 +115,15 @@ class Booster:
 
         Raises:
             InputError: `shrinkage` is out of range, or not 1 though the base took back what the round started with; a
-                start is to be measured without `samples`, or is given though starts are not measured.
+                start is to be measured without `samples`, or without `begin` before the first round, or is given though
+                starts are not measured.
         """
         check_share("shrinkage", shrinkage)
         if shrinkage != 1.0 and self.ledger.takes_from_base(len(self.ledger)):
             raise InputError(f"shrinkage={shrinkage}: must be 1.0 with reinit={self.ledger.start.reinit}")
         measures = self.ledger.start.measures and not last
+        if measures and self.awaits_start:
+            raise InputError(f"reinit={self.start.reinit}: the first round's start was not measured; begin() first")
         self._check_start(start, measures)
         trained = self.adapters.arena.master
         booster = MergedAdapter(

@@ -19,7 +19,7 @@ from xgblora.errors import InputError
 from xgblora.objectives.of_task import check_objective
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
 from xgblora.runs.measurement import check_measurement
-from xgblora.runs.plan import task_of
+from xgblora.runs.plan import check_start, task_of
 from xgblora.runs.prepare import draw_samples
 from xgblora.runs.report import configuration
 from xgblora.tasks import Task
@@ -224,18 +224,16 @@ def planned_run(
         InputError: its flags contradict each other.
     """
     folder = root / runs.folder_name(method.name, seed, setting)
-    settings = {
-        **method.settings(common, setting),
-        "seed": seed,
-        "output_dir": folder,
-        "resume_from_checkpoint": "last",
-    }
-    words = [
-        *method.shared(passed),
-        *(word for name, value in settings.items() for word in train.as_arguments(name, value)),
-    ]
+    of_run = {"seed": seed, "output_dir": folder, "resume_from_checkpoint": "last"}
     try:
-        resolved = json.loads(json.dumps(configuration(*train.parse(words))))
+        settings = {**method.settings(common, setting), **of_run}
+        words = [
+            *method.shared(passed),
+            *(word for name, value in settings.items() for word in train.as_arguments(name, value)),
+        ]
+        task, args = train.parse(words)
+        check_start(task.objective, args)
+        resolved = json.loads(json.dumps(configuration(task, args)))
     except InputError as error:
         raise InputError(f"{method.name}: {error}") from None
     return PlannedRun(method, seed, setting, RunFolder(folder), words, resolved)

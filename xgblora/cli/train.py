@@ -81,7 +81,8 @@ def set_defaults(parser: FlagParser, arguments: list[str]) -> None:
     if given & {"help", "help_all", "h"}:
         return
     known, _ = parser.parse_known_args(arguments)
-    recipe = flags_of_recipe(known.recipe, given, known.objective) if known.recipe else {}
+    values = {name: getattr(known, name) for name in {*given, "objective"} if hasattr(known, name)}
+    recipe = flags_of_recipe(known.recipe, values) if known.recipe else {}
     parser.set_defaults(**{**recipe, **demonstration})
 
 

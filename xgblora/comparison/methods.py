@@ -37,11 +37,6 @@ class Method:
     full: bool = False
 
     @property
-    def kind(self) -> str:
-        """The flag that makes it what it is: "xgblora", "lora" or "full"."""
-        return "full" if self.full else "xgblora" if self.boosts else "lora"
-
-    @property
     def lacks(self) -> set[Needs]:
         """What a run of it does without."""
         lacking = {
@@ -65,8 +60,11 @@ class Method:
         Args:
             common: `lora_alpha`, `lora_r`, `xgblora_steps_per_iteration` and `xgblora_merge_frequency` of all methods.
             swept: values of this run alone.
+
+        Raises:
+            InputError: the method has a recipe that there is not.
         """
-        ours = {**self.flags, **swept}
+        ours = {**self._of_recipe(), **self.flags, **swept}
         if self.full:
             return {"trainer": self.trainer, "full": True, **ours}
         settings = {"trainer": self.trainer, "xgblora": self.boosts, "lora": not self.boosts, **common, **ours}
@@ -77,6 +75,13 @@ class Method:
         if str(settings["xgblora_steps_per_iteration"]) != "0" and "xgblora_merge_frequency" not in ours:
             settings["xgblora_merge_frequency"] = 0
         return settings
+
+    def _of_recipe(self) -> dict[str, object]:
+        """What a recipe of its own sets, which goes before what all methods share."""
+        if "recipe" not in self.flags:
+            return {}
+        method = {"full": self.full, "lora": not self.boosts and not self.full}
+        return flags_of_recipe(str(self.flags["recipe"]), {**method, **self.flags})
 
     def shared(self, words: list[str]) -> list[str]:
         """The part of a command line for all methods that this one is given: none of adapters for full parameters."""
@@ -147,12 +152,6 @@ def _variant(where: str, name: str, flags: object, known: Collection[str]) -> Me
     empty = [flag for flag, value in flags.items() if value is None]
     if empty:
         raise InputError(f"{where}: {empty[0]} has no value")
-    if "recipe" in flags:
-        # what all methods share would count as given, and override it
-        try:
-            flags = {**flags_of_recipe(str(flags["recipe"]), {METHODS[base].kind}, flags.get("objective")), **flags}
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
     return replace(METHODS[base], name=name, flags=flags)
 
 

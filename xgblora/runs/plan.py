@@ -5,8 +5,9 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from xgblora.boosting.starts import REINITS, Measured
 from xgblora.errors import InputError
-from xgblora.objectives.of_task import check_objective
+from xgblora.objectives.of_task import WITHOUT_GRADIENT, check_objective
 from xgblora.records import checkpoint
 from xgblora.records.run_folder import RunFolder, refuse_unwritable, unused_folder
 from xgblora.runs.console import logger
@@ -56,6 +57,7 @@ def plan(task: TaskArguments, args: XGBLoRAArguments) -> Plan:
     processes.refuse_several(args)
     chosen = task_of(task)
     check_objective(task.objective, chosen, args.trainer, task.num_demos)
+    check_start(task.objective, args)
     check_measurement(task, chosen, args.trainer)
     _refuse_what_needs_development_examples(task, args)
     task = replace(task, task_name=chosen.name)
@@ -78,6 +80,14 @@ def task_of(task: TaskArguments) -> Task:
         raise InputError("model_name is missing: give a model folder or a hub name")
     refuse_missing_folder(task.model_name)
     return choose_task(task.task_name, task.task_file)
+
+
+def check_start(objective: str, args: XGBLoRAArguments) -> None:
+    """Raise InputError if rounds start by a gradient, and the objective has none."""
+    flag, strategy = "xgblora_reinit" if args.boosts else "lora_init", REINITS[args.start]
+    needs_gradient = isinstance(strategy, Measured) and strategy.needs_gradient
+    if needs_gradient and args.trainer != "none" and objective in WITHOUT_GRADIENT:
+        raise InputError(f"{flag}={args.start}: needs a gradient, objective={objective} has none; use --{flag} data")
 
 
 def sampling_seed(task: TaskArguments, seed: int) -> int:

@@ -44,7 +44,7 @@ def log_configuration(
         ),
         ("Method", method_name(args)),
     ]
-    if task.recipe:
+    if task.recipe and not args.full:
         rows.append(("Recipe", f"{task.recipe}: {RECIPES[task.recipe].about}"))
     if args.trainer != "none":
         rows += _rows_of_full_parameters(adapters) if args.full else _rows_of_adapters(args, adapters)

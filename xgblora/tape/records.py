@@ -59,7 +59,7 @@ class StartRecord:
         """
         unpacking = zlib.decompressobj()
         try:
-            kept = np.frombuffer(unpacking.decompress(self.packed, 4 * self.numbers + 1), "<u2")
+            kept = np.frombuffer(unpacking.decompress(self.packed, 4 * self.numbers + 2), "<u2")
         except zlib.error as error:
             raise ValueError(f"a start cannot be unpacked ({error})") from None
         if not unpacking.eof or len(kept) not in (self.numbers, 2 * self.numbers):

@@ -1,12 +1,14 @@
 """Recipes: flags that belong together under one name. Each is a default that a flag on the command line overrides."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xgblora.errors import InputError
 from xgblora.objectives.of_task import WITHOUT_GRADIENT
 from xgblora.training.arguments import FLAGS
-from xgblora.training.flag import OF_ADAPTERS, Needs
+from xgblora.training.flag import Needs
+
+_OF_ROUNDS = {Needs.ROUNDS, Needs.MERGES}
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,6 @@ class Recipe:
 
     flags: dict[str, object]
     about: str
-
-    def without(self, *needs: Needs) -> dict[str, object]:
-        """Its flags, except those that need something of `needs`."""
-        return {name: value for name, value in self.flags.items() if set(needs).isdisjoint(FLAGS[name].needs)}
 
 
 RECIPES = {
@@ -42,22 +40,25 @@ RECIPES = {
 }
 
 
-def flags_of_recipe(name: str, given: Collection[str], objective: str | None = None) -> dict[str, object]:
-    """What the recipe `name` sets in a run with the flags `given`: only what the run's method and objective take.
+def flags_of_recipe(name: str, given: Mapping[str, object]) -> dict[str, object]:
+    """What the recipe `name` sets in a run with the flags `given` and their values: what its method and objective take.
+
+    Of full parameters that is nothing: a learning rate of adapters is 100 times theirs.
 
     Raises:
         InputError: there is no such recipe.
     """
     if name not in RECIPES:
         raise InputError(f"recipe={name}: must be one of {', '.join(RECIPES)}")
-    if "full" in given:
-        return RECIPES[name].without(*OF_ADAPTERS)
-    if "lora" in given:
-        return RECIPES[name].without(Needs.ROUNDS, Needs.MERGES)
+    if given.get("full"):
+        return {}
     flags = dict(RECIPES[name].flags)
-    if objective in WITHOUT_GRADIENT:
+    if given.get("objective") in WITHOUT_GRADIENT:
         # there are no residuals
         flags["xgblora_reinit"] = "data"
-    rules = {"xgblora_adaptive_merge", "xgblora_merge_frequency"} & set(given)
-    # only one rule merges
-    return {flag: value for flag, value in flags.items() if not (rules and flag == "xgblora_steps_per_iteration")}
+    if given.get("lora"):
+        flags = {flag: value for flag, value in flags.items() if _OF_ROUNDS.isdisjoint(FLAGS[flag].needs)}
+    elif given.get("xgblora_adaptive_merge") or given.get("xgblora_merge_frequency"):
+        # only one rule merges
+        del flags["xgblora_steps_per_iteration"]
+    return flags

@@ -34,7 +34,7 @@ class Gradients:
             layer.register_forward_pre_hook(lambda layer, args, name=name: inputs.setdefault(name, []).append(args[0]))
             for name, layer in adapters.layers.items()
         ]
-        for batch in samples.batches(round):
+        for batch in samples.batches(round, 8):
             losses.append(samples.objective(adapters.model, batch).mean())
         for hook in hooks:
             hook.remove()
@@ -50,9 +50,9 @@ def objective(model, batch):
     return model(batch["x"])
 
 
-def batches(round):
+def batches(round, examples):
     generator = torch.Generator().manual_seed(100 + round)
-    return [{"x": torch.randn(4, 5, generator=generator)} for _ in range(2)]
+    return [{"x": torch.randn(4, 5, generator=generator)} for _ in range(examples // 4)]
 
 
 @pytest.fixture(params=[0.0, 0.05], ids=["b zero", "b not zero"])
@@ -110,29 +110,29 @@ def trained(request, measure, make_toy, tmp_path):
 def test_base_and_ledger_and_base_and_tape_are_the_trained_weights(trained, measure, make_toy, options):
     booster, ledger, tape = trained(**options)
     wanted, dtype = booster.adapters.weights(), options.get("dtype", torch.float32)
-    assert [round for round, _ in measure.seen] == [1, 2, 3], "once a round, and not again for what is over"
+    assert [round for round, _ in measure.seen] == [0, 1, 2, 3], "once a round, and not again for what is over"
     from_ledger = rebuild(make_toy(dtype), ledger)
     from_tape, verified = replay(make_toy(dtype), tape)
     assert verified
     assert same(from_ledger.adapters.weights(), wanted)
     assert same(from_tape.adapters.weights(), wanted)
     assert torch.equal(from_tape.ledger.rows(), booster.ledger.rows())
-    assert list(from_tape.ledger.measured) == list(ledger.measured) == [1, 2, 3]
+    assert list(from_tape.ledger.measured) == list(ledger.measured) == [0, 1, 2, 3]
     for round in ledger.measured:
         assert torch.equal(from_tape.ledger.measured[round], booster.ledger.measured[round])
         assert torch.equal(ledger.measured[round], booster.ledger.measured[round])
-    assert [round for round, _ in measure.seen] == [1, 2, 3], "nothing is measured to get them again"
+    assert [round for round, _ in measure.seen] == [0, 1, 2, 3], "nothing is measured to get them again"
 
 
 def test_the_start_is_that_of_the_model_with_all_boosters(measure, make_toy):
     booster, zo = make_run(make_toy)
     train(booster, zo, last=3)
-    (round, loss), start = measure.seen[0], booster.adapters.arena.master.clone()
+    (round, loss), start = measure.seen[1], booster.adapters.arena.master.clone()
     assert round == 1
     assert torch.equal(start, booster.ledger.measured[1])
     assert not torch.equal(start, fresh_adapter(booster.ledger.slots, 5, 1, torch.device("cpu")))
     with torch.no_grad():
-        now = torch.stack([objective(booster.adapters.model, batch).mean() for batch in batches(1)]).mean()
+        now = torch.stack([objective(booster.adapters.model, batch).mean() for batch in batches(1, 8)]).mean()
         assert float(now) == pytest.approx(loss, rel=1e-5), "its start changes nothing of what the model computes"
     assert torch.equal(booster.adapters.arena.live, start.expand_as(booster.adapters.arena.live))
 
@@ -156,7 +156,7 @@ def test_a_run_goes_on_from_its_ledger_in_the_middle_of_a_round(measure, make_to
     train(resumed, zo, first=6, last=10)
     assert torch.equal(resumed.adapters.arena.master, whole.adapters.arena.master)
     assert same(resumed.adapters.weights(), whole.adapters.weights())
-    assert list(resumed.ledger.measured) == [1, 2, 3]
+    assert list(resumed.ledger.measured) == [0, 1, 2, 3]
 
 
 def test_a_rollback_is_the_round_as_it_was_and_is_replayed(measure, make_toy):
@@ -168,9 +168,9 @@ def test_a_rollback_is_the_round_as_it_was_and_is_replayed(measure, make_toy):
     booster.rollback(round=2)
     assert torch.equal(booster.adapters.arena.master, start)
     assert same(booster.adapters.weights(), weights)
-    assert list(booster.ledger.measured) == [1, 2]
+    assert list(booster.ledger.measured) == [0, 1, 2]
     train(booster, zo, first=11, last=13)
-    assert [round for round, _ in measure.seen] == [1, 2, 3, 3]
+    assert [round for round, _ in measure.seen] == [0, 1, 2, 3, 3]
     finish(booster.adapters, booster, step=13, epoch=1.0)
     again, verified = replay(make_toy(), booster.tape)
     assert verified
@@ -193,19 +193,20 @@ def test_the_tape_of_a_stopped_run_is_replayed_and_what_is_left_is_merged(measur
     assert same(again.adapters.weights(), booster.adapters.weights())
 
 
-def test_each_start_stands_before_its_merge_on_the_tape(trained):
+def test_the_first_start_stands_at_the_beginning_of_the_tape_and_each_other_before_a_merge(trained):
     booster, _, tape = trained()
     kinds = [record for record in tape.records() if isinstance(record, MergeRecord | StartRecord)]
     starts = [record.adapter for record in kinds if isinstance(record, StartRecord)]
-    assert [type(record) for record in kinds[:6]] == [StartRecord, MergeRecord] * 3
-    assert len(kinds) == 6 + len(booster.ledger) - 3
+    assert isinstance(next(tape.records()), StartRecord)
+    assert [type(record) for record in kinds[:7]] == [StartRecord, *[StartRecord, MergeRecord] * 3]
+    assert len(kinds) == 7 + len(booster.ledger) - 3
     assert all(map(torch.equal, starts, booster.ledger.measured.values()))
 
 
 def test_the_first_rounds_and_their_starts_make_a_ledger(trained, measure, make_toy):
     _, ledger, _ = trained()
     two = ledger.first(2)
-    assert (len(two), list(two.measured)) == (2, [1, 2])
+    assert (len(two), list(two.measured)) == (2, [0, 1, 2])
     straight, zo = make_run(make_toy)
     train(straight, zo, last=6)
     straight.end()
@@ -236,6 +237,8 @@ class TestWhatIsRefused:
         train(booster, zo, last=2)
         before = [weight.clone() for weight in booster.adapters.weights()]
         with pytest.raises(InputError, match=r"^reinit=inputs: measures how a round starts; give Booster\(samples="):
+            booster.begin()
+        with pytest.raises(InputError, match=r"^reinit=inputs: the first round's start was not measured; begin\(\) first"):
             booster.merge()
         assert same(booster.adapters.weights(), before)
         assert len(booster.ledger) == 0
@@ -259,13 +262,12 @@ class TestWhatIsRefused:
     def test_what_is_no_start(self, monkeypatch, make_toy, make, said):
         strategy = Measured(lambda adapters, samples, round: make(adapters.arena.master.clone()))
         monkeypatch.setitem(REINITS, "inputs", strategy)
-        booster, _ = make_run(make_toy)
         with pytest.raises(InputError, match=f"^reinit=inputs: {said}"):
-            booster.merge()
+            make_run(make_toy)
 
     def test_a_ledger_in_which_a_start_was_changed(self, trained, tmp_path):
         _, ledger, _ = trained()
-        ledger.measured[2] += 1
+        ledger.measured[2] *= 2
         path = tmp_path / "ledger.safetensors"
         before = path.read_bytes()
         ledger.save(path)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from xgblora.adapters import AdapterSet
+from xgblora.adapters.targets import output_embeddings
 from xgblora.boosting.starts.strategy import Samples
 from xgblora.errors import InputError
+from xgblora.eval_mode import in_eval_mode
 
 # 2% of the examples of a round of 100 steps of batch 16, each of which is run twice. Fewer are worse: opt-mini on TREC,
 # 1,000 steps, development loss 1.36 with 96, 1.43 with 64, 1.43 with 48; on SST-2 0.491, 0.498, 0.506.
@@ -54,20 +56,17 @@ def forwards(adapters: AdapterSet, samples: Samples, round: int, *, pulls: bool 
             model is kept, and it takes the memory of inference.
 
     Raises:
-        InputError: `pulls`, and the model has no output embeddings or the objective no gradient.
+        InputError: `pulls`, and the model has no output embeddings, or the objective no gradient or several forwards.
     """
-    model, training = adapters.model, adapters.model.training
+    model = adapters.model
     head = _head(model) if pulls else None
-    model.eval()
-    try:
+    with in_eval_mode(model):
         for batch in samples.batches(round, EXAMPLES):
             with _inputs_of(adapters) as inputs, _differentiated(model, head) as read:
                 losses = samples.objective(model, batch)
                 pull = None if head is None else _pull(losses, read)
             reads = _by_tensor(inputs)
             yield Forward(reads, _there(batch, reads), pull)
-    finally:
-        model.train(training)
 
 
 @contextmanager
@@ -112,18 +111,19 @@ def _differentiated(model: nn.Module, head: nn.Module | None) -> Iterator[list[T
 
 
 def _head(model: nn.Module) -> nn.Module:
-    find = getattr(model, "get_output_embeddings", None)
-    head = find() if find is not None else None
+    head = output_embeddings(model)
     if head is None:
         raise InputError("reinit=residual: the model has no output embeddings at which residuals could be; use data")
     return head
 
 
 def _pull(losses: Tensor, read: list[Tensor]) -> Tensor:
+    if len(read) != 1:
+        raise InputError(
+            f"reinit=residual: the objective calls the output embeddings {len(read)} times a batch, not once; use data"
+        )
     if not losses.requires_grad:
         raise InputError("reinit=residual: the objective has no gradient; use data")
-    if len(read) != 1:
-        raise InputError(f"reinit=residual: the objective runs the model {len(read)} times a batch, not once; use data")
     (gradient,) = torch.autograd.grad(losses.sum(), read[0])
     return -gradient.flatten(0, -2)
 

@@ -13,10 +13,15 @@ from xgblora.boosting.starts.strategy import a_of
 POSITIONS = 64
 
 
+def thinned(rows: Tensor, most: int) -> Tensor:
+    """`most` of the rows at most, evenly spread."""
+    return rows[:: -(-len(rows) // most) or 1]
+
+
 def some_of(x: Tensor, there: Tensor | None) -> Tensor:
     """About `POSITIONS` of the rows of `x` [M, K] that are `there`, evenly spread: fp64 on the host."""
     numbers = torch.arange(len(x), device=x.device) if there is None else there.nonzero().squeeze(1)
-    return x[numbers[:: -(-len(numbers) // POSITIONS)]].double().cpu()
+    return x[thinned(numbers, POSITIONS)].double().cpu()
 
 
 def adapter_of(
@@ -25,11 +30,11 @@ def adapter_of(
     """The adapter, fp32 [P], whose `a` point where `directions` say, and whose `b` are zero.
 
     Over a layer's inputs the mean of `(x . a)^2` is what it is on average for a fresh `a`, so that learning rates mean
-    the same. A layer without a direction starts fresh. The numbers of a measured `a` are those that bf16 has: they will
-    be recorded, and a direction needs no more.
+    the same. Without a direction a layer starts fresh, or what is left of its rank. The numbers of a measured `a`
+    are those that bf16 has: they will be recorded, and a direction needs no more.
 
     Args:
-        directions: fp64 [rank, K] on the host, by layer.
+        directions: fp64 [rank, K] on the host, by layer, or fewer rows.
         inputs: fp64 [m, K] on the host, by layer.
     """
     adapter = fresh_adapter(adapters.arena.slots, adapters.seed, round, adapters.arena.master.device)
@@ -39,6 +44,7 @@ def adapter_of(
             # the variance of a uniform number in +-1/sqrt(K) is 1 / 3K
             wanted = x.square().sum(dim=1).mean() / (3 * slot.in_features)
             length = (wanted / (x @ a.T).square().mean(dim=0)).sqrt()
-            if bool(length.isfinite().all()):
-                a_of(slot, adapter).copy_((a * length.unsqueeze(1)).to(torch.bfloat16))
+            place = a_of(slot, adapter)[: len(a)]
+            scaled = (a * length.unsqueeze(1)).to(torch.bfloat16).to(place)
+            place.copy_(torch.where(length.isfinite().unsqueeze(1).to(place.device), scaled, place))
     return adapter
