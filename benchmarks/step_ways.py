@@ -27,7 +27,7 @@ from benchmarks.peers.lozo import LozoStep
 from benchmarks.peers.mezo import MezoStep, full_logits_loss, same_rows_losses
 from xgblora.adapters import AdapterSet, Trainable
 from xgblora.objectives.texts import CandidateObjective, classification
-from xgblora.zo.zero_order import stacked
+from xgblora.zo.stacking import stacked
 
 SETTINGS = {"eps": 1e-3, "lr": 1e-6}
 

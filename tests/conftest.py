@@ -9,7 +9,8 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
-pytest_plugins = [f"tests.fixtures.{name}" for name in ("models", "processes", "runs", "shared", "texts", "toys")]
+_FIXTURES = ("mixtures", "models", "processes", "runs", "shared", "texts", "toys")
+pytest_plugins = [f"tests.fixtures.{name}" for name in _FIXTURES]
 
 
 def pytest_collection_finish() -> None:

@@ -17,6 +17,7 @@ RANKS = {
     "environment": 0,
     "freed_memory": 0,
     "eval_mode": 0,
+    "short_texts": 0,
     "demo": 0,
     "kernels": 1,
     "_C": 1,

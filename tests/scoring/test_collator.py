@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from xgblora.scoring import Collator, EncodedExample
-from xgblora.zo.zero_order import is_stackable, stacked
+from xgblora.zo.stacking import is_stackable, stacked
 
 PAD = 9
 ONE = EncodedExample(sequences=((1, 2, 3),), rows=((0, 2),), options=(((0, 5),), ((0, 6),)), label=1)

@@ -9,7 +9,7 @@ import xgblora
 from xgblora.objectives.texts import CandidateObjective, classification
 from xgblora.scoring import Collator, EncodedExample, OptionScorer
 from xgblora.scoring.packing import LENGTH_MULTIPLE, lay_out
-from xgblora.zo.zero_order import stacked
+from xgblora.zo.stacking import stacked
 
 # the first batch of SST-2's training set, as OPT's tokenizer counts it
 LENGTHS = (15, 38, 10, 23, 31, 9, 11, 27, 8, 13, 10, 7, 33, 12, 14, 20)
@@ -210,19 +210,19 @@ class Without(torch.nn.Module):
 
 
 class WithoutPositions(Without):
-    def forward(self, input_ids, attention_mask, use_cache):
+    def forward(self, input_ids, attention_mask=None, use_cache=None):
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
 
 class DeafToMasks(Without):
-    def forward(self, input_ids, attention_mask, position_ids, use_cache):
-        mask = attention_mask if attention_mask.ndim == 2 else None
+    def forward(self, input_ids, attention_mask=None, position_ids=None, use_cache=None):
+        mask = attention_mask if attention_mask is None or attention_mask.ndim == 2 else None
         return self.model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=use_cache)
 
 
 class DeafToPositions(Without):
-    def forward(self, input_ids, attention_mask, position_ids, use_cache):
-        if attention_mask.ndim == 4:
+    def forward(self, input_ids, attention_mask=None, position_ids=None, use_cache=None):
+        if attention_mask is not None and attention_mask.ndim == 4:
             position_ids = torch.arange(input_ids.shape[1]).expand(input_ids.shape)
         return self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache
@@ -230,8 +230,8 @@ class DeafToPositions(Without):
 
 
 class Refusing(Without):
-    def forward(self, input_ids, attention_mask, position_ids, use_cache):
-        if attention_mask.ndim == 4:
+    def forward(self, input_ids, attention_mask=None, position_ids=None, use_cache=None):
+        if attention_mask is not None and attention_mask.ndim == 4:
             raise ValueError("a mask must be two-dimensional")
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
@@ -242,7 +242,7 @@ class Refusing(Without):
         (WithoutPositions, "takes no position_ids"),
         (DeafToMasks, "scores are others"),
         (DeafToPositions, "scores are others"),
-        (Refusing, "takes no such mask (a mask must be two-dimensional"),
+        (Refusing, "it cannot be called so (a mask must be two-dimensional"),
     ],
 )
 @torch.no_grad()
@@ -254,7 +254,7 @@ def test_a_model_that_cannot_gets_the_padded_batch_and_the_log_says_why(make_opt
         wrapped = lacking(model)
         scorer = OptionScorer(wrapped)
     assert not scorer.packs
-    (line,) = [record.getMessage() for record in caplog.records]
+    line = caplog.messages[-1]
     assert line.startswith("Batches are padded, not packed: ")
     assert reason in line
     torch.testing.assert_close(scorer.scores(wrapped, batch), expected, rtol=1e-5, atol=1e-5)

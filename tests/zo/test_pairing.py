@@ -141,6 +141,8 @@ def test_auto_pairs_small_batches_only(adapters, batch):
 
     zo = xgblora.ZeroOrder(adapters, objective, directions=2)
     zo.step(batch)
+    rows.clear()
+    zo.step(batch)
     assert rows == [4 * 8]
     rows.clear()
     many = AUTO_PAIRING_ELEMENTS // (4 * 6) + 1
@@ -154,3 +156,34 @@ def test_what_is_no_tensor_in_a_batch_is_passed_as_it_is(adapters, batch):
         return squared_errors(model, inputs)
 
     xgblora.ZeroOrder(adapters, objective, pairing="paired").step({"note": "kept", **batch})
+
+
+class TokensFirst(torch.nn.Module):
+    """Gives its layer the tokens first and the examples second, as XLNet does."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.last = torch.nn.Linear(6, 6), torch.nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.layer(x.transpose(0, 1)).transpose(0, 1)))[..., 0].mean(dim=1)
+
+
+def losses_of_texts(model, inputs):
+    return (model(inputs["x"]) - inputs["y"]) ** 2
+
+
+def test_a_model_that_has_the_tokens_first_runs_one_after_the_other(caplog):
+    batch = {"x": torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0)), "y": torch.arange(4.0)}
+    results = []
+    for pairing in ("auto", "sequential"):
+        adapters = xgblora.attach(TokensFirst(), ["layer"], alpha=4.0)
+        zo = xgblora.ZeroOrder(adapters, losses_of_texts, eps=1e-2, pairing=pairing, directions=2, seed=1)
+        with caplog.at_level(logging.INFO, logger="xgblora"):
+            results.append(zo.step(batch).projected_grad)
+    assert torch.equal(*results)
+    assert [line for line in caplog.messages if "one after the other (stacked, their losses are others)" in line]
+    zo = xgblora.ZeroOrder(adapters, losses_of_texts, eps=1e-2, pairing="paired", directions=2)
+    with pytest.raises(InputError, match="pairing=paired: stacked signs have other losses than one after the other"):
+        zo.step(batch)

@@ -9,6 +9,7 @@ from xgblora.adapters.attach import attach, detach
 from xgblora.adapters.depth import Depths
 from xgblora.adapters.full_parameters import FullParameters
 from xgblora.adapters.kinds.conv1d import CONV1D
+from xgblora.adapters.kinds.experts import EXPERTS
 from xgblora.adapters.kinds.kind import LayerKind
 from xgblora.adapters.kinds.linear import LINEAR
 from xgblora.adapters.kinds.opaque import OPAQUE
@@ -33,5 +34,5 @@ __all__ = [
 ]
 
 # the last one is asked first: what no other kind knows is opaque
-for _kind in (OPAQUE, LINEAR, CONV1D):
+for _kind in (OPAQUE, LINEAR, CONV1D, EXPERTS):
     register_kind(_kind)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from xgblora.adapters.adapter_set import AdapterSet
 from xgblora.adapters.depth import WHOLE, Depths
 from xgblora.adapters.kinds.registry import kind_of
 from xgblora.adapters.memory import memory_of
+from xgblora.adapters.mixture import close_mixtures, open_mixtures, replace_module
 from xgblora.adapters.rank1_linear import Rank1Linear, scale_of
 from xgblora.adapters.targets import choose_layers
 from xgblora.errors import InputError
@@ -56,7 +57,12 @@ def attach(
     scale_of(alpha, rank)
     if any(isinstance(module, Rank1Linear) for module in model.modules()):
         raise InputError("the model has adapters already: xgblora.detach(model) first")
-    names = depths.within(model, choose_layers(model, target_modules, trial=trial))
+    open_mixtures(model)
+    try:
+        names = depths.within(model, choose_layers(model, target_modules, trial=trial))
+    except InputError:
+        close_mixtures(model)
+        raise
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     layers = {}
@@ -66,7 +72,8 @@ def attach(
         # the arena draws all of them
         layers[name] = make(base, alpha=alpha, rank=rank, seed=None)
         layers[name].frozen_with = frozen
-        _replace(model, name, layers[name])
+        replace_module(model, name, layers[name])
+    close_mixtures(model)
     adapters = AdapterSet(model=model, layers=layers, alpha=alpha, rank=rank, seed=seed)
     _log(adapters)
     return adapters
@@ -92,7 +99,8 @@ def detach(model: nn.Module, *, fold: bool = True) -> nn.Module:
     for name, layer in layers.items():
         if fold and layer.mergeable:
             _fold(layer)
-        _replace(model, name, layer.base)
+        replace_module(model, name, layer.base)
+    close_mixtures(model)
     return model
 
 
@@ -131,10 +139,19 @@ def _log(adapters: AdapterSet) -> None:
         )
 
 
-def by_kind(names: Iterable[str]) -> str:
-    """Layers by the last part of their names, and how many there are of each: "q_proj 6, v_proj 6"."""
-    counts = Counter(name.rpartition(".")[2] for name in names)
-    return ", ".join(f"{kind} {counts[kind]}" for kind in sorted(counts))
+def by_kind(layers: Mapping[str, Rank1Linear]) -> str:
+    """Layers by the last part of their names, and how many there are of each: "q_proj 6, v_proj 6".
+
+    Those of a mixture have the part before it too, and their experts: "experts.down_proj 6 of 8 experts".
+    """
+    counts: Counter[tuple[str, int]] = Counter()
+    for name, layer in layers.items():
+        experts = len(layer.matrices) if layer.mergeable else 1
+        counts[".".join(name.split(".")[-2 if experts > 1 else -1 :]), experts] += 1
+    return ", ".join(
+        f"{kind} {count}{f' of {experts} experts' if experts > 1 else ''}"
+        for (kind, experts), count in sorted(counts.items())
+    )
 
 
 def _described(layer: Rank1Linear) -> str:
@@ -145,8 +162,3 @@ def _described(layer: Rank1Linear) -> str:
         return type(base).__name__
     subclass = "" if type(weight) in (torch.Tensor, nn.Parameter) else f"{type(weight).__name__} "
     return f"{type(base).__name__} of {subclass}{dtype_name(weight.dtype)}"
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from xgblora.adapters.kinds.registry import kind_of
-from xgblora.adapters.short_texts import MISFITS, arguments_of_short_texts, outputs_of, undisturbed
+from xgblora.short_texts import MISFITS, arguments_of_short_texts, outputs_of, undisturbed
 
 # by the name of a layer what is said of it: "is never called ..."
 Faults = dict[str, str]

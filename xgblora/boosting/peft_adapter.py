@@ -9,11 +9,15 @@ from torch import nn
 
 from xgblora.adapters import Rank1Linear
 from xgblora.adapters.kinds.registry import kind_of
+from xgblora.adapters.mixture import OpenMixture, is_mixture
 from xgblora.atomic_file import replacing_folder
 from xgblora.boosting.ledger import Ledger
-from xgblora.boosting.truncation import Factors, TruncationCost, stacked_factors, truncated
+from xgblora.boosting.truncation import Factors, TruncationCost, matrix_names, stacked_factors, truncated
 from xgblora.errors import InputError
 
+# In models with experts PEFT reads these names of layers as those under which experts were saved once, and adapts the
+# experts in their place (peft.utils.transformers_weight_conversion). What it is told to be a parameter is left alone.
+READ_AS_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
@@ -53,13 +57,19 @@ def export_peft(
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise InputError(f"rank={rank}: must be a whole number, 1 or more")
     fan_in_fan_out = isinstance(base_model, nn.Module) and _fan_in_fan_out(base_model, ledger)
+    parameters = _parameters(ledger, base_model)
     factors, cost = stacked_factors(ledger), None
     _refuse_non_finite(factors)
     if rank is not None and rank < rank_of(factors):
         factors, cost = truncated(factors, rank)
     with replacing_folder(folder) as temporary:
-        save_file(_state(factors), temporary / WEIGHTS, metadata={"format": "pt"})
-        text = json.dumps(_config(ledger, factors, base_model, task_type, fan_in_fan_out), indent=2)
+        save_file(_state(ledger, factors), temporary / WEIGHTS, metadata={"format": "pt"})
+        config = _config(ledger, rank_of(factors), base_model, task_type)
+        config |= {"target_parameters": sorted(parameters.values())} if parameters else {}
+        # full names: a suffix could match layers that were not adapted
+        config["target_modules"] = [name for name in ledger.origin.layers if name not in parameters]
+        config["fan_in_fan_out"] = fan_in_fan_out
+        text = json.dumps(config, indent=2)
         (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
     return cost
 
@@ -69,37 +79,53 @@ def rank_of(factors: dict[str, Factors]) -> int:
     return len(next(iter(factors.values())).a)
 
 
-def _state(factors: dict[str, Factors]) -> dict[str, torch.Tensor]:
-    """PEFT's names: `lora_A` fp32 [rank, K], `lora_B` fp32 [N, rank]."""
+def _state(ledger: Ledger, factors: dict[str, Factors]) -> dict[str, torch.Tensor]:
+    """PEFT's names: `lora_A` fp32 [rank, K], `lora_B` fp32 [N, rank].
+
+    Of E experts `lora_A` is [E * rank, K], expert after expert, and `lora_B` [N, rank * E], rank after rank.
+    """
     state = {}
-    for name, layer in factors.items():
-        state[f"base_model.model.{name}.lora_A.weight"] = layer.a
-        state[f"base_model.model.{name}.lora_B.weight"] = layer.b.T.contiguous()
+    names = {slot.name: matrix_names(slot, ledger.origin.rank) for slot in ledger.slots}
+    for name, matrices in names.items():
+        a, b = (
+            torch.stack(parts) for parts in zip(*((factors[one].a, factors[one].b) for one in matrices), strict=True)
+        )
+        place = name if len(matrices) == 1 else _place_of_experts(name, [n for n in names if len(names[n]) > 1])
+        state[f"base_model.model.{place}.lora_A.weight"] = a.flatten(0, 1).contiguous()
+        state[f"base_model.model.{place}.lora_B.weight"] = b.permute(2, 1, 0).flatten(1).contiguous()
     return state
 
 
-def _config(
-    ledger: Ledger,
-    factors: dict[str, Factors],
-    base_model: str | nn.Module | None,
-    task_type: str | None,
-    fan_in_fan_out: bool,
-) -> dict:
+def _place_of_experts(name: str, layers: list[str]) -> str:
+    """Where PEFT has the matrices of a mixture's parameter: about the module, the first parameter innermost."""
+    mixture = name.rpartition(".")[0]
+    others = [other for other in layers if other.rpartition(".")[0] == mixture]
+    return mixture + ".base_layer" * (len(others) - 1 - others.index(name))
+
+
+def _parameters(ledger: Ledger, base_model: str | nn.Module | None) -> dict[str, str]:
+    """The layers that PEFT is told of as parameters, and the names of these."""
+    experts = {slot.name: slot.name for slot in ledger.slots if slot.rank > ledger.origin.rank}
+    modules = base_model.modules() if isinstance(base_model, nn.Module) else ()
+    if not experts and not any(isinstance(module, OpenMixture) or is_mixture(module) for module in modules):
+        return {}
+    others = [name for name in ledger.origin.layers if name.rpartition(".")[2] in READ_AS_EXPERTS]
+    return {**{name: f"{name}.weight" for name in others}, **experts}
+
+
+def _config(ledger: Ledger, rank: int, base_model: str | nn.Module | None, task_type: str | None) -> dict:
     other_name = base_model if isinstance(base_model, str) else None
     return {
         "peft_type": "LORA",
         "task_type": task_type,
         "base_model_name_or_path": other_name or ledger.origin.model,
         "revision": None if other_name else ledger.origin.revision,
-        "r": rank_of(factors),
-        "lora_alpha": rank_of(factors),
+        "r": rank,
+        "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
-        # full names: a suffix could match layers that were not adapted
-        "target_modules": list(factors),
-        "fan_in_fan_out": fan_in_fan_out,
         "inference_mode": True,
     }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xgblora.adapters import Slot
 from xgblora.boosting.ledger import Ledger
 
 
@@ -41,7 +42,10 @@ class TruncationCost:
 
 
 def stacked_factors(ledger: Ledger) -> dict[str, Factors]:
-    """For each layer the terms of the ledger one below the other: R is their number times the rank of each."""
+    """For each matrix the terms of the ledger one below the other: R is their number times the rank of each.
+
+    A layer is one matrix, and the experts of a mixture are several: see `matrix_names`.
+    """
     terms = list(ledger.terms())
     rows = torch.stack([term.adapters for term in terms])
     scales = torch.tensor([term.scale for term in terms], dtype=torch.float32).view(-1, 1, 1)
@@ -49,8 +53,16 @@ def stacked_factors(ledger: Ledger) -> dict[str, Factors]:
     for slot in ledger.slots:
         a, b = slot.views(rows)
         # (scale * b) * a, in this order, is what a merge computes
-        factors[slot.name] = Factors(a.flatten(0, 1).contiguous(), (scales * b).flatten(0, 1).contiguous())
+        a, b = (part.unflatten(1, (-1, ledger.origin.rank)) for part in (a, scales * b))
+        for number, name in enumerate(matrix_names(slot, ledger.origin.rank)):
+            factors[name] = Factors(*(part[:, number].flatten(0, 1).contiguous() for part in (a, b)))
     return factors
+
+
+def matrix_names(slot: Slot, rank: int) -> list[str]:
+    """The names of a layer's matrices, each of which has `rank` rows of the slot: the layer's own if it has one."""
+    count = slot.rank // rank
+    return [slot.name] if count == 1 else [f"{slot.name}.{number}" for number in range(count)]
 
 
 def truncated(factors: dict[str, Factors], rank: int) -> tuple[dict[str, Factors], TruncationCost]:

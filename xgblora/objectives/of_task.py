@@ -33,6 +33,8 @@ OBJECTIVES = {
     "f1": "1 - F1 of generated answers (no gradient)",
 }
 LOSSES_OF_SCORES = {"option_nll": option_nll, "classification": classification, "accuracy": zero_one}
+# samples that are encoded to find the longest text: the one with the most tokens is among the longest by characters
+MEASURED = 16
 WITHOUT_GRADIENT = ("accuracy", "f1")
 OF_CANDIDATES = ("classification", "accuracy")
 
@@ -78,12 +80,14 @@ def prepare_objective(
     *,
     max_length: int,
     max_new_tokens: int,
+    samples: Sequence[Sample] = (),
 ) -> TaskObjective:
     """The objective called `name` for a task.
 
     Args:
         max_length: the longest text in tokens.
         max_new_tokens: the longest generated answer, for `f1`.
+        samples: those of the task: the model is tried on texts as long as the longest of them.
 
     Raises:
         InputError: a text has no room for a generated answer.
@@ -94,10 +98,10 @@ def prepare_objective(
     if name == "language_model":
         whole = partial(to_options, whole_text=True)
         alone = partial(whole, only_right=True)
-        texts = LanguageModelObjective(model)
+        texts = LanguageModelObjective(model, longest=_longest(samples, whole))
         return TaskObjective(texts, alone, whole, _collator(tokenizer, model, texts), partial(_loss_of_texts, alone))
     loss = LOSSES_OF_SCORES[name]
-    objective = CandidateObjective(model, loss)
+    objective = CandidateObjective(model, loss, longest=_longest(samples, to_options))
     return TaskObjective(
         objective,
         partial(to_options, only_right=name == "option_nll"),
@@ -105,6 +109,12 @@ def prepare_objective(
         _collator(tokenizer, model, objective),
         partial(_loss_of_scores, loss),
     )
+
+
+def _longest(samples: Sequence[Sample], to_text: Callable[[Sample], Any]) -> int | None:
+    """Tokens of the longest of the texts with the most characters; None without samples."""
+    some = sorted(samples, key=lambda sample: max(map(len, sample.candidates)))[-MEASURED:]
+    return max((len(to_text(sample)) for sample in some), default=None)
 
 
 def _collator(

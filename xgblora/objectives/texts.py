@@ -52,10 +52,11 @@ class CandidateObjective:
     Args:
         model: the model that will be trained.
         loss: of scores [B, C] and labels [B]: `option_nll`, `classification`, `zero_one` or another.
+        longest: the tokens of the longest text, see `OptionScorer`.
     """
 
-    def __init__(self, model: nn.Module, loss: LossOfScores = option_nll):
-        self._scorer = OptionScorer(model)
+    def __init__(self, model: nn.Module, loss: LossOfScores = option_nll, *, longest: int | None = None):
+        self._scorer = OptionScorer(model, longest)
         self.loss = loss
 
     @property
@@ -78,10 +79,11 @@ class LanguageModelObjective:
 
     Args:
         model: the model that will be trained.
+        longest: the tokens of the longest text, see `OptionScorer`.
     """
 
-    def __init__(self, model: nn.Module):
-        self._scorer = OptionScorer(model)
+    def __init__(self, model: nn.Module, *, longest: int | None = None):
+        self._scorer = OptionScorer(model, longest)
 
     @property
     def packs(self) -> bool:

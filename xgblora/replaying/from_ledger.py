@@ -29,7 +29,8 @@ def rebuild(model: nn.Module, ledger: Ledger) -> Booster:
 
 def booster_of(model: nn.Module, origin: Origin, rounding: str, start: RoundStart, complaint: str) -> Booster:
     """A booster over `model`, adapted as `origin` says; an InputError beginning with `complaint` if it does not fit."""
-    names = {name for name, _ in model.named_modules()}
+    # the parameters of a mixture of experts are layers too
+    names = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
     missing = [name for name in origin.layers if name not in names]
     if missing:
         raise InputError(f"{complaint}: this one has no layer {missing[0]}")

@@ -49,7 +49,13 @@ def prepare(plan: Plan) -> PreparedRun:
     _refuse_missing_optimizer(args, model)
     length = longest_text(model, tokenizer, task.max_length)
     objective = prepare_objective(
-        task.objective, plan.chosen, model, tokenizer, max_length=length, max_new_tokens=task.max_new_tokens
+        task.objective,
+        plan.chosen,
+        model,
+        tokenizer,
+        max_length=length,
+        max_new_tokens=task.max_new_tokens,
+        samples=[*sets.train, *sets.dev],
     )
     train = [objective.to_train(sample) for sample in sets.train]
     # sorted by length, so that a batch of the evaluation has little padding

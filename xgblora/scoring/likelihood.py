@@ -7,14 +7,17 @@ row, with a mask that keeps them apart. Models that keep something else than the
 text whole.
 
 Whole texts are padded on the right, where a causal model does not see it; prefixes are padded on the left and masked.
-What predicts no option token is spared the end of the model (`xgblora.scoring.option_rows`).
+What predicts no option token is spared the end of the model (`xgblora.scoring.option_rows`). Each of these is tried
+once for a model (`xgblora.scoring.truth`), and left where it gives other scores than texts alone.
 """
 
 import inspect
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +25,11 @@ from transformers import DynamicCache
 
 from xgblora.scoring.batches import batches_by_length, tokens_per_batch
 from xgblora.scoring.encoding import EncodedExample
-from xgblora.scoring.option_rows import MISFITS, OptionRows, Rows, agree, places_of
-from xgblora.scoring.packing import for_attention, keeps_all_tokens, keeps_apart, reason_not_to_pack
+from xgblora.scoring.option_rows import OptionRows, Rows, last_layer, places_of
+from xgblora.scoring.packing import common_prefix, for_attention, keeps_all_tokens, keeps_apart, reason_not_to_pack
 from xgblora.scoring.shared_prefixes import PrefixGroup, Text, prefix_groups
-from xgblora.spelling import one_line
+from xgblora.scoring.together import ALL, Together, rules_for
+from xgblora.scoring.truth import Truth, truth_of
 
 logger = logging.getLogger("xgblora")
 
@@ -51,14 +55,14 @@ def log_probabilities(
         tokens: the most tokens of a forward, those in the cache among them; None: what suits the device.
     """
     device = next(model.parameters()).device
-    first = list(itertools.accumulate((len(example.options) for example in examples), initial=0))
-    texts = [text for example, slot in zip(examples, first, strict=False) for text in _texts(example, slot)]
-    totals = torch.zeros(first[-1], device=device)
-    if texts:
-        _Forwards(model, pad_token_id, tokens or tokens_per_batch(device)).add(texts, totals)
+    texts = [text for slot, example in _numbered(examples) for text in _texts(example, slot)]
     counts = [len(option) for example in examples for option in example.options]
-    means = [total / count for total, count in zip(totals.tolist(), counts, strict=True)]
-    return [means[start:stop] for start, stop in itertools.pairwise(first)]
+    totals = torch.zeros(len(counts), device=device)
+    if texts:
+        longest = max(len(text.ids) for text in texts)
+        _Forwards(model, pad_token_id, tokens or tokens_per_batch(device), longest).add(texts, totals)
+    means = iter(total / count for total, count in zip(totals.tolist(), counts, strict=True))
+    return [list(itertools.islice(means, len(example.options))) for example in examples]
 
 
 def _texts(example: EncodedExample, slot: int) -> list[Text]:
@@ -100,36 +104,61 @@ class _Row:
         ]
 
 
+@dataclass(frozen=True)
+class _Ways:
+    """How a model runs texts of up to `longest` tokens, by what a trial has shown.
+
+    Attributes:
+        together: which whole texts may be padded up to one another.
+        spares: whether the last layer computes no more rows than are read.
+        shares: whether prefixes may be run once.
+    """
+
+    longest: int
+    attention: str | None
+    together: Together
+    spares: bool
+    shares: bool
+
+
+# an evaluation comes in windows, and a run has several: each model is tried once for texts of a length
+_TRIED: WeakKeyDictionary[nn.Module, _Ways] = WeakKeyDictionary()
+
+
 class _Forwards:
     """The forwards of one evaluation.
 
     Args:
         tokens: the most tokens of a forward.
+        longest: of the tokens of a text.
     """
 
-    def __init__(self, model: nn.Module, pad_token_id: int, tokens: int):
+    def __init__(self, model: nn.Module, pad_token_id: int, tokens: int, longest: int):
         self._model, self._pad, self._tokens = model, pad_token_id, tokens
         self._device = next(model.parameters()).device
         self._rows = OptionRows(model)
-        reason = self._rows.spare(model, self._logits) if keeps_all_tokens(model.config) else "it forgets tokens"
-        if reason:
-            logger.debug("The last layer computes all positions: %s", reason)
+        attention = getattr(model.config, "_attn_implementation", None)
+        ways = _TRIED.get(model)
+        if ways is None or ways.longest < longest or ways.attention != attention:
+            ways = _TRIED[model] = self._tried(truth_of(model, longest), attention)
+        self._together, self._shares = ways.together, ways.shares
+        self._rows.layer = last_layer(model) if ways.spares else None
 
     def add(self, texts: Sequence[Text], totals: Tensor) -> None:
         """Add the log-probabilities of all targets to `totals` fp32 [candidates]."""
-        found = prefix_groups(texts)
-        if any(group.shared for group in found):
-            # tried where there is something to share: of SST-2 the trial would be 2% of the time
-            reason = self._reason_not_to_share()
-            if reason:
-                logger.debug("Prefixes are not shared: %s", reason)
-                found = [PrefixGroup(0, (text,)) for text in texts]
-        alone = [text for group in found if not group.shared for text in group.texts]
-        for batch in batches_by_length(alone, lambda text: len(text.ids), tokens=self._tokens):
-            self._run(batch, totals)
-        for batch in batches_by_length(
-            [group for group in found if group.shared], lambda group: group.shared, tokens=self._tokens
-        ):
+        groups = prefix_groups(texts) if self._shares else _apart(texts)
+        alone = [text for group in groups if not group.shared for text in group.texts]
+        self._run_whole(alone, totals)
+        self._run_shared([group for group in groups if group.shared], totals)
+
+    def _run_whole(self, texts: list[Text], totals: Tensor) -> None:
+        for places in self._together.groups([len(text.ids) for text in texts]):
+            some = [texts[place] for place in places]
+            for batch in batches_by_length(some, lambda text: len(text.ids), tokens=self._tokens):
+                self._run(batch, totals)
+
+    def _run_shared(self, groups: list[PrefixGroup], totals: Tensor) -> None:
+        for batch in batches_by_length(groups, lambda group: group.shared, tokens=self._tokens):
             prefixes = self._prefixes([group.texts[0].ids[: group.shared] for group in batch])
             rows = [row for number, group in enumerate(batch) for row in _rows_of(group, number)]
             for some in batches_by_length(rows, len, tokens=self._tokens, extra=batch[0].shared):
@@ -188,34 +217,53 @@ class _Forwards:
         logits = logits.view(len(rows), -1).float()
         totals.index_add_(0, slots, logits[inverse, tokens] - logits.logsumexp(dim=-1)[inverse])
 
+    def _tried(self, truth: Truth, attention: str | None) -> _Ways:
+        """The fastest ways that give the scores of texts alone.
+
+        Raises:
+            InputError: none does.
+        """
+        texts = [text for slot, example in _numbered(truth.examples) for text in _texts(example, slot)]
+        shared = [_shared(example, slot) for slot, example in _numbered(truth.examples) if common_prefix(example)]
+        rest = [text for text in texts if not any(text in group.texts for group in shared)]
+
+        def reason(run: Callable[[Tensor], None]) -> str | None:
+            def scores() -> Tensor:
+                totals = torch.zeros_like(truth.expected)
+                run(totals)
+                return totals
+
+            return truth.reason_against(self._model, scores, others="its scores are others then")
+
+        def run_shared(totals: Tensor) -> None:
+            self._run_whole(rest, totals)
+            self._run_shared(shared, totals)
+
+        reasons = []
+        for together in rules_for(self._model, truth.longest):
+            self._together = together
+            reasons.append(reason(partial(self._run_whole, texts)))
+            if reasons[-1] is None:
+                break
+            logger.info("An evaluation does not run %s in one forward: %s", together.name, reasons[-1])
+        else:
+            raise truth.refusal(self._model, reasons[-1])
+        forgets = None if keeps_all_tokens(self._model.config) else "it forgets tokens"
+        spares = forgets or self._rows.spare(self._model, lambda: reason(partial(self._run_whole, texts)))
+        shares = forgets or self._reason_not_to_share() or reason(run_shared)
+        for what, why in (("The last layer computes all positions", spares), ("Prefixes are not shared", shares)):
+            if why:
+                logger.debug("%s: %s", what, why)
+        return _Ways(truth.longest, attention, self._together, spares is None, shares is None)
+
     def _reason_not_to_share(self) -> str | None:
-        """Why no prefixes are shared; a few short texts are run both ways, as `OptionRows.spare` does."""
+        """Why no prefixes are shared, as far as the model itself tells."""
         arguments = inspect.signature(self._model.forward).parameters
+        if self._together is not ALL:
+            return f"{self._together.name} alone stand together"
         if "past_key_values" not in arguments:
             return "the model takes no past_key_values"
-        reason = reason_not_to_pack(self._model, list(arguments))
-        if reason:
-            return reason
-        last = self._model.get_input_embeddings().num_embeddings - 1
-        one, two, three, four = (min(token, last) for token in (5, 9, 2, 7))
-        texts = [
-            Text((one, two, three, four), ((2, one, 0), (3, two, 0))),
-            Text((one, two, four), ((2, three, 1),)),
-            Text((one, two, three, one), ((3, four, 2),)),
-            Text((two, four, one), ((1, one, 3), (2, four, 3))),
-            Text((two, three), ((1, one, 4),)),
-        ]
-        whole, shared = torch.zeros(2, 5, device=self._device)
-        self._run(texts, whole)
-        try:
-            prefixes = self._prefixes([(one, two), (two,)])
-            rows = [_Row(0, tuple(text.after(2) for text in texts[:3])), _Row(1, tuple(t.after(1) for t in texts[3:]))]
-            self._run_after(prefixes, rows, shared)
-        except MISFITS as error:
-            return f"it takes no such mask ({one_line(error, limit=100)})"
-        if agree(shared, whole, next(self._model.parameters()).dtype):
-            return None
-        return "its scores are others then"
+        return reason_not_to_pack(self._model, list(arguments))
 
     def _logits(self, ids: Tensor, **arguments) -> Tensor:
         return self._model(**{"input_ids": ids, "use_cache": False, **arguments}).logits
@@ -226,6 +274,23 @@ class _Forwards:
 
     def _tensor(self, values: list) -> Tensor:
         return torch.tensor(values, device=self._device)
+
+
+def _apart(texts: Sequence[Text]) -> list[PrefixGroup]:
+    """Each text whole."""
+    return [PrefixGroup(0, (text,)) for text in texts]
+
+
+def _shared(example: EncodedExample, slot: int) -> PrefixGroup:
+    """The sequences of an example as one group, whose prefix reaches no token with a target."""
+    texts = tuple(_texts(example, slot))
+    return PrefixGroup(min(common_prefix(example), *(index for text in texts for index, *_ in text.targets)), texts)
+
+
+def _numbered(examples: Sequence[EncodedExample]) -> list[tuple[int, EncodedExample]]:
+    """Each example with the number of its first candidate."""
+    first = itertools.accumulate((len(example.options) for example in examples), initial=0)
+    return list(zip(first, examples, strict=False))
 
 
 def _rows_of(group: PrefixGroup, number: int) -> list[_Row]:

@@ -21,16 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from xgblora.eval_mode import in_eval_mode
-from xgblora.spelling import one_line
-
-# of the scores, relative to the largest: what rounding does to a small batch. A token that sees its neighbours, or has
-# a wrong position, moves the scores of a trained model by more.
-TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 # of the rows that the last layer computes; with more, taking them out and putting them back costs what it saves
 MOST_SPARED = 0.5
-# what a model may do with arguments that it does not expect
-MISFITS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -87,51 +79,23 @@ class OptionRows:
             for hook in hooks:
                 hook.remove()
 
-    @torch.no_grad()
-    def spare(self, model: nn.Module, forward: Callable[[Tensor], Tensor]) -> str | None:
-        """Let the last layer compute rows that are read and no others, if the logits are the same.
-
-        Two short texts are run both ways: no documentation tells which architectures allow it.
+    def spare(self, model: nn.Module, trial: Callable[[], str | None]) -> str | None:
+        """Let the last layer compute rows that are read and no others, if `trial` finds the scores to be right then.
 
         Args:
             model: the model.
-            forward: token ids [2, T] to the logits of the model, in the way in which it will be run.
+            trial: why the scores are not right; None: they are.
 
         Returns:
             Why the last layer computes all rows; None: it does not.
         """
-        layer = _last_layer(model)
-        if layer is None:
+        self.layer = last_layer(model)
+        if self.layer is None:
             return "the model has no list of layers"
-        embeddings = model.get_input_embeddings()
-        if embeddings.weight.is_meta:
-            return "the model has no weights yet"
-        columns = [[2, 5], [3]]
-        ids = torch.tensor([[5, 9, 2, 7, 4, 6, 3], [4, 3, 8, 2, 5, 1, 7]], device=embeddings.weight.device)
-        ids.clamp_(max=embeddings.num_embeddings - 1)
-        places = ids.new_tensor(places_of(columns, ids.shape[1]))
-        rows = places[places < ids.numel()]
-        try:
-            with in_eval_mode(model):
-                with self.only(Rows(rows)):
-                    expected = forward(ids)
-                self.layer = layer
-                with self.only(Rows(rows, places)):
-                    spared = forward(ids)
-        except MISFITS as error:
-            if self.layer is None:
-                raise
+        reason = trial()
+        if reason is not None:
             self.layer = None
-            return f"it cannot be called so ({one_line(error, limit=100)})"
-        if agree(spared, expected, embeddings.weight.dtype):
-            return None
-        self.layer = None
-        return "its rows are others then"
-
-
-def agree(scores: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Whether scores that a model of `dtype` gave in another way are the same up to rounding."""
-    return bool((scores - expected).abs().max() <= TOLERANCES.get(dtype, 2e-2) * expected.abs().max())
+        return reason
 
 
 def _gather(rows: Tensor, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -139,7 +103,8 @@ def _gather(rows: Tensor, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[
     return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows).unsqueeze(0), *inputs[1:])
 
 
-def _last_layer(model: nn.Module) -> nn.Module | None:
+def last_layer(model: nn.Module) -> nn.Module | None:
+    """The last of the layers of `model`, if there is one list of them."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and module and isinstance(module[-1], GradientCheckpointingLayer):
             return module[-1] if len(module) == getattr(model.config, "num_hidden_layers", None) else None

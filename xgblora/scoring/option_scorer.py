@@ -1,22 +1,24 @@
 """Log-probabilities of the candidates of a batch.
 
-Batches run packed, without padding, on models that give the same scores so: a small batch is tried both ways. What does
-not predict an option token is spared the end of the model (`xgblora.scoring.option_rows`).
+Batches run packed, without padding, on models that give the right scores so (`xgblora.scoring.truth`). Those that do
+not pad them on the left, with a mask and positions; on the right, where a causal model does not see it; or run texts of
+one length at a time. What does not predict an option token is spared the end of the model
+(`xgblora.scoring.option_rows`).
 """
 
 import inspect
 import logging
+import math
 
 import torch
 from torch import Tensor, nn
 
 from xgblora.errors import InputError
-from xgblora.eval_mode import in_eval_mode
 from xgblora.scoring.collator import Collator
-from xgblora.scoring.encoding import EncodedExample
-from xgblora.scoring.option_rows import MISFITS, OptionRows, Rows, agree
-from xgblora.scoring.packing import for_attention, keeps_apart, reason_not_to_pack
-from xgblora.spelling import one_line
+from xgblora.scoring.option_rows import OptionRows, Rows
+from xgblora.scoring.packing import for_attention, keeps_apart, power_of_two, reason_not_to_pack
+from xgblora.scoring.together import ALL, Together, rules_for
+from xgblora.scoring.truth import SHORTEST, Truth, can_be_tried, truth_of
 
 logger = logging.getLogger("xgblora")
 
@@ -26,38 +28,55 @@ class OptionScorer:
 
     Args:
         model: a model with `get_output_embeddings()`; it has hooks within `scores` and none outside.
+        longest: the tokens of the longest text that it will score; None: a few.
 
     Attributes:
         packs: whether batches that have a `grid` run packed, as long as one adapter reads each copy of a batch: in the
             grid its examples stand side by side.
 
     Raises:
-        InputError: the model has no output embeddings.
+        InputError: the model has no output embeddings, looks ahead, or gives a text in a batch other scores than alone.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, longest: int | None = None):
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         if head is None:
             raise InputError(f"{type(model).__name__} has no output embeddings: it is no language model")
-        parameters = inspect.signature(model.forward).parameters
-        self._takes_positions = "position_ids" in parameters
+        self._arguments = list(inspect.signature(model.forward).parameters)
+        self._takes_positions = "position_ids" in self._arguments
         self._rows = OptionRows(model)
-        reason = reason_not_to_pack(model, list(parameters)) or self._reason_by_trial(model)
-        self.packs = reason is None
-        if reason:
-            logger.info("Batches are padded, not packed: %s", reason)
+        self.packs = False
+        # tokens of the longest text that was tried; of a model without weights none can be
+        self._tried = math.inf
+        # None: padded on the left, with a mask
+        self._together: Together | None = None
+        if not can_be_tried(model):
+            logger.info("Batches are padded, not packed: the model has no weights yet")
             return
-        reason = self._rows.spare(model, lambda ids: _apart(model, ids))
-        if reason:
-            logger.info("The last layer computes all positions: %s", reason)
+        self._try(model, longest)
 
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean log-probability of the option tokens of each candidate: fp32 [B, C], -inf for padding candidates."""
+        if batch["input_ids"].shape[-1] > self._tried and batch.get("groups", 1) == 1:
+            # nobody said that texts would be so long
+            self._try(model, int(batch["attention_mask"].sum(dim=-1).max()))
         packed = self.packs and "grid" in batch and batch["groups"] == batch["copies"]
-        arguments, rows = _packed(model, batch) if packed else self._padded(model, batch)
-        with self._rows.only(rows):
-            logits = model(**arguments, use_cache=False).logits.float()
+        if not packed and self._together is not None:
+            logits = self._logits_on_the_right(model, batch)
+        else:
+            arguments, rows = _packed(model, batch) if packed else self._padded(model, batch)
+            with self._rows.only(rows):
+                logits = model(**arguments, use_cache=False).logits.float()
         return _mean_log_probabilities(logits.view(len(batch["label"]), -1, logits.shape[-1]), batch)
+
+    def _try(self, model: nn.Module, longest: int | None) -> None:
+        """Choose how batches of texts of up to `longest` tokens are run."""
+        truth = truth_of(model, longest)
+        self._tried = power_of_two(truth.longest)
+        self._choose_padding(model, truth)
+        reason = reason_not_to_pack(model, self._arguments) or self._reason_not_to_pack(model, truth)
+        if reason:
+            logger.info("Batches are padded, not packed: %s", reason)
 
     def _padded(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Rows]:
         """What the model takes, and the rows of its B * S * T that predict option tokens."""
@@ -72,33 +91,77 @@ class OptionScorer:
             arguments["attention_mask"] = for_attention(model, keeps_apart(mask, torch.zeros_like(mask)))
         return arguments, Rows((batch["rows"] + first).view(-1))
 
-    @torch.no_grad()
-    def _reason_by_trial(self, model: nn.Module) -> str | None:
-        """Why packed batches give other scores than padded ones; None: they do not.
+    def _logits_on_the_right(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """fp32 [1, B * R, V], of forwards over texts that may stand together, without a mask and positions."""
+        ids, mask = batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1)
+        count, width = ids.shape
+        lengths = mask.sum(dim=1)
+        places = torch.arange(width, device=ids.device) + (width - lengths).unsqueeze(1)
+        # what stands before a text comes round behind it
+        ids = ids.gather(1, places % width)
+        first = torch.arange(len(batch["rows"]), device=ids.device).unsqueeze(1) * (batch["input_ids"].shape[1] * width)
+        wanted = (batch["rows"] + first).view(-1)
+        text, place = wanted // width, wanted % width
+        place = place - (width - lengths[text])
+        if self._together is ALL:
+            with self._rows.only(Rows(text * width + place)):
+                return model(input_ids=ids, use_cache=False).logits.float()
+        logits: list[Tensor] = []
+        order: list[Tensor] = []
+        of_texts = lengths.tolist()
+        for members in self._together.groups(of_texts):
+            longest, members = max(of_texts[member] for member in members), ids.new_tensor(members)
+            number = ids.new_full((count,), -1).index_copy(0, members, torch.arange(len(members), device=ids.device))
+            (rows,) = (number[text] >= 0).nonzero(as_tuple=True)
+            if len(rows):
+                with self._rows.only(Rows(number[text[rows]] * longest + place[rows])):
+                    logits.append(model(input_ids=ids[members, :longest], use_cache=False).logits[0].float())
+                order.append(rows)
+        return torch.cat(logits)[torch.cat(order).argsort()].unsqueeze(0)
 
-        Documentation does not tell which architectures take a mask of their own, and some take and ignore it.
+    def _choose_padding(self, model: nn.Module, truth: Truth) -> None:
+        """The fastest way to run batches that are not packed.
+
+        Raises:
+            InputError: none gives the right scores.
         """
-        device, last = model.get_input_embeddings().weight.device, model.get_input_embeddings().num_embeddings - 1
-        if device.type == "meta":
-            return "the model has no weights yet"
-        batch = {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in Collator(0)(_trial_examples(last)).items()
-        }
-        try:
-            with in_eval_mode(model):
-                self.packs = False
-                padded = self.scores(model, batch)
-                self.packs = True
-                packed = self.scores(model, batch)
-        except MISFITS as error:
-            if not self.packs:
-                raise
-            return f"the model takes no such mask ({one_line(error, limit=100)})"
-        there = batch["option_mask"].any(dim=-1)
-        if agree(packed[there], padded[there], next(model.parameters()).dtype):
+        reasons = []
+        for together in (None, *rules_for(model, truth.longest)):
+            self._together = together
+            reason = truth.reason_against(model, lambda: self._scores_of(model, truth), others="scores are others then")
+            if reason is None:
+                break
+            reasons.append(f"{'with a mask and positions' if together is None else together.name}: {reason}")
+        else:
+            raise truth.refusal(model, "; ".join(reasons))
+        if reasons:
+            logger.info("Batches are padded on the right, %s in a forward (%s)", together.name, "; ".join(reasons))
+
+    def _reason_not_to_pack(self, model: nn.Module, truth: Truth) -> str | None:
+        """Why batches are not packed; None: they are, and the last layer is spared what it can be."""
+
+        def trial() -> str | None:
+            return truth.reason_against(
+                model, lambda: self._scores_of(model, truth), others="scores are others with positions and a mask"
+            )
+
+        self.packs = True
+        reason = self._rows.spare(model, trial) if truth.longest >= SHORTEST else "texts are short"
+        if reason is None:
             return None
-        return "the model's scores are others when it is given positions and a mask"
+        not_packed = trial()
+        self.packs = not_packed is None
+        if self.packs:
+            logger.info("The last layer computes all positions: %s", reason)
+        return not_packed
+
+    def _scores_of(self, model: nn.Module, truth: Truth) -> Tensor:
+        """The scores of all candidates of the trial, as batches are run now."""
+        batch = {
+            name: value.to(truth.expected.device) if isinstance(value, Tensor) else value
+            for name, value in Collator(0)(list(truth.examples)).items()
+        }
+        return self.scores(model, batch)[batch["option_mask"].any(dim=-1)]
 
 
 def _packed(model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Rows]:
@@ -138,13 +201,6 @@ def _places(wanted: Tensor, batch: dict[str, Tensor], rows: int) -> Tensor | Non
     return places.scatter_(1, batch["slots"].view(copies, -1), wanted).view(copies * rows, -1)
 
 
-def _apart(model: nn.Module, ids: Tensor) -> Tensor:
-    """The logits of texts `ids` [N, T], run as a grid in which each has a row."""
-    there = torch.ones_like(ids)
-    mask = for_attention(model, keeps_apart(there, torch.zeros_like(ids)))
-    return model(input_ids=ids, position_ids=_positions(there), attention_mask=mask, use_cache=False).logits
-
-
 def _is_on_gpu(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
@@ -152,19 +208,6 @@ def _is_on_gpu(tensor: Tensor) -> bool:
 def _positions(mask: Tensor) -> Tensor:
     """The position of each token in its sequence; `mask` [..., T] is 0 where there is padding."""
     return (mask.cumsum(dim=-1) - 1).clamp_(min=0)
-
-
-def _trial_examples(last: int) -> list[EncodedExample]:
-    """Examples of every form; token ids go up to `last`."""
-    one, two, three, four, five = (min(token, last) for token in (5, 9, 2, 7, 4))
-    forked = EncodedExample(
-        ((one, two, three, four), (one, two, five)),
-        ((0, 1), (0, 2), (0, 3), (1, 1), (1, 2)),
-        (((0, three), (1, four), (2, one)), ((3, five), (4, two))),
-        0,
-    )
-    plain = EncodedExample(((four, three, two, five, one),), ((0, 3), (0, 4)), (((0, one), (1, two)), ((1, four),)), 1)
-    return [plain, forked, plain]
 
 
 def _mean_log_probabilities(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:

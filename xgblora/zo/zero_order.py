@@ -25,6 +25,7 @@ from xgblora.tape import Tape
 from xgblora.zo.cuda_recorder import CudaRecorder
 from xgblora.zo.estimator import Estimator, check_estimator, direction_seeds
 from xgblora.zo.one_sided import OneSided, check_normalise
+from xgblora.zo.stacking import FAR_APART, is_stackable, same_losses, stacked
 from xgblora.zo.step_graphs import StepGraphs
 from xgblora.zo.two_sided import TwoSided
 from xgblora.zo.update_rule import ArenaOptimizer, UpdateRule
@@ -137,6 +138,7 @@ class ZeroOrder:
         self._first_seed = 0
         self._weight = self._share = 0.0
         self._announced: set[str] = set()
+        self._stacking_was_tried = False
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
         self._base = [*adapters.model.parameters(), *adapters.model.buffers()]
         captures = capture == "auto" and device.type == "cuda"
@@ -257,7 +259,25 @@ class ZeroOrder:
         """fp32 [G]: for each row of `live` the mean loss of the examples that are run at it."""
         groups = self.estimator.groups(_examples(batch))
         pairs = self._should_pair(batch, groups)
+        if pairs and not self._stacking_was_tried:
+            self._stacking_was_tried = True
+            pairs = self._stacks_right(batch, groups)
         return (self._paired_losses(batch, groups) if pairs else self._sequential_losses(batch, groups),)
+
+    def _stacks_right(self, batch: Any, groups: int) -> bool:
+        """Whether each row of `live` has the same losses in a stacked forward as in one of its own."""
+        arena, noise = self.adapters.arena, (self._signs, self.optimizer.distribution)
+        # so far apart that rows which were confused would show
+        arena.perturb(self._seeds, torch.full_like(self._eps, FAR_APART), *noise)
+        together, alone = self._paired_losses(batch, groups), self._sequential_losses(batch, groups)
+        arena.perturb(self._seeds, self._eps, *noise)
+        if same_losses(together, alone, self.adapters.compute_dtype):
+            return True
+        if self.pairing == "paired":
+            raise InputError("pairing=paired: stacked signs have other losses than one after the other; use sequential")
+        self._announce("ZO: signs and directions run one after the other (stacked, their losses are others)")
+        self.pairing = "sequential"
+        return False
 
     def _apply(self, _: dict) -> tuple[Tensor, Tensor, Tensor]:
         """Move `master` by the losses of the step; their mean, the projected gradients [q], and whether it moved."""
@@ -326,27 +346,6 @@ class ZeroOrder:
         if message not in self._announced:
             self._announced.add(message)
             logger.info(message)
-
-
-def is_stackable(batch: Any) -> bool:
-    """Whether `batch` is a mapping whose tensors share their first dimension."""
-    if not hasattr(batch, "values") or not hasattr(batch, "keys"):
-        return False
-    tensors = [value for value in batch.values() if isinstance(value, Tensor)]
-    return bool(tensors) and len({tensor.shape[:1] for tensor in tensors}) == 1 and tensors[0].ndim > 0
-
-
-def stacked(batch: Any, copies: int, groups: int) -> dict[str, Any]:
-    """`batch` repeated `copies` times along the examples: copy c is rows `c * B .. (c + 1) * B - 1`.
-
-    A batch that has entries `copies` and `groups` is told in them how often it stands there, and how many adapters read
-    it, each its share of the rows. Others are told nothing: their entries may be the arguments of a model.
-    """
-    told = {"copies": copies, "groups": groups}
-    return {
-        name: value.repeat(copies, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else told.get(name, value)
-        for name, value in batch.items()
-    }
 
 
 def _examples(batch: Any) -> int | None:
