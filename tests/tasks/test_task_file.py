@@ -114,12 +114,39 @@ class TestCandidates:
         assert read_task_file(write(text)).to_sample(row, "here").candidates == ("How? by sea", "How? by land")
 
     @pytest.mark.parametrize(
+        "ways, right, place",
+        [
+            (["12", "0", "1", "2"], 0, 0),  # a number is no text
+            (["12", "0", "1", "2"], "12", 0),
+            (["0", "1"], "1", 1),  # both readings are the same candidate
+        ],
+    )
+    def test_candidates_that_are_numbers(self, write, ways, right, place):
+        task = read_task_file(write("template: '{question}'\ncandidates: ways\nlabel: right"))
+        assert task.to_sample({"question": "q", "ways": ways, "right": right}, "here").label == place
+
+    @pytest.mark.parametrize("right, place", [(12, 0), ("15", 1), (1, 1)])
+    def test_columns_of_numbers(self, write, right, place):
+        task = read_task_file(write("template: '{question}'\ncandidates: [a, b]\nlabel: right"))
+        assert task.to_sample({"question": "q", "a": 12, "b": 15, "right": right}, "here").label == place
+
+    def test_a_number_that_may_be_a_candidate_of_another_place(self, write):
+        task = read_task_file(write("template: '{question}'\ncandidates: [a, b]\nlabel: right"))
+        with pytest.raises(InputError, match=r"right=0: may be number 0 \(1\) or number 1 \(0\)"):
+            task.to_sample({"question": "q", "a": 1, "b": 0, "right": 0}, "here")
+
+    @pytest.mark.parametrize(
         "row, said",
         [
             ({"ways": "by sea", "right": 0}, "here: ways is a text where a list of texts is needed"),
             ({"ways": ["a", "b"], "right": 2}, "here: right=2: must be one of the 2 candidates, or its number from 0"),
             ({"ways": ["a", "b"], "right": "c"}, "here: right=c: must be one of the 2 candidates"),
             ({"ways": ["a", "b"]}, "here: there is no column right"),
+            (
+                {"ways": ["12", "0", "1", "2"], "right": "0"},
+                "here: right=0: may be number 0 (12) or number 1 (0); in JSON, give candidates as texts",
+            ),
+            ({"ways": ["a", "b", "a"], "right": "a"}, "here: right=a: may be number 0 (a) or number 2 (a)"),
         ],
     )
     def test_a_wrong_row(self, write, row, said):
@@ -168,6 +195,12 @@ class TestData:
     def test_without_data_the_message_says_what_to_give(self, write):
         with pytest.raises(InputError, match="task task: names no data; give --data_dir"):
             read_task_file(write(self.TEXT)).load(None)
+
+    def test_a_file_of_another_form_is_named_by_its_columns(self, write, tmp_path):
+        path = write(f"{self.TEXT}data: all.json")
+        (tmp_path / "all.json").write_text(json.dumps({"data": [self.ROW] * 10}))
+        with pytest.raises(InputError, match=r"all.json: there is no column label \(columns: data\)"):
+            read_task_file(path).load(None)
 
     def test_a_data_file_that_is_missing(self, write, tmp_path):
         with pytest.raises(InputError) as error:

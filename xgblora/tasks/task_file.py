@@ -56,14 +56,15 @@ def _chosen(
 ) -> Callable[[dict, str], Sample]:
     def to_sample(row: Mapping, origin: str) -> Sample:
         if isinstance(columns, str):
-            candidates = texts_of(row, columns, origin)
+            given = candidates = texts_of(row, columns, origin)
         else:
+            given = [row.get(column) for column in columns]
             candidates = [text_of(row, column, origin) for column in columns]
         prompt = fill(template, row, origin, strips=True)
         return Sample.of_choices(
             prompt,
             [joined(prompt, candidate) for candidate in candidates],
-            _place(value_of(row, label, origin), candidates, f"{origin}: {label}"),
+            _place(value_of(row, label, origin), candidates, given, f"{origin}: {label}"),
             origin,
             sfc_prompt=sfc_prompt,
             sfc_candidates=[] if sfc_prompt is None else [joined(sfc_prompt, candidate) for candidate in candidates],
@@ -72,14 +73,29 @@ def _chosen(
     return to_sample
 
 
-def _place(label: object, candidates: list[str], where: str) -> int:
-    """The place of the right candidate, which `label` gives as its text or as a number from 0."""
-    if label in candidates:
-        return candidates.index(label)
-    places = list(map(str, range(len(candidates))))
-    if spelling(label) not in places:
+def _place(label: object, candidates: list[str], given: list, where: str) -> int:
+    """The place of the right one of `candidates`, given as `given`: `label` is its text or its number from 0.
+
+    Raises:
+        InputError: it is neither, or could mean two of them.
+    """
+    # a number is no text: among texts it can only be that of a place
+    by_text = [
+        place
+        for place, (text, value) in enumerate(zip(candidates, given, strict=True))
+        if label == text or (type(label) is type(value) and label == value)
+    ]
+    by_number = [place for place in range(len(candidates)) if spelling(label) == str(place)]
+    meant = sorted({*by_text, *by_number})
+    if not meant:
         raise InputError(f"{where}={label}: must be one of the {len(candidates)} candidates, or its number from 0")
-    return places.index(spelling(label))
+    if len(meant) > 1:
+        listed = " or ".join(f"number {place} ({candidates[place]})" for place in meant)
+        raise InputError(
+            f"{where}={label}: may be {listed}; in JSON, give candidates as texts, each another one, and the right one "
+            "by its number, as a number"
+        )
+    return meant[0]
 
 
 class _Fields:
