@@ -9,6 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from xgblora.errors import InputError
 from xgblora.spelling import one_line
 
+# how configurations call the most positions of a text: most of them, MPT, Whisper's decoder, code of one's own
+_NAMES_OF_LIMIT = ("max_position_embeddings", "max_seq_len", "max_target_positions", "n_positions")
+
 
 def load_model(name: str, *, dtype: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal language model and tokenizer `name` (a folder or a hub name), the model on `device` in eval mode.
@@ -25,9 +28,6 @@ def load_model(name: str, *, dtype: str, device: torch.device) -> tuple[PreTrain
         model = AutoModelForCausalLM.from_pretrained(name, dtype=resolve_dtype(dtype, device))
     except Exception as error:  # a folder or hub can be wrong in dozens of ways; the person needs one line
         raise InputError(f"model_name={name}: cannot be loaded ({one_line(error, limit=300)})") from None
-    if tokenizer.pad_token_id is None:
-        # padding is masked out of attention and loss, so any id will do
-        tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return model.to(device).eval(), tokenizer
 
@@ -54,10 +54,12 @@ def has_bf16_matrix_units() -> bool:
 
 def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
     """The longest text in tokens that model, tokenizer and the flag `max_length` allow."""
-    limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length, max_length]
     if max_length is not None and max_length < 2:
         raise InputError(f"max_length={max_length}: must be 2 or more")
-    return min(limit for limit in limits if limit is not None)
+    # of a model for several kinds of input the part that writes text has the limit
+    texts = model.config.get_text_config(decoder=True)
+    limits = [getattr(config, name, None) for config in (model.config, texts) for name in _NAMES_OF_LIMIT]
+    return min(limit for limit in (*limits, tokenizer.model_max_length, max_length) if limit is not None)
 
 
 def refuse_missing_folder(name: str) -> None:
