@@ -9,6 +9,7 @@ from xgblora.boosting.peft_adapter import export_peft
 from xgblora.environment import peak_memory, versions
 from xgblora.errors import in_one_line
 from xgblora.evaluation import Evaluation
+from xgblora.records import base_identity
 from xgblora.records.run_folder import entries_of
 from xgblora.runs import report, run_figures
 from xgblora.runs.console import logging_to, remembering_log
@@ -39,8 +40,15 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
         if task.overwrite:
             folder.clear(keep_up_to=run.plan.first_step)
         with logging_to(folder.log, early):
+            if run.plan.args.trainer != "none":
+                _keep_base(run)
             report.log_configuration(run.plan.task, run.plan.args, run.trainer, run.measurement.sets, folder)
             return _leave_results(run, _train_and_measure(run), started)
+
+
+def _keep_base(run: PreparedRun) -> None:
+    adapters = run.trainer.adapters
+    base_identity.keep(run.plan.folder.base, base_identity.facts_of(adapters.model, adapters), adapters.origin.rest)
 
 
 @dataclass(frozen=True)

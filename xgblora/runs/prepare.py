@@ -10,6 +10,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from xgblora.errors import in_one_line
 from xgblora.objectives.of_task import TaskObjective, prepare_objective
+from xgblora.records import base_identity
 from xgblora.runs.language_model import load_model, longest_text
 from xgblora.runs.measurement import Measurement, calibration_for, demonstrations_for
 from xgblora.runs.plan import Plan, sampling_seed
@@ -18,6 +19,7 @@ from xgblora.scoring.encoding import refuse_same_tokens
 from xgblora.scoring.vocabulary import refuse_unknown_ids, rows_of_embeddings
 from xgblora.tasks import Sample, SampledSets, Splits, Task, sample_sets
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.from_flags import trainable_of
 from xgblora.training.run_identity import identity_of_examples, identity_of_task
 from xgblora.training.trainer import XGBLoRATrainer
 
@@ -49,7 +51,9 @@ def prepare(plan: Plan) -> PreparedRun:
     set_seed(args.seed)
     splits, sets = draw_samples(task, plan.chosen, args.seed)
     demonstrations = demonstrations_for(task, splits, sets, plan.sampling_seed)
-    model, tokenizer = load_model(task.model_name, dtype=task.dtype, device=args.device)
+    model, tokenizer = load_model(
+        task.model_name, dtype=task.dtype, device=args.device, trust_remote_code=task.trust_remote_code
+    )
     _refuse_missing_optimizer(args, model)
     length = longest_text(model, tokenizer, task.max_length)
     objective = prepare_objective(
@@ -106,9 +110,12 @@ def _trainer(
     plan: Plan, model: PreTrainedModel, objective: TaskObjective, train: Sequence, dev: Sequence, *, max_length: int
 ) -> XGBLoRATrainer:
     with in_one_line(ValueError, ImportError):
+        adapters = trainable_of(model, plan.args)
+        adapters.known_rest = base_identity.kept(plan.folder.base, base_identity.facts_of(model, adapters))
         return XGBLoRATrainer(
             model,
             plan.args,
+            adapters=adapters,
             objective=objective.objective,
             train_dataset=train,
             eval_dataset=dev or None,

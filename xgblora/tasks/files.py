@@ -90,7 +90,7 @@ def _split_of(path: Path) -> str:
 
 
 def _read_tsv(path: Path) -> Iterator[Row]:
-    """A quote is a character like any other, as in GLUE, whose sentences hold single ones; unless the header is quoted."""
+    """A quote is a character like any other, unless the header is quoted: sentences of GLUE hold single ones."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         names = file.readline().rstrip("\r\n").split("\t")
     if all(map(_is_quoted, names)):
@@ -102,8 +102,8 @@ def _read_tsv(path: Path) -> Iterator[Row]:
         yield row, origin
     if quoted:
         logger.warning(
-            "%s: in %d rows a field stands in quotation marks, which are taken as part of the text, as in GLUE; if they "
-            "are not, quote the names in the first line too, or write .csv or .jsonl",
+            "%s: in %d rows a field stands in quotation marks, which are taken as part of the text, as in GLUE; if "
+            "they are not, quote the names in the first line too, or write .csv or .jsonl",
             path,
             quoted,
         )

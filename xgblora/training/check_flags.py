@@ -109,6 +109,16 @@ def _check_rounds(args: Any) -> None:
             raise InputError(f"--{name} and --load_best_model_at_end: choose one of them")
 
 
+def check_batches(args: Any, examples: int) -> None:
+    """Raise InputError if so many training examples make no batch, and a run no step."""
+    size = args.per_device_train_batch_size
+    if args.trainer != "none" and args.dataloader_drop_last and examples < size:
+        raise InputError(
+            f"dataloader_drop_last=True: drops the only batch, num_train={examples} is fewer than "
+            f"per_device_train_batch_size={size}"
+        )
+
+
 def check_report_to(report_to: None | str | list[str]) -> None:
     """Raise InputError if it names something that transformers does not report to, or that is not installed."""
     names = [report_to] if isinstance(report_to, str) else report_to or []

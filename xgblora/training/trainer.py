@@ -30,6 +30,7 @@ from xgblora.scoring.packing import positions_of
 from xgblora.training import processes
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress
+from xgblora.training.check_flags import check_batches
 from xgblora.training.flag import Needs, asked_for
 from xgblora.training.from_flags import booster_of, trainable_of, zero_order_of
 from xgblora.training.round_samples import samples_of
@@ -90,6 +91,8 @@ class XGBLoRATrainer(Trainer):
         if args.resume_from_checkpoint:
             # now, and not when training begins: nothing is written yet
             self._check_checkpoint(args.resume_from_checkpoint)
+        if hasattr(kwargs.get("train_dataset"), "__len__"):
+            check_batches(args, len(kwargs["train_dataset"]))
         self._loss_of_step: Tensor | None = None
         super().__init__(model=model, args=args, **kwargs)
         _refuse_without_one_held_out_set(args, self.eval_dataset)
