@@ -180,8 +180,15 @@ class TestFlagFiles:
             ("lora_alfa: 3", "unknown flag lora_alfa"),
             ("- a\n- b", "must hold flags as `name: value` lines"),
             ("just words", "must hold flags"),
-            ("a: [1, 2", "not readable as YAML or JSON"),
+            ("a: [1, 2", "flags.yaml line 1: is no YAML"),
             ("1: 2", "unknown flag 1"),
+            ("seed: 1\nseed: 2", "line 2: is no YAML (seed is there twice)"),
+            ("seed: &a 1\nmax_steps: *a", "line 2: is no YAML (an alias (*) is not taken here"),
+            ("seed: 2026-13-45", "is no YAML (month must be in 1..12"),
+            ("lr_scheduler_kwargs: {a: 2026-01-01}", "lr_scheduler_kwargs must be a value"),
+            ("target_modules: [[q_proj]]", "target_modules must be a value"),
+            ("seed: !!python/object/apply:os.getcwd []", "line 1: is no YAML (could not determine a constructor"),
+            ('task_name: "\\ud83d"', "line 1: is no YAML (a text has half of a surrogate pair)"),
         ],
     )
     def test_a_file_that_is_wrong_inside(self, train_command, flag_file, text, said):

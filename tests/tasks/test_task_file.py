@@ -202,6 +202,16 @@ class TestData:
         with pytest.raises(InputError, match=r"all.json: there is no column label \(columns: data\)"):
             read_task_file(path).load(None)
 
+    @pytest.mark.parametrize("file", ["../all.jsonl", "/etc/all.jsonl", "reviews/../../all.jsonl", "link.jsonl"])
+    def test_a_data_file_outside_of_the_folder(self, write, tmp_path, file):
+        """A task that came from elsewhere reads what came with it, and nothing else."""
+        (tmp_path / "link.jsonl").symlink_to(tmp_path.parent / "all.jsonl")
+        for data in (file, f"{{train: {file}}}"):
+            with pytest.raises(InputError) as error:
+                read_task_file(write(f"{self.TEXT}data: {data}"))
+            where = f"{tmp_path / 'task.yaml'} line 4: data: {file!r}"
+            assert str(error.value).startswith(f"{where} is outside of the task file's folder")
+
     def test_a_data_file_that_is_missing(self, write, tmp_path):
         with pytest.raises(InputError) as error:
             read_task_file(write(f"{self.TEXT}data: reviews/no.jsonl")).load(None)
@@ -250,7 +260,7 @@ def replaced(line: str, by: str) -> str:
             "line 5: label_words: must give two or more different",
         ),
         (replaced("{neg: terrible, pos: great}", "{a: [x], b: y}"), "label_words: the word for a must be a text"),
-        (replaced("pos: great", "neg: great"), "line 5: neg is there twice"),
+        (replaced("pos: great", "neg: great"), "line 5: is no YAML (neg is there twice)"),
         (replaced("accuracy", "f1"), "line 6: metric: f1: a task with label_words is measured by accuracy"),
         (replaced("accuracy", "acuracy"), "line 6: metric: acuracy: a task with label_words is measured by accuracy"),
         (
@@ -286,7 +296,7 @@ def test_a_wrong_task_file_is_named_with_its_line(write, text, said):
 
 
 def test_a_task_file_that_is_missing(tmp_path):
-    with pytest.raises(InputError, match=r"task_file=.*no.yaml: cannot be read \(No such file"):
+    with pytest.raises(InputError, match=r"no.yaml: there is no such file"):
         read_task_file(tmp_path / "no.yaml")
 
 

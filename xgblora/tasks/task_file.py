@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from xgblora.errors import InputError
+from xgblora.settings_file import compose
 from xgblora.tasks.metrics import CHOICE_METRICS, GENERATION_METRICS
 from xgblora.tasks.row import did_you_mean, listed, spelling, text_of, texts_of, value_of
 from xgblora.tasks.sample import Sample
@@ -179,14 +180,23 @@ class _Fields:
         if "data" not in self._values:
             return None
         if isinstance(self._values["data"], str):
-            return {"train": [self._path.parent / self.text("data")]}
+            return {"train": [self._inside(self.text("data"))]}
         files = self._mapping("data")
         for split, file in files.items():
             if split not in ("train", "valid"):
                 raise self._error("data", f"{split}: unknown split; the splits are train and valid")
             if not isinstance(file, str) or not file:
                 raise self._error("data", f"{split} must be the path of a file")
-        return {split: [self._path.parent / file] for split, file in files.items()}
+        return {split: [self._inside(file)] for split, file in files.items()}
+
+    def _inside(self, file: str) -> Path:
+        """The path of a data file in the task file's folder: a task that came from elsewhere reads nothing else."""
+        path, folder = self._path.parent / file, self._path.parent
+        if "\0" in file or not path.resolve().is_relative_to(folder.resolve()):
+            raise self._error(
+                "data", f"{file!r} is outside of the task file's folder; give such a folder by --data_dir"
+            )
+        return path
 
     def metrics(self, known: Mapping) -> tuple[str, ...]:
         """The chosen metric first, then the others that such a task can have."""
@@ -209,16 +219,7 @@ class _Fields:
 
 def _read(path: Path) -> tuple[dict, dict[str, int]]:
     """The fields of the file, all as texts, lists and mappings; and the line of each."""
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"task_file={path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: is no YAML ({getattr(error, 'problem', None) or error})") from None
+    node = compose(path)
     if not isinstance(node, yaml.MappingNode):
         raise InputError(f"{path}: must be lines of the form `field: value`, with the fields {', '.join(FIELDS)}")
     return _plain(node, path), {key.value: key.start_mark.line + 1 for key, _ in node.value}
@@ -229,12 +230,7 @@ def _plain(node: yaml.Node, path: Path) -> str | list | dict:
         return node.value
     if isinstance(node, yaml.SequenceNode):
         return [_plain(entry, path) for entry in node.value]
-    plain = {}
-    for key, value in node.value:
-        where = f"{path} line {key.start_mark.line + 1}"
+    for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            raise InputError(f"{where}: what stands before a colon must be a text")
-        if key.value in plain:
-            raise InputError(f"{where}: {key.value} is there twice")
-        plain[key.value] = _plain(value, path)
-    return plain
+            raise InputError(f"{path} line {key.start_mark.line + 1}: what stands before a colon must be a text")
+    return {key.value: _plain(value, path) for key, value in node.value}
