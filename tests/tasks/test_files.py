@@ -204,3 +204,14 @@ def test_a_wrong_file_is_named_in_one_line(tmp_path, name, content, said):
 def test_a_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"a.tsv: there is no such file"):
         read_rows(tmp_path / "a.tsv")
+
+
+def test_a_parquet_file_of_a_few_bytes_and_many_rows(tmp_path):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    one = pyarrow.table({"a": pyarrow.nulls(1 << 24)})
+    with parquet.ParquetWriter(tmp_path / "a.parquet", one.schema) as writer:
+        for _ in range(9):
+            writer.write_table(one)
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
+    with pytest.raises(InputError, match=r"a.parquet: unpacks to .* and 150994944 rows"):
+        read_rows(tmp_path / "a.parquet")

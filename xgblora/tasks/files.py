@@ -10,9 +10,13 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xgblora.errors import InputError
 from xgblora.spelling import one_line
+
+if TYPE_CHECKING:
+    import pyarrow.parquet
 
 logger = logging.getLogger("xgblora")
 
@@ -27,6 +31,8 @@ SPLIT_WORDS = {
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 # the csv module's own limit, 131,072 characters, is less than a long document has; this is all that a C long holds
 _LONGEST_FIELD = (1 << 31) - 1
+# bytes and rows of a parquet file, unpacked; ReCoRD, the largest of the built-in tasks, has 200 MB and 100,000
+_LARGEST_TABLE, _MOST_ROWS = 1 << 34, 1 << 27
 # half of a character beyond the first 65,536, which JSON can spell and no text can hold
 _HALF = re.compile("[\ud800-\udfff]")
 _SPELLED_HALF = re.compile(
@@ -204,11 +210,23 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
+        _refuse_large(path, pyarrow.parquet.read_metadata(path))
         rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{path}: is no parquet file ({one_line(error)})") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise InputError(f"{path}: is no parquet file ({one_line(error, limit=200)})") from None
     for number, row in enumerate(rows, start=1):
         yield row, f"{path} row {number}"
+
+
+def _refuse_large(path: Path, metadata: "pyarrow.parquet.FileMetaData") -> None:
+    """Raise InputError before a file of a few bytes takes all memory: repeated values take no room in parquet."""
+    size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    if size > _LARGEST_TABLE or metadata.num_rows > _MOST_ROWS:
+        raise InputError(
+            f"{path}: unpacks to {size} bytes and {metadata.num_rows} rows; {_LARGEST_TABLE} and {_MOST_ROWS} are read"
+        )
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
