@@ -83,11 +83,19 @@ def test_an_optimizer_of_a_package_that_is_not_installed(train_command, monkeypa
     assert_refused(ending, "optim=adamw_8bit: ", "install `bitsandbytes`")
 
 
-def test_a_kernel_of_a_package_that_is_not_installed(train_command, monkeypatch):
-    monkeypatch.setattr("transformers.integrations.liger.is_liger_kernel_available", lambda: False)
-    ending = train_command("--trainer=regular", "--use_liger_kernel")
-    assert ending.status == 2
-    assert ending.errors[-1].startswith("error: You have set `use_liger_kernel` to `True`")
+def test_a_flag_of_transformers_that_cannot_work_here(train_command):
+    assert_refused(
+        train_command("--trainer=regular", "--use_liger_kernel"), "use_liger_kernel=True: it replaces the layers"
+    )
+
+
+@pytest.mark.parametrize("name, said", [("x", "must be loss or accuracy"), ("eval_f1", "must be loss or accuracy")])
+def test_a_metric_that_is_not_measured(train_command, name, said):
+    assert_refused(train_command(f"--metric_for_best_model={name}"), f"metric_for_best_model={name}", said)
+
+
+def test_a_value_of_two_lines_is_said_in_one(train_command):
+    assert_refused(train_command("--overwrite", "a\nb"), "--overwrite", "got a b")
 
 
 @pytest.mark.parametrize("dry", [(), ("--dry_run",)])

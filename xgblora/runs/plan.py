@@ -60,6 +60,7 @@ def plan(task: TaskArguments, args: XGBLoRAArguments) -> Plan:
     check_objective(task.objective, chosen, args.trainer, task.num_demos)
     check_measurement(task, chosen, args.trainer)
     check_batches(args, task.num_train)
+    _refuse_unknown_metric(args, chosen)
     _refuse_what_needs_development_examples(task, args)
     task = replace(task, task_name=chosen.name)
     folder = _folder_of(task, args)
@@ -97,6 +98,13 @@ def _resolved(args: XGBLoRAArguments, task: TaskArguments, folder: RunFolder, re
     if not task.num_dev:
         args.eval_strategy = "no"
     return args
+
+
+def _refuse_unknown_metric(args: XGBLoRAArguments, chosen: Task) -> None:
+    """Now, and not at the first evaluation."""
+    known = ["loss"] if chosen.generation else ["loss", "accuracy"]
+    if (args.metric_for_best_model or "loss").removeprefix("eval_") not in known:
+        raise InputError(f"metric_for_best_model={args.metric_for_best_model}: must be {' or '.join(known)}")
 
 
 def _refuse_what_needs_development_examples(task: TaskArguments, args: XGBLoRAArguments) -> None:

@@ -11,6 +11,7 @@ from xgblora.boosting.starts import REINITS, check_share
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.ops.update import RULES
 from xgblora.training.flag import OF_ADAPTERS, Needs, needing
+from xgblora.training.refused_flags import check_refused
 from xgblora.zo.one_sided import check_normalise
 from xgblora.zo.update_rule import check_beta
 
@@ -52,9 +53,7 @@ def check_flags(args: Any) -> None:
     for name in ("logging_steps", "eval_steps"):
         if getattr(args, name) is not None:
             check_positive(name, getattr(args, name))
-    for name in ("deepspeed", "fsdp"):
-        if getattr(args, name):
-            raise InputError(f"{name}={getattr(args, name)}: the adapters train on one device; leave it out")
+    check_refused(args)
     if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
         raise InputError(
             f"train_sampling_strategy={args.train_sampling_strategy}: goes by lengths that the examples do not "
