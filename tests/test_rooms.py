@@ -14,6 +14,7 @@ RANKS = {
     "spelling": 0,
     "atomic_file": 0,
     "figure_file": 0,
+    "settings_file": 0,
     "environment": 0,
     "freed_memory": 0,
     "eval_mode": 0,

@@ -1,13 +1,16 @@
 """Digests: equal for equal models, different for a change of any byte, name, dtype or shape."""
 
 import hashlib
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import xgblora
-from xgblora.adapters.identity import fingerprint, layout_hash, trained_hash
+from xgblora.adapters import Origin
+from xgblora.adapters.identity import fingerprint, layout_hash, rest_fingerprint, trained_hash
 from xgblora.errors import InputError
 
 KINDS = ["Linear", "Conv1D", "Int8Linear", "PackedLinear"]
@@ -200,3 +203,61 @@ def test_the_layout_is_names_ranks_sizes_and_places(make_model_of):
     others = [layout_hash(slots()), layout_hash(slots(["first"])), layout_hash(slots(["second"]))]
     others += [layout_hash(slots(rank=2)), layout_hash(slots()[::-1]), layout_hash(slots()[:1] * 2)]
     assert len(set(others)) == len(others)
+
+
+class TestTheRest:
+    """All of a model that is not adapted, so that with the fingerprint every weight is covered."""
+
+    def test_every_byte_of_every_other_tensor_counts_and_no_adapted_one(self, make_opt):
+        adapters = xgblora.attach(make_opt(), ["q_proj"], alpha=1.0)
+        adapted = {id(part) for layer in adapters.layers.values() for part in layer.parameters()}
+        first = rest_fingerprint(adapters)
+        seen = {first}
+        others = [tensor for tensor in adapters.model.parameters() if id(tensor) not in adapted]
+        for tensor in others:
+            raw = tensor.data.view(torch.uint8).view(-1)
+            raw[-1] ^= 1
+            seen.add(rest_fingerprint(adapters))
+            raw[-1] ^= 1
+        assert len(seen) == 1 + len(others)
+        for layer in adapters.layers.values():
+            layer.base.weight.data.zero_()
+            layer.base.bias.data.zero_()
+        adapters.arena.master.normal_()
+        assert rest_fingerprint(adapters) == first
+
+    def test_names_count_and_computed_tables_do_not(self):
+        def of(name="more", **buffers):
+            model = nn.ModuleDict({"one": nn.Linear(2, 2), name: nn.Module()})
+            torch.nn.init.zeros_(model["one"].weight), torch.nn.init.zeros_(model["one"].bias)
+            for persistent, value in buffers.items():
+                model[name].register_buffer("table", value, persistent=persistent == "kept")
+            return rest_fingerprint(xgblora.attach(model, ["one"], alpha=1.0))
+
+        one, two = torch.ones(2), torch.ones(2) * 2
+        assert of() == of(computed=one) == of(computed=two)
+        assert len({of(), of(kept=one), of(kept=two), of("other", kept=one)}) == 4
+
+    def test_what_two_modules_share_counts_once(self, make_opt):
+        model = make_opt()
+        assert model.lm_head.weight is model.model.decoder.embed_tokens.weight
+        tensors = [dict(parts) for _, parts in xgblora.attach(model, alpha=1.0).rest_tensors()]
+        assert sum(model.lm_head.weight.data_ptr() == part.data_ptr() for one in tensors for part in one.values()) == 1
+
+    def test_of_full_parameters_it_is_what_is_frozen(self, make_opt):
+        model = make_opt()
+        model.lm_head.weight.requires_grad_(False)
+        full = xgblora.FullParameters(model)
+        (place,) = [parts for _, parts in full.rest_tensors() if "weight" in parts]
+        assert torch.equal(place["weight"], model.lm_head.weight)
+        first = rest_fingerprint(full)
+        full.arena.live.zero_()
+        assert rest_fingerprint(full) == first
+
+    @pytest.mark.parametrize("ours, theirs, refused", [("a", "a", False), ("a", "b", True), ("a", None, False)])
+    def test_a_record_of_another_rest_is_refused_and_one_of_none_is_not(self, make_opt, ours, theirs, refused):
+        origin = replace(xgblora.attach(make_opt(), alpha=1.0).origin, rest=ours)
+        other = Origin.from_json(replace(origin, rest=theirs).to_json())
+        assert other.rest == theirs
+        with pytest.raises(InputError, match="fingerprint of the base's other weights") if refused else nullcontext():
+            origin.refuse_other(other, "no")

@@ -3,11 +3,13 @@ import stat
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import xgblora
 from xgblora.boosting.export import export_merged
 from xgblora.boosting.finish import finish
+from xgblora.errors import InputError
 
 
 def logits_of(model, batch):
@@ -123,3 +125,45 @@ def test_a_real_model_with_its_tokenizer(shared_model, randomise_adapters, tmp_p
     assert again("Once upon a time there was")["input_ids"] == batch["input_ids"][0].tolist()
     assert torch.equal(logits_of(loaded, batch), logits_of(model, batch))
     assert torch.allclose(logits_of(loaded, batch), before, atol=1e-3)
+
+
+class TestWhatIsSaved:
+    """It is compared with the model before it gets its name."""
+
+    @pytest.fixture
+    def plain(self, make_opt, tmp_path):
+        """A model, and the folder where it is to be saved, which holds an earlier one."""
+        (tmp_path / "merged").mkdir()
+        (tmp_path / "merged" / "config.json").write_text("earlier")
+        return make_opt(), tmp_path / "merged"
+
+    def refused(self, model, folder, said):
+        with pytest.raises(InputError, match=said):
+            export_merged(model, folder)
+        assert (folder / "config.json").read_text() == "earlier"
+        assert [path.name for path in folder.parent.iterdir()] == ["merged"]
+
+    def test_another_number_in_a_weight(self, plain, monkeypatch):
+        model, folder = plain
+
+        def save(place, real=model.save_pretrained):
+            real(place)
+            tensors = load_file(place / "model.safetensors")
+            tensors["model.decoder.layers.0.fc1.weight"][0, 0] += 1
+            save_file(tensors, place / "model.safetensors")
+
+        monkeypatch.setattr(model, "save_pretrained", save)
+        self.refused(model, folder, "model.decoder.layers.0.fc1.weight was saved as something else")
+
+    def test_an_adapter_in_the_model_s_place(self, plain, monkeypatch):
+        model, folder = plain
+        monkeypatch.setattr(
+            model, "save_pretrained", lambda place: save_file({"a": torch.ones(1)}, place / "adapter_model.safetensors")
+        )
+        self.refused(model, folder, "what was saved is no model")
+
+    def test_numbers_that_are_none_are_saved_as_they_are(self, plain):
+        model, folder = plain
+        model.model.decoder.layers[0].fc1.weight.data[0, 0] = float("nan")
+        export_merged(model, folder)
+        assert load_file(folder / "model.safetensors")["model.decoder.layers.0.fc1.weight"][0, 0].isnan()

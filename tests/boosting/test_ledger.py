@@ -11,6 +11,8 @@ from torch import nn
 
 import xgblora
 from xgblora import Ledger
+from xgblora.adapters import Slot
+from xgblora.adapters.identity import layout_hash
 from xgblora.boosting.ledger import FORMAT, _digest
 from xgblora.errors import InputError
 
@@ -239,3 +241,41 @@ def test_no_truncation_goes_unseen(tmp_path, whole):
     path.write_bytes(content + b"\0")
     with pytest.raises(InputError, match=f"^{re.escape(str(path))}: .+$"):
         Ledger.load(path)
+
+
+class TestSizes:
+    """Memory is taken by what the header says: a file of a kilobyte must not take all there is."""
+
+    def forged(self, path, change, **settings):
+        """A ledger whose header was changed, with the digest that fits it."""
+        boosted(2, **settings).ledger.save(path)
+        with safe_open(path, "pt") as file:
+            header = json.loads(file.metadata()["xgblora"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        del header["sha256"]
+        change(header, tensors)
+        header["origin"]["layout"] = layout_hash([Slot(**slot) for slot in header["slots"]])
+        header["sha256"] = _digest(header, tensors)
+        save_file(tensors, path, metadata={"xgblora": json.dumps(header)})
+        return path
+
+    @pytest.mark.parametrize("change", ["features", "place", "rank", "boosters", "no slots"])
+    def test_a_header_that_says_more_than_there_is(self, tmp_path, change):
+        def forge(header, tensors):
+            last = header["slots"][-1]
+            if change == "features":
+                last["out_features"] = 1 << 50
+            if change == "place":
+                last["b_start"] = 1 << 50
+            if change == "rank":
+                last["rank"] = 1 << 40
+            if change == "boosters":
+                header["boosters"] = header["boosters"] * 1000
+            if change == "no slots":
+                header["slots"] = []
+
+        with pytest.raises(InputError, match=r"not a readable ledger .ValueError: "):
+            Ledger.load(self.forged(tmp_path / "boosters.safetensors", forge))
+
+    def test_the_same_file_with_nothing_changed_is_read(self, tmp_path):
+        assert len(Ledger.load(self.forged(tmp_path / "boosters.safetensors", lambda header, tensors: None))) == 2

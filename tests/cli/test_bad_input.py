@@ -83,11 +83,19 @@ def test_an_optimizer_of_a_package_that_is_not_installed(train_command, monkeypa
     assert_refused(ending, "optim=adamw_8bit: ", "install `bitsandbytes`")
 
 
-def test_a_kernel_of_a_package_that_is_not_installed(train_command, monkeypatch):
-    monkeypatch.setattr("transformers.integrations.liger.is_liger_kernel_available", lambda: False)
-    ending = train_command("--trainer=regular", "--use_liger_kernel")
-    assert ending.status == 2
-    assert ending.errors[-1].startswith("error: You have set `use_liger_kernel` to `True`")
+def test_a_flag_of_transformers_that_cannot_work_here(train_command):
+    assert_refused(
+        train_command("--trainer=regular", "--use_liger_kernel"), "use_liger_kernel=True: it replaces the layers"
+    )
+
+
+@pytest.mark.parametrize("name, said", [("x", "must be loss or accuracy"), ("eval_f1", "must be loss or accuracy")])
+def test_a_metric_that_is_not_measured(train_command, name, said):
+    assert_refused(train_command(f"--metric_for_best_model={name}"), f"metric_for_best_model={name}", said)
+
+
+def test_a_value_of_two_lines_is_said_in_one(train_command):
+    assert_refused(train_command("--overwrite", "a\nb"), "--overwrite", "got a b")
 
 
 @pytest.mark.parametrize("dry", [(), ("--dry_run",)])
@@ -180,8 +188,15 @@ class TestFlagFiles:
             ("lora_alfa: 3", "unknown flag lora_alfa"),
             ("- a\n- b", "must hold flags as `name: value` lines"),
             ("just words", "must hold flags"),
-            ("a: [1, 2", "not readable as YAML or JSON"),
+            ("a: [1, 2", "flags.yaml line 1: is no YAML"),
             ("1: 2", "unknown flag 1"),
+            ("seed: 1\nseed: 2", "line 2: is no YAML (seed is there twice)"),
+            ("seed: &a 1\nmax_steps: *a", "line 2: is no YAML (an alias (*) is not taken here"),
+            ("seed: 2026-13-45", "is no YAML (month must be in 1..12"),
+            ("lr_scheduler_kwargs: {a: 2026-01-01}", "lr_scheduler_kwargs must be a value"),
+            ("target_modules: [[q_proj]]", "target_modules must be a value"),
+            ("seed: !!python/object/apply:os.getcwd []", "line 1: is no YAML (could not determine a constructor"),
+            ('task_name: "\\ud83d"', "line 1: is no YAML (a text has half of a surrogate pair)"),
         ],
     )
     def test_a_file_that_is_wrong_inside(self, train_command, flag_file, text, said):

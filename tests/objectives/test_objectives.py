@@ -19,6 +19,7 @@ from xgblora.objectives.texts import (
 from xgblora.scoring import Collator, encode
 from xgblora.tasks import TASKS, Sample
 from xgblora.tasks.metrics import f1
+from xgblora.zo.zero_order import stacked as stack
 
 PROMPTS = ("a gem It was", "the cast It was", "bland , slow and much too long It was", "not worth the time It was")
 
@@ -126,9 +127,9 @@ class Writer(torch.nn.Module):
         super().__init__()
         self.texts = texts
 
-    def generate(self, input_ids, **settings):
+    def generate(self, input_ids, attention_mask, generation_config):
         width = max(map(len, self.texts))
-        rows = [text + [settings["pad_token_id"]] * (width - len(text)) for text in self.texts]
+        rows = [text + [generation_config.pad_token_id] * (width - len(text)) for text in self.texts]
         return torch.cat([input_ids, torch.tensor(rows)], dim=1)
 
 
@@ -137,7 +138,7 @@ def test_f1_is_that_of_the_best_answer_in_every_group_of_a_stacked_batch(tiny_to
     model = Writer([tiny_tokenizer.encode(text, add_special_tokens=False) for text in texts])
     batch = QuestionCollator(0)([Question((5, 6), ("great", "a gem")), Question((5,), ("slow and long", "plot"))])
     assert batch["attention_mask"].tolist() == [[1, 1], [0, 1]]
-    stacked = xgblora.zo.zero_order.stacked(batch, 2, 2)
+    stacked = stack(batch, 2, 2)
     losses = AnswerF1(tiny_tokenizer, max_new_tokens=6)(model, stacked)
     assert losses.dtype == torch.float32
     assert losses.tolist() == pytest.approx([1 - f1("great film", ["great"]), 1 - f1("slow", ["slow and long"]), 1, 0])

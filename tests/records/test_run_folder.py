@@ -16,6 +16,7 @@ from xgblora.tape import Tape
 from xgblora.tasks import load_task, sample_sets
 
 FILES = {
+    "base.json",
     "boosters.safetensors",
     "eval_loss.jsonl",
     "loss.png",

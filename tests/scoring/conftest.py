@@ -23,6 +23,7 @@ class SlowTokenizer:
     def __init__(self, fast, *, appended: tuple[int, ...] = ()):
         self._fast, self._appended = fast, list(appended)
         self.all_special_ids = fast.all_special_ids
+        self.bos_token_id, self.eos_token_id = fast.bos_token_id, fast.eos_token_id
 
     def encode(self, text: str) -> list[int]:
         return self._fast(text)["input_ids"] + self._appended

@@ -4,7 +4,7 @@ import pytest
 
 from xgblora.errors import InputError
 from xgblora.scoring import encode, encode_all
-from xgblora.scoring.encoding import option_start
+from xgblora.scoring.encoding import option_start, refuse_same_tokens
 
 
 def option_ids(example) -> list[list[int]]:
@@ -240,10 +240,67 @@ class TestTruncation:
         assert len(example) <= 10
 
 
-def test_an_option_without_anything_before_it_is_refused(word_tokenizer, make_sample):
+@pytest.fixture
+def bare_tokenizer(word_tokenizer):
+    """A tokenizer that puts nothing before a text, as those of GPT-2, Pythia and Qwen do."""
     from tokenizers import processors
 
     tokenizer = word_tokenizer([])
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
-    with pytest.raises(InputError, match="needs 1 tokens and a prompt"):
-        encode(make_sample("", "x"), tokenizer, max_length=8)
+    return tokenizer
+
+
+def test_an_option_that_nothing_stands_before_gets_the_end_of_text(bare_tokenizer, make_sample):
+    example = encode(make_sample("", "xyz", "z"), bare_tokenizer, max_length=8)
+    texts = [[bare_tokenizer.eos_token_id, *bare_tokenizer.encode(text)] for text in ("xyz", "z")]
+    assert whole_texts(example) == texts
+    assert option_ids(example) == [text[1:] for text in texts]
+
+
+def test_or_the_beginning_of_text(bare_tokenizer, make_sample):
+    bare_tokenizer.bos_token = "<pad>"
+    example = encode(make_sample("", "x"), bare_tokenizer, max_length=8)
+    assert whole_texts(example)[0][0] == bare_tokenizer.bos_token_id
+
+
+def test_where_there_is_neither_the_reason_is_said(bare_tokenizer, make_sample):
+    bare_tokenizer.eos_token = None
+    with pytest.raises(InputError, match="nothing stands before the answer, and the tokenizer has neither BOS nor EOS"):
+        encode(make_sample("", "x"), bare_tokenizer, max_length=8)
+
+
+class TestSameTokens:
+    """A wrong candidate that a tokenizer makes the right one of."""
+
+    @pytest.fixture
+    def unknowing(self):
+        """A tokenizer of whole words that knows five."""
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        vocabulary = {word: number for number, word in enumerate(["<unk>", "It", "was", "good", "bad"])}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+    @pytest.mark.parametrize("whole_text", [False, True])
+    def test_two_unknown_words(self, unknowing, make_sample, whole_text):
+        sample = make_sample("It was", " dreadful", " good", " marvellous", label=2)
+        example = encode(sample, unknowing, max_length=8, whole_text=whole_text)
+        with pytest.raises(InputError) as error:
+            refuse_same_tokens(sample, example, unknowing)
+        assert "the candidates ' marvellous' and ' dreadful' cannot be told apart, both are <unk>" in str(error.value)
+
+    def test_two_wrong_ones_may_be_the_same(self, unknowing, make_sample):
+        sample = make_sample("It was", " dreadful", " good", " marvellous", label=1)
+        refuse_same_tokens(sample, encode(sample, unknowing, max_length=8), unknowing)
+
+    def test_the_right_one_alone_says_nothing_of_the_others(self, unknowing, make_sample):
+        sample = make_sample("It was", " dreadful", " marvellous")
+        refuse_same_tokens(sample, encode(sample, unknowing, max_length=8, only_right=True), unknowing)
+
+
+def test_all_ids_of_an_example(tiny_tokenizer, make_sample):
+    sample = make_sample("a gem It was", " terrible", " great")
+    texts = [tiny_tokenizer.encode(text) for text in sample.candidates]
+    assert encode(sample, tiny_tokenizer, max_length=64).ids == {number for text in texts for number in text}

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from xgblora.errors import InputError
 from xgblora.scoring import generate_answers
-from xgblora.scoring.generation import prompt_ids, stop_tokens
+from xgblora.scoring.generation import prompt_ids
+from xgblora.scoring.vocabulary import line_end_ids
 
 PROMPTS = ["Once upon a time", "Lily and Tom went to the park and they saw a", "The"]
 
@@ -33,8 +35,8 @@ class Parrot(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.text = text
 
-    def generate(self, input_ids, max_new_tokens, **settings):
-        written = torch.tensor(self.text[:max_new_tokens]).expand(len(input_ids), -1)
+    def generate(self, input_ids, attention_mask, generation_config):
+        written = torch.tensor(self.text[: generation_config.max_new_tokens]).expand(len(input_ids), -1)
         return torch.cat([input_ids, written], dim=1)
 
 
@@ -56,10 +58,70 @@ def test_long_prompts_keep_their_end_and_the_first_special_token(tiny_tokenizer)
     assert prompt_ids(tiny_tokenizer, "a gem It was", 3) == [whole[0], *whole[-2:]]
 
 
-def test_stop_tokens_are_the_line_end_and_the_end_of_text(tiny_tokenizer):
-    newline, end = stop_tokens(tiny_tokenizer)
-    assert tiny_tokenizer.decode([newline]) == "\n"
-    assert end == tiny_tokenizer.eos_token_id
+def test_the_empty_prompt_begins_with_what_begins_a_text(tiny_tokenizer):
+    assert prompt_ids(tiny_tokenizer, "", 8) == [tiny_tokenizer.bos_token_id]
+
+
+class TestLineEndsInsideTokens:
+    """Qwen and Llama 3 have a token for two line ends, and for a full stop and one."""
+
+    @pytest.fixture
+    def joining(self, tiny_tokenizer):
+        """The tiny tokenizer with such tokens."""
+        import copy
+
+        tokenizer = copy.deepcopy(tiny_tokenizer)
+        tokenizer.add_tokens(["\n\n", ".\n", "\nA"])
+        return tokenizer
+
+    @pytest.mark.parametrize("text, answer", [("Rome\n\nQ", "Rome"), ("Rome.\nQ", "Rome."), ("Rome\nA b", "Rome")])
+    def test_an_answer_ends_before_them(self, joining, text, answer):
+        ids = joining.encode(text, add_special_tokens=False)
+        assert generate_answers(Parrot(ids), joining, ["x"], max_length=64) == [answer]
+
+    def test_all_of_them_stop(self, joining):
+        ends = line_end_ids(joining)
+        assert {joining.decode([number]) for number in ends} == {"\n", "\n\n", ".\n", "\nA"}
+
+
+class TestTheModelsOwnSettings:
+    """What a generation_config.json says is for other uses of the model."""
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"repetition_penalty": 5.0},
+            {"no_repeat_ngram_size": 1},
+            {"guidance_scale": 3.0},
+            {"stop_strings": ["a", "e"]},
+            {"min_new_tokens": 12},
+            {"do_sample": True, "temperature": 9.0, "top_k": 3},
+            {"forced_bos_token_id": 5},
+            {"exponential_decay_length_penalty": (1, 9.0)},
+            {"sequence_bias": [[[7], 99.0]]},
+            {"num_beams": 3, "length_penalty": 9.0},
+        ],
+        ids=lambda settings: next(iter(settings)),
+    )
+    def test_greedy_answers_do_not_go_by_them(self, opt, tiny_tokenizer, settings):
+        prompts = ["a gem", "bland , slow and", "the cast"]
+        plain = generate_answers(opt, tiny_tokenizer, prompts, max_length=64, max_new_tokens=12)
+        assert any(plain)
+        opt.generation_config = GenerationConfig(**settings)
+        assert generate_answers(opt, tiny_tokenizer, prompts, max_length=64, max_new_tokens=12) == plain
+        assert {name: getattr(opt.generation_config, name) for name in settings} == settings
+
+    def test_tokens_that_it_suppresses_may_be_written(self, opt, tiny_tokenizer):
+        plain = generate_answers(opt, tiny_tokenizer, ["a gem"], max_length=64, max_new_tokens=4)
+        opt.generation_config.suppress_tokens = tiny_tokenizer.encode(plain[0], add_special_tokens=False)
+        assert generate_answers(opt, tiny_tokenizer, ["a gem"], max_length=64, max_new_tokens=4) == plain
+
+    def test_but_all_its_ends_of_text_do_end_one(self, tiny_tokenizer):
+        ids = tiny_tokenizer.encode("a gem and more", add_special_tokens=False)
+        model = Parrot(ids)
+        model.generation_config = GenerationConfig(eos_token_id=[tiny_tokenizer.eos_token_id, ids[-1]])
+        (answer,) = generate_answers(model, tiny_tokenizer, ["x"], max_length=64)
+        assert answer == tiny_tokenizer.decode(ids[:-1]).strip()
 
 
 @pytest.mark.parametrize("length, new", [(64, 0), (51, 50), (10, 50)])

@@ -211,6 +211,14 @@ def test_a_header_with_other_entries_is_refused(tmp_path, change):
     assert "not a readable tape" in refused(tmp_path / "tape.bin", content + zlib.crc32(content).to_bytes(4, "little"))
 
 
+@pytest.mark.parametrize("directions", [0, -1, 1 << 40, 10**30, 2.5, "many"])
+def test_sizes_in_a_header_are_bounded(tmp_path, directions):
+    text = json.dumps({"format": "xgblora-tape-2", **header().to_json(), "directions": directions}).encode()
+    content = b"XGBLTAPE" + len(text).to_bytes(4, "little") + text
+    refused(tmp_path / "tape.bin", content + zlib.crc32(content).to_bytes(4, "little"))
+    refused(tmp_path / "tape.bin", b"XGBLTAPE" + b"\xff" * 4 + text)
+
+
 @pytest.mark.parametrize("directions", [1, 4])
 def test_every_byte_that_is_changed_is_found(tmp_path, directions):
     tape, chance = small_tape(directions), random.Random(0)

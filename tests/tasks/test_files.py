@@ -1,5 +1,6 @@
 """Local files: which file is which split, what is in it, and what is said of a wrong one."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -128,6 +129,31 @@ class TestFormats:
         assert first == {"text": "one\ntwo", "label": "1"}
         assert origin.endswith("a.csv line 4")
 
+    def test_a_pair_of_surrogates_is_a_character(self, tmp_path):
+        (tmp_path / "a.jsonl").write_text('{"a": "\\ud83d\\ude00"}\n')
+        assert read_rows(tmp_path / "a.jsonl")[0][0] == {"a": "\N{GRINNING FACE}"}
+
+    @pytest.mark.parametrize("name, delimiter", [("a.csv", ","), ("a.tsv", "\t")])
+    def test_a_field_may_be_as_long_as_a_document(self, tmp_path, name, delimiter):
+        before = csv.field_size_limit()
+        document = "word " * 40_000
+        (tmp_path / name).write_text(f"text{delimiter}label\n{document}{delimiter}1\n")
+        assert read_rows(tmp_path / name)[0][0] == {"text": document, "label": "1"}
+        assert csv.field_size_limit() == before
+
+    def test_a_tsv_with_a_quoted_header_is_a_quoted_table(self, tmp_path):
+        (tmp_path / "a.tsv").write_text('"text"\t"label"\n"a ""gem""\tindeed\nso"\t"1"\nplain\t0\n')
+        assert [row for row, _ in read_rows(tmp_path / "a.tsv")] == [
+            {"text": 'a "gem"\tindeed\nso', "label": "1"},
+            {"text": "plain", "label": "0"},
+        ]
+
+    def test_quoted_fields_of_another_tsv_stay_as_they_are_and_are_counted(self, tmp_path, caplog):
+        (tmp_path / "a.tsv").write_text('text\tlabel\n"a ""gem"""\t1\n"so" he said\t0\n"\t0\n')
+        assert [row["text"] for row, _ in read_rows(tmp_path / "a.tsv")] == ['"a ""gem"""', '"so" he said', '"']
+        (record,) = caplog.records
+        assert record.getMessage().startswith(f"{tmp_path / 'a.tsv'}: in 1 rows a field stands in quotation marks")
+
     @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.json"])
     def test_a_byte_order_mark_and_windows_line_ends(self, tmp_path, name):
         path = write(tmp_path / name, ROWS)
@@ -156,6 +182,11 @@ class TestFormats:
         ("a.jsonl", '{"a": "ö"}'.encode("latin-1"), "a.jsonl: is not UTF-8 text"),
         ("a.json", '{"a": "ö"}'.encode("utf-16"), "a.json: is not UTF-8 text"),
         ("a.parquet", b"no parquet", "a.parquet: is no parquet file"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "x \\ud83d"}\n', "a.jsonl line 2: \\ud83d is half of a surrogate pair"),
+        ("a.jsonl", b'{"a": 1}\n{"\\uDE00": [{"b": 1}]}\n', "a.jsonl line 2: \\uDE00 is half of a surrogate pair"),
+        ("a.json", b'[{"a": "\\ud83d\\ude00"},\n{"a": "\\ud83d"}]', "a.json line 2: \\ud83d is half of"),
+        ("a.jsonl", b'{"a": ' + b"9" * 5000 + b"}\n", "a.jsonl line 1: cannot be read as JSON"),
+        ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", "a.jsonl line 1: cannot be read as JSON"),
         ("a.txt", b"text", "a.txt: data files end in .tsv, .csv, .jsonl, .json, .parquet"),
     ],
 )
@@ -173,3 +204,14 @@ def test_a_wrong_file_is_named_in_one_line(tmp_path, name, content, said):
 def test_a_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"a.tsv: there is no such file"):
         read_rows(tmp_path / "a.tsv")
+
+
+def test_a_parquet_file_of_a_few_bytes_and_many_rows(tmp_path):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    one = pyarrow.table({"a": pyarrow.nulls(1 << 24)})
+    with parquet.ParquetWriter(tmp_path / "a.parquet", one.schema) as writer:
+        for _ in range(9):
+            writer.write_table(one)
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
+    with pytest.raises(InputError, match=r"a.parquet: unpacks to .* and 150994944 rows"):
+        read_rows(tmp_path / "a.parquet")

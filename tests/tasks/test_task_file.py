@@ -114,12 +114,39 @@ class TestCandidates:
         assert read_task_file(write(text)).to_sample(row, "here").candidates == ("How? by sea", "How? by land")
 
     @pytest.mark.parametrize(
+        "ways, right, place",
+        [
+            (["12", "0", "1", "2"], 0, 0),  # a number is no text
+            (["12", "0", "1", "2"], "12", 0),
+            (["0", "1"], "1", 1),  # both readings are the same candidate
+        ],
+    )
+    def test_candidates_that_are_numbers(self, write, ways, right, place):
+        task = read_task_file(write("template: '{question}'\ncandidates: ways\nlabel: right"))
+        assert task.to_sample({"question": "q", "ways": ways, "right": right}, "here").label == place
+
+    @pytest.mark.parametrize("right, place", [(12, 0), ("15", 1), (1, 1)])
+    def test_columns_of_numbers(self, write, right, place):
+        task = read_task_file(write("template: '{question}'\ncandidates: [a, b]\nlabel: right"))
+        assert task.to_sample({"question": "q", "a": 12, "b": 15, "right": right}, "here").label == place
+
+    def test_a_number_that_may_be_a_candidate_of_another_place(self, write):
+        task = read_task_file(write("template: '{question}'\ncandidates: [a, b]\nlabel: right"))
+        with pytest.raises(InputError, match=r"right=0: may be number 0 \(1\) or number 1 \(0\)"):
+            task.to_sample({"question": "q", "a": 1, "b": 0, "right": 0}, "here")
+
+    @pytest.mark.parametrize(
         "row, said",
         [
             ({"ways": "by sea", "right": 0}, "here: ways is a text where a list of texts is needed"),
             ({"ways": ["a", "b"], "right": 2}, "here: right=2: must be one of the 2 candidates, or its number from 0"),
             ({"ways": ["a", "b"], "right": "c"}, "here: right=c: must be one of the 2 candidates"),
             ({"ways": ["a", "b"]}, "here: there is no column right"),
+            (
+                {"ways": ["12", "0", "1", "2"], "right": "0"},
+                "here: right=0: may be number 0 (12) or number 1 (0); in JSON, give candidates as texts",
+            ),
+            ({"ways": ["a", "b", "a"], "right": "a"}, "here: right=a: may be number 0 (a) or number 2 (a)"),
         ],
     )
     def test_a_wrong_row(self, write, row, said):
@@ -169,6 +196,22 @@ class TestData:
         with pytest.raises(InputError, match="task task: names no data; give --data_dir"):
             read_task_file(write(self.TEXT)).load(None)
 
+    def test_a_file_of_another_form_is_named_by_its_columns(self, write, tmp_path):
+        path = write(f"{self.TEXT}data: all.json")
+        (tmp_path / "all.json").write_text(json.dumps({"data": [self.ROW] * 10}))
+        with pytest.raises(InputError, match=r"all.json: there is no column label \(columns: data\)"):
+            read_task_file(path).load(None)
+
+    @pytest.mark.parametrize("file", ["../all.jsonl", "/etc/all.jsonl", "reviews/../../all.jsonl", "link.jsonl"])
+    def test_a_data_file_outside_of_the_folder(self, write, tmp_path, file):
+        """A task that came from elsewhere reads what came with it, and nothing else."""
+        (tmp_path / "link.jsonl").symlink_to(tmp_path.parent / "all.jsonl")
+        for data in (file, f"{{train: {file}}}"):
+            with pytest.raises(InputError) as error:
+                read_task_file(write(f"{self.TEXT}data: {data}"))
+            where = f"{tmp_path / 'task.yaml'} line 4: data: {file!r}"
+            assert str(error.value).startswith(f"{where} is outside of the task file's folder")
+
     def test_a_data_file_that_is_missing(self, write, tmp_path):
         with pytest.raises(InputError) as error:
             read_task_file(write(f"{self.TEXT}data: reviews/no.jsonl")).load(None)
@@ -217,7 +260,7 @@ def replaced(line: str, by: str) -> str:
             "line 5: label_words: must give two or more different",
         ),
         (replaced("{neg: terrible, pos: great}", "{a: [x], b: y}"), "label_words: the word for a must be a text"),
-        (replaced("pos: great", "neg: great"), "line 5: neg is there twice"),
+        (replaced("pos: great", "neg: great"), "line 5: is no YAML (neg is there twice)"),
         (replaced("accuracy", "f1"), "line 6: metric: f1: a task with label_words is measured by accuracy"),
         (replaced("accuracy", "acuracy"), "line 6: metric: acuracy: a task with label_words is measured by accuracy"),
         (
@@ -253,7 +296,7 @@ def test_a_wrong_task_file_is_named_with_its_line(write, text, said):
 
 
 def test_a_task_file_that_is_missing(tmp_path):
-    with pytest.raises(InputError, match=r"task_file=.*no.yaml: cannot be read \(No such file"):
+    with pytest.raises(InputError, match=r"no.yaml: there is no such file"):
         read_task_file(tmp_path / "no.yaml")
 
 

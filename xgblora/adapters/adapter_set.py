@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xgblora.adapters.arena import Arena, Slot, arena_size
-from xgblora.adapters.base_layer import stored_tensors
+from xgblora.adapters.base_layer import rest_tensors, stored_tensors
 from xgblora.adapters.identity import origin_of
 from xgblora.adapters.origin import Origin
 from xgblora.adapters.rank1_linear import Rank1Linear, scale_of, starting_a
@@ -25,6 +25,8 @@ class AdapterSet:
         layers: the adapted layers by module name, in model order.
         alpha, rank: their scale is `alpha / rank`.
         seed: seed of the initialisation; round r of a boosting run draws from (seed, r).
+        known_rest: the digest of the rest of the model where a record says it (`Origin.rest`), so that it need not be
+            taken again; to be set before `identify`.
         arena: the storage of all `a` and `b`.
     """
 
@@ -33,6 +35,7 @@ class AdapterSet:
     alpha: float
     rank: int
     seed: int
+    known_rest: str | None = None
     arena: Arena = field(init=False)
     _origin: Origin | None = field(init=False, default=None, repr=False)
 
@@ -89,6 +92,10 @@ class AdapterSet:
     def base_tensors(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """(layer, all that its base stores by name), in model order, without adapters and banks."""
         return ((name, stored_tensors(layer.base)) for name, layer in self.layers.items())
+
+    def rest_tensors(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """(module, tensors by name) of all of the model beside the adapted layers."""
+        return rest_tensors(self.model, self.layers)
 
     def trained_tensors(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """`base_tensors` with everything that was merged: a layer's bank is part of it, where there is one."""

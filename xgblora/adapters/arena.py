@@ -4,7 +4,7 @@ With all adapters in one tensor, perturbing, updating and saving them is one ope
 zeroth-order step is addressed by position in the arena, whatever order the layers run in.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -54,7 +54,9 @@ class Arena:
 
     def __init__(self, layers: dict[str, Rank1Linear]):
         self._layers = layers
-        self.slots = _lay_out(layers)
+        self.slots = lay_out(
+            [(name, layer.rank, layer.in_features, layer.out_features) for name, layer in layers.items()]
+        )
         first = next(iter(layers.values()))
         self.master = torch.zeros(arena_size(self.slots), dtype=torch.float32, device=first.a.device)
         self.live: Tensor | None = None
@@ -167,13 +169,14 @@ def arena_size(slots: tuple[Slot, ...]) -> int:
     return _aligned(slots[-1].b_start + slots[-1].rank * slots[-1].out_features)
 
 
-def _lay_out(layers: dict[str, Rank1Linear]) -> tuple[Slot, ...]:
+def lay_out(sizes: Iterable[tuple[str, int, int, int]]) -> tuple[Slot, ...]:
+    """The slots of adapters of these names, ranks and sizes (in, out), one behind the other."""
     slots, end = [], 0
-    for name, layer in layers.items():
+    for name, rank, in_features, out_features in sizes:
         a_start = end
-        b_start = _aligned(a_start + layer.rank * layer.in_features)
-        end = _aligned(b_start + layer.rank * layer.out_features)
-        slots.append(Slot(name, layer.rank, layer.in_features, layer.out_features, a_start, b_start))
+        b_start = _aligned(a_start + rank * in_features)
+        end = _aligned(b_start + rank * out_features)
+        slots.append(Slot(name, rank, in_features, out_features, a_start, b_start))
     return tuple(slots)
 
 

@@ -2,10 +2,10 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xgblora.adapters.adapter_set import AdapterSet
 from xgblora.adapters.depth import WHOLE, Depths
@@ -98,7 +98,8 @@ def detach(model: nn.Module, *, fold: bool = True) -> nn.Module:
         parameter.requires_grad_(True)
     for name, layer in layers.items():
         if fold and layer.mergeable:
-            _fold(layer)
+            for matrix, folded in _folded(layer):
+                matrix.copy_(folded)
         replace_module(model, name, layer.base)
     close_mixtures(model)
     return model
@@ -111,13 +112,19 @@ def _refuse_what_cannot_be_folded(layers: dict[str, Rank1Linear]) -> None:
                 f"{name}: its boosters cannot be folded into a {_described(layer)}; export them as a PEFT "
                 "adapter (xgblora-export RUN --format peft), or drop them with detach(model, fold=False)"
             )
+        if layer.mergeable and not all(bool(torch.isfinite(folded).all()) for _, folded in _folded(layer)):
+            raise InputError(
+                f"{name}: its adapter cannot be folded in, the weight would pass the range of {_described(layer)}; "
+                "drop it with detach(model, fold=False)"
+            )
 
 
-def _fold(layer: Rank1Linear) -> None:
+def _folded(layer: Rank1Linear) -> Iterator[tuple[Tensor, Tensor]]:
+    """The matrices of a layer, and what they become with its adapter in them."""
     matrices = layer.matrices
     parts = (part.unflatten(0, (len(matrices), -1)) for part in (layer.a, layer.b))
     for matrix, a, b in zip(matrices, *parts, strict=True):
-        matrix.copy_(matrix.float() + layer.scale * (b.T @ a))
+        yield matrix, (matrix.float() + layer.scale * (b.T @ a)).to(matrix.dtype)
 
 
 def _log(adapters: AdapterSet) -> None:

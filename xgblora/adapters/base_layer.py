@@ -1,6 +1,6 @@
 """What a base layer consists of, whatever its kind: its tensors, and the device where they are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,29 @@ def stored_tensors(base: nn.Module) -> dict[str, Tensor]:
     found = {**base.state_dict(), **dict(base.named_parameters()), **dict(base.named_buffers())}
     parts = {name: part for key, value in found.items() for name, part in _parts(key, value)}
     return dict(sorted(parts.items()))
+
+
+def rest_tensors(
+    model: nn.Module, without: Iterable[str], ids: Iterable[int] = ()
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(module, what a checkpoint has of it by name) of all of `model` but what is trained; shared tensors once.
+
+    Args:
+        without: names of modules that are left out, with all that is in them.
+        ids: Python's ids of tensors that are left out.
+    """
+    inside, seen = tuple(f"{name}." for name in without), set(ids)
+    for name, module in model.named_modules():
+        if f"{name}.".startswith(inside):
+            continue
+        own: dict[str, Any] = {}
+        # what its `state_dict` has of the module itself, whatever kind it is; tables that are computed are not in it
+        module._save_to_state_dict(own, "", keep_vars=True)
+        new = {key: value for key, value in own.items() if id(value) not in seen}
+        seen.update(map(id, own.values()))
+        parts = {key: part for entry, value in new.items() for key, part in _parts(entry, value)}
+        if parts:
+            yield name, dict(sorted(parts.items()))
 
 
 def _parts(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

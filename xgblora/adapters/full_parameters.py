@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from xgblora import ops
 from xgblora.adapters.arena import ALIGNMENT
+from xgblora.adapters.base_layer import rest_tensors
 from xgblora.adapters.identity import origin_of
 from xgblora.adapters.kinds.registry import kind_of
 from xgblora.adapters.origin import Origin
@@ -145,6 +146,7 @@ class FullParameters:
 
     def __init__(self, model: nn.Module, *, seed: int = 0):
         self.model, self.seed = model, seed
+        self.known_rest: str | None = None
         self.layers: dict[str, nn.Module] = {}
         self.parameters = _trainable(model)
         self.arena = ParameterArena(self.parameters)
@@ -180,6 +182,10 @@ class FullParameters:
     def base_tensors(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
         """The parameters as they are now."""
         return [("", {name: parameter.detach() for name, parameter in self.parameters.items()})]
+
+    def rest_tensors(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
+        """Frozen parameters, and buffers that a checkpoint has."""
+        return rest_tensors(self.model, (), map(id, self.parameters.values()))
 
     def trained_tensors(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
         """The parameters as they are now."""

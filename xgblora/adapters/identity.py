@@ -30,6 +30,7 @@ def origin_of(adapters: Trainable) -> Origin:
         revision=getattr(config, "_commit_hash", None),
         dtype=dtype_name(adapters.compute_dtype),
         fingerprint=fingerprint(adapters),
+        rest=adapters.known_rest or rest_fingerprint(adapters),
         layout=layout_hash(adapters.arena.slots),
         layers=tuple(adapters.layers),
         alpha=float(adapters.alpha),
@@ -48,6 +49,15 @@ def fingerprint(adapters: Trainable) -> str:
         InputError: a layer has no bytes (it is on the meta device).
     """
     return _digest(adapters.base_tensors())
+
+
+def rest_fingerprint(adapters: Trainable) -> str:
+    """`fingerprint` of all of the model that is not trained: with it every weight of the base is covered.
+
+    Over what a checkpoint has of each module; tensors that several modules share count once. Raises what `fingerprint`
+    raises.
+    """
+    return _digest(adapters.rest_tensors())
 
 
 def trained_hash(adapters: Trainable) -> str:

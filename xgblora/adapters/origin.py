@@ -14,6 +14,7 @@ _MUST_MATCH = {
     "dtype": "the dtype of the weights is",
     "layout": "the layout of the adapters is",
     "fingerprint": "the fingerprint of the base weights is",
+    "rest": "the fingerprint of the base's other weights is",
 }
 
 
@@ -26,6 +27,7 @@ class Origin:
         revision: commit of the hub, if it came from there.
         dtype: of the adapted weights: "float32", "bfloat16", ...
         fingerprint: sha256 of the adapted layers before the first merge.
+        rest: sha256 of all other weights; None in files that were written before this was kept.
         layout: sha256 of the arena's slots.
         layers: names of the adapted layers, in model order.
         alpha, rank, seed: of the adapters; rank 0 where there are none and the model's own parameters are trained.
@@ -40,6 +42,7 @@ class Origin:
     alpha: float
     rank: int
     seed: int
+    rest: str | None = None
 
     @property
     def full_parameters(self) -> bool:
@@ -52,8 +55,9 @@ class Origin:
         return cls(**{**entry, "layers": tuple(entry["layers"])})
 
     def to_json(self) -> dict:
-        """JSON values."""
-        return json.loads(json.dumps(asdict(self)))
+        """JSON values; an entry that is not known is left out."""
+        entry = json.loads(json.dumps(asdict(self)))
+        return entry if self.rest is not None else {name: value for name, value in entry.items() if name != "rest"}
 
     def refuse_other(self, theirs: "Origin", what: str) -> None:
         """Raise InputError, in one line that begins with `what`, unless `theirs` fits the model that this one is of.
@@ -62,6 +66,8 @@ class Origin:
         """
         for name, title in _MUST_MATCH.items():
             other, ours = getattr(theirs, name), getattr(self, name)
+            if name == "rest" and None in (other, ours):
+                continue
             if other != ours:
                 raise InputError(f"{what}: {title} {_shown(other)} there and {_shown(ours)} here")
 

@@ -65,6 +65,7 @@ class Trainable(Protocol):
         layers: the adapted layers by name; empty where the model's own parameters are trained.
         alpha, rank: of the adapters; 0 where there are none.
         seed: of the initialisation.
+        known_rest: the digest of `rest_tensors`, where it is known already.
         compute_dtype: in which activations run, and `live` is kept.
     """
 
@@ -74,6 +75,7 @@ class Trainable(Protocol):
     alpha: float
     rank: int
     seed: int
+    known_rest: str | None
     compute_dtype: torch.dtype
 
     @property
@@ -91,6 +93,9 @@ class Trainable(Protocol):
 
     def base_tensors(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
         """(name, tensors by name) of all that the fingerprint of the base is over."""
+
+    def rest_tensors(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
+        """(name, tensors by name) of all of the model that `base_tensors` leaves out."""
 
     def trained_tensors(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
         """(name, tensors by name) of all that the digest of the trained weights is over."""

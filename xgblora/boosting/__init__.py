@@ -4,6 +4,7 @@ from xgblora.boosting.adaptive import AdaptiveMerging, AdaptiveRule
 from xgblora.boosting.booster import Booster
 from xgblora.boosting.full_fine_tuning import FullFineTuning
 from xgblora.boosting.ledger import Ledger, MergedAdapter
+from xgblora.boosting.overflow import MergeOverflow
 from xgblora.boosting.policy import MergePolicy
 from xgblora.boosting.starts import RoundStart, Samples
 
@@ -13,6 +14,7 @@ __all__ = [
     "Booster",
     "FullFineTuning",
     "Ledger",
+    "MergeOverflow",
     "MergePolicy",
     "MergedAdapter",
     "RoundStart",

@@ -11,6 +11,7 @@ from torch import Tensor
 from xgblora import ops
 from xgblora.adapters import AdapterSet
 from xgblora.boosting.ledger import Ledger, MergedAdapter, Term
+from xgblora.boosting.overflow import MergeOverflow, refuse_overflow
 from xgblora.boosting.starts import RoundStart, Samples, check_share
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
@@ -114,6 +115,7 @@ class Booster:
             last: no round follows, so that nothing is measured for one.
 
         Raises:
+            MergeOverflow: a weight would pass the range of its dtype; nothing was changed.
             InputError: `shrinkage` is out of range, or not 1 though the base took back what the round started with; a
                 start is to be measured without `samples`, or without `begin` before the first round, or is given though
                 starts are not measured.
@@ -136,7 +138,7 @@ class Booster:
             held_out_loss=held_out_loss,
             kept_step=kept_step,
         )
-        self._write(Term(booster.round, trained, booster.scale))
+        self._merge_or_undo(Term(booster.round, trained, booster.scale))
         self.ledger.add(booster)
         if measures:
             self._enter_start(start)
@@ -144,6 +146,11 @@ class Booster:
             self.tape.record_merge(booster.round, step, shrinkage, booster.adapters)
         self._start_round()
         return booster
+
+    def enter_unmerged(self, *, step: int, epoch: float) -> None:
+        """Enter the adapter in training as the last booster, though the weights cannot take it (`MergeOverflow`)."""
+        adapter = self.adapters.arena.master.to("cpu", copy=True)
+        self.ledger.add(MergedAdapter(self.round, step, epoch, self.adapters.scale, adapter))
 
     def record_held_out_loss(self, step: int, loss: float) -> None:
         """Enter a loss that was measured after a merge, see `Ledger.record_held_out_loss`."""
@@ -204,6 +211,7 @@ class Booster:
         """Set the weights to base + `ledger`, whatever was merged before, and start the adapter of the next round.
 
         Raises:
+            MergeOverflow: a booster of the ledger was never merged, because a weight passes the range of its dtype.
             InputError: the ledger belongs to another model, other adapters, another rounding or other starts.
         """
         self.ledger.origin.refuse_other(ledger.origin, "the ledger belongs to another run")
@@ -218,6 +226,7 @@ class Booster:
         self._reset_to_base()
         for term in ledger.terms():
             self._write(term)
+        refuse_overflow(self.adapters.layers, "base + boosters")
         self.ledger = replace(ledger, boosters=list(ledger.boosters), measured=dict(ledger.measured))
         self._start_round()
 
@@ -290,6 +299,18 @@ class Booster:
                 remainders=self._remainders,
                 seed=_rounding_seed(self.adapters.seed, term.round, row + self.adapters.rank * term.is_start),
             )
+
+    def _merge_or_undo(self, term: Term) -> None:
+        """Write the adapter in training; if that overflows, give the weights back what they were, bit for bit."""
+        self._write(term)
+        try:
+            refuse_overflow(self.adapters.layers, f"the merge of round {term.round} was not made")
+        except MergeOverflow:
+            self._reset_to_base()
+            offset = self.ledger.start_offset(len(self.ledger), self.adapters.arena.master.device)
+            for written in (*self.ledger.terms(), *([] if offset is None else [offset])):
+                self._write(written)
+            raise
 
     def _zero_remainders(self) -> list[Tensor] | None:
         return new_remainders(self.adapters.weights()) if self.rounding == "remainder" else None

@@ -22,6 +22,9 @@ def finish(
 
     Returns:
         Whether there was anything left to merge.
+
+    Raises:
+        MergeOverflow: a weight cannot take the adapter; nothing was changed.
     """
     left = booster.is_trained()
     if left:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xgblora.adapters import Origin, Slot
-from xgblora.adapters.arena import arena_size
+from xgblora.adapters.arena import arena_size, lay_out
 from xgblora.adapters.identity import layout_hash
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.atomic_file import replacing
@@ -209,16 +209,35 @@ class Ledger:
     @classmethod
     def _from_parts(cls, header: dict, tensors: dict[str, Tensor]) -> "Ledger":
         slots = tuple(Slot(**slot) for slot in header["slots"])
+        rounds = header.get("measured", [])
+        counts = {_PARTS: len(header["boosters"]), **({_PARTS_OF_STARTS: len(rounds)} if rounds else {})}
+        _refuse_other_sizes(slots, tensors, counts)
         origin = Origin.from_json(header["origin"])
         if layout_hash(slots) != origin.layout:
             raise ValueError("the layout is not the one that its origin names")
         rows = _rows_of(tensors, slots, _PARTS, len(header["boosters"]))
         entries = zip(header["boosters"], rows, strict=True)
         boosters = [MergedAdapter(**entry, adapters=row) for entry, row in entries]
-        rounds = header.get("measured", [])
         starts = _rows_of(tensors, slots, _PARTS_OF_STARTS, len(rounds), zero_if_missing=True) if rounds else []
         measured = dict(zip(rounds, starts, strict=True))
         return cls(origin, slots, header["rounding"], RoundStart(**header["start"]), boosters, measured)
+
+
+def _refuse_other_sizes(
+    slots: tuple[Slot, ...], tensors: dict[str, Tensor], counts: dict[tuple[str, str], int]
+) -> None:
+    """Raise ValueError unless the sizes in a header are those of its tensors: memory is taken by what the header says.
+
+    Args:
+        counts: by the names of the parts, how many adapters there are.
+    """
+    if not slots or slots != lay_out([(slot.name, slot.rank, slot.in_features, slot.out_features) for slot in slots]):
+        raise ValueError("its slots are no layout")
+    for names, count in counts.items():
+        for slot in slots:
+            for name, size in zip(names, (slot.in_features, slot.out_features), strict=True):
+                if tuple(tensors[f"{slot.name}.{name}"].shape) != (count, slot.rank, size):
+                    raise ValueError(f"{slot.name}.{name} is of another size than the header says")
 
 
 def _stacked(adapters: list[Tensor], slots: tuple[Slot, ...]) -> Tensor:

@@ -74,11 +74,14 @@ def losses_by_factor(adapters: AdapterSet, held_out_loss: Callable[[], float]) -
     """The held-out loss with `b` multiplied by each of `FACTORS`; afterwards the adapters are what they were."""
     arena, losses = adapters.arena, {}
     trained = arena.master.clone()
-    for factor in FACTORS:
-        for slot in arena.slots:
-            arena.a_and_b(slot)[1].mul_(factor)
-        arena.restore()
-        losses[factor] = held_out_loss()
+    try:
+        for factor in FACTORS:
+            for slot in arena.slots:
+                arena.a_and_b(slot)[1].mul_(factor)
+            arena.restore()
+            losses[factor] = held_out_loss()
+            arena.master.copy_(trained)
+    finally:
         arena.master.copy_(trained)
-    arena.restore()
+        arena.restore()
     return losses

@@ -21,7 +21,8 @@ def exits_with_one_line(main: Callable) -> Callable:
             sys.stdout.flush()
             return result
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            # what was typed may have lines of its own
+            print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
             sys.exit(2)
         except BrokenPipeError:
             # Python flushes once more as it ends, and would complain again

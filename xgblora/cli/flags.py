@@ -45,8 +45,8 @@ class FlagParser(HfArgumentParser):
         Raises:
             InputError: a flag is unknown or its value is wrong.
         """
-        # transformers' own checks of its flags
-        with in_one_line(ValueError, ImportError):
+        # transformers' own checks of its flags, and what it opens and imports for them: wrong in dozens of ways
+        with in_one_line(Exception):
             *parsed, unknown = self.parse_args_into_dataclasses(
                 arguments, return_remaining_strings=True, look_for_args_file=False
             )

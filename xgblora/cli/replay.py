@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     records = list(tape.records())
     # None: no bar where there is no terminal
     booster, verified = replay(model, tape, tqdm(records, desc="replaying", unit=" records", disable=None))
-    print("\n".join(report(records, len(tape.to_bytes()), verified)))
+    whole = tape.header.origin.rest is not None
+    print("\n".join(report(records, len(tape.to_bytes()), verified, whole=whole)))
     if replaying.save_model:
         finish(booster.adapters, booster, step=last_step(records), epoch=0.0)
         print("\n".join(save(booster, model, tokenizer, folder)))
@@ -94,18 +95,24 @@ def tape_at(path: Path) -> Path:
     return tape
 
 
-def report(records: list[Record], size: int, verified: bool) -> list[str]:
-    """What was replayed, and whether it is what the run had."""
+def report(records: list[Record], size: int, verified: bool, *, whole: bool = True) -> list[str]:
+    """What was replayed, and whether it is what the run had; `whole`: the tape knows all weights of the base."""
     steps = [record for record in records if isinstance(record, StepRecord)]
     skipped = sum(not record.applied for record in steps)
     merges = sum(isinstance(record, MergeRecord) for record in records)
     bytes_a_step = f", {size / len(steps):.1f} bytes a step" if steps else ""
     return [
         f"replayed {len(steps)} steps ({skipped} skipped), {merges} merges from a tape of {size} bytes{bytes_a_step}",
-        "verified: the weights are bit for bit those of the run"
-        if verified
-        else "not verified: the run was stopped, and its tape has no digest of the weights to compare with",
+        _about_weights(verified, whole),
     ]
+
+
+def _about_weights(verified: bool, whole: bool) -> str:
+    if not verified:
+        return "not verified: the run was stopped, and its tape has no digest of the weights to compare with"
+    if not whole:
+        return "verified: the adapted weights are bit for bit those of the run; its older tape does not know the others"
+    return "verified: the weights are bit for bit those of the run"
 
 
 def last_step(records: list[Record]) -> int:

@@ -26,6 +26,9 @@ class ResultArguments:
     )
     output_dir: str | None = field(default=None, metadata={"help": "Folder to write; beside the run without it."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an earlier result in output_dir."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Let code that comes with the model run on this machine."}
+    )
     use_cpu: bool = field(default=False, metadata={"help": "Leave the GPU alone, if there is one."})
 
     @property
@@ -58,7 +61,8 @@ def load_base(origin: Origin, args: ResultArguments) -> tuple[PreTrainedModel, P
     Raises:
         InputError: it cannot be found or read.
     """
-    return load_model(base_name(origin, args.model_name), dtype=origin.dtype, device=args.device)
+    name = base_name(origin, args.model_name)
+    return load_model(name, dtype=origin.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
 
 
 def run_of(path: Path) -> tuple[Path, str]:

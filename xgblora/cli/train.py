@@ -6,8 +6,6 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-import yaml
-
 from xgblora import demo
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.cli.flags import FlagParser
@@ -16,7 +14,7 @@ from xgblora.freed_memory import keep_freed_memory
 from xgblora.runs.console import show_on_terminal
 from xgblora.runs.dry_run import dry_run
 from xgblora.runs.fine_tune import fine_tune
-from xgblora.spelling import one_line
+from xgblora.settings_file import read_settings
 from xgblora.training.arguments import FLAGS, TaskArguments, XGBLoRAArguments
 from xgblora.training.recipes import flags_of_recipe
 
@@ -24,6 +22,7 @@ DESCRIPTION = """Fine-tune a language model with XGBLoRA (boosted rank-1 adapter
 or by backpropagation. Without --model_name it fine-tunes the small model of the package on its review data.
 A first argument that ends in .yaml, .yml or .json is read for flags; those on the command line win."""
 
+_SCALARS = str | int | float | bool | None
 # Flags that `--help` shows: ours, and the ones of transformers that most runs set.
 SHOWN_FLAGS = {"help", "help_all", *(name for name, flag in FLAGS.items() if flag.shown)}
 
@@ -119,18 +118,31 @@ def read_flags(path: Path, known: set[str]) -> list[str]:
     Raises:
         InputError: the file is missing, is no mapping, or names an unknown flag.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
-    try:
-        flags = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as YAML or JSON ({one_line(error)})") from None
+    flags = read_settings(path) or {}
     if not isinstance(flags, dict):
         raise InputError(f"{path}: must hold flags as `name: value` lines")
     unknown = sorted(map(str, set(flags) - known))
     if unknown:
         raise InputError(f"{path}: unknown flag {unknown[0]}")
+    for name, value in flags.items():
+        if not _is_plain(value):
+            raise InputError(
+                f"{path}: {name} must be a value, a list of values, or a mapping for a flag that takes one"
+            )
     return [word for name, value in flags.items() if value is not None for word in as_arguments(name, value)]
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a flag can have this value of a file: a scalar, a list of scalars, or what JSON can say."""
+    if isinstance(value, list):
+        return all(isinstance(one, _SCALARS) for one in value)
+    if isinstance(value, dict):
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            # dates, sets, bytes
+            return False
+    return isinstance(value, _SCALARS | dict)
 
 
 def as_arguments(name: str, value: object) -> list[str]:

@@ -5,10 +5,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
-
 from xgblora.errors import InputError
-from xgblora.spelling import one_line
+from xgblora.settings_file import read_settings
 from xgblora.training.arguments import FLAGS, XGBLoRAArguments
 from xgblora.training.flag import Needs, needing
 from xgblora.training.recipes import flags_of_recipe
@@ -120,12 +118,10 @@ def read_variants(path: Path, known: Collection[str]) -> dict[str, Method]:
     Raises:
         InputError: the file is missing, or a variant in it is wrong; one line says which and why.
     """
-    if not path.is_file():
-        raise InputError(f"variants={path}: there is no such file")
     try:
-        variants = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"variants={path}: not readable as YAML ({one_line(error)})") from None
+        variants = read_settings(path)
+    except InputError as error:
+        raise InputError(f"variants={error}") from None
     if not isinstance(variants, dict) or not variants:
         raise InputError(f"variants={path}: must hold one `name:` or more, each with `base: METHOD` and flags below it")
     return {str(name): _variant(f"variants={path}: {name}", str(name), of, known) for name, of in variants.items()}

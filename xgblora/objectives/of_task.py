@@ -21,7 +21,8 @@ from xgblora.objectives.texts import (
     zero_one,
 )
 from xgblora.scoring import Collator, encode, in_eval_mode, log_probabilities
-from xgblora.scoring.generation import check_room, pad_token, prompt_ids
+from xgblora.scoring.generation import check_room, prompt_ids
+from xgblora.scoring.vocabulary import padding_id, rows_of_embeddings
 from xgblora.tasks import Sample, Task
 
 # what the block at the start of a run says of each
@@ -94,7 +95,7 @@ def prepare_objective(
     """
     to_options = partial(encode, tokenizer=tokenizer, max_length=max_length)
     if name == "f1":
-        return _of_written_answers(tokenizer, max_length, max_new_tokens)
+        return _of_written_answers(tokenizer, model, max_length, max_new_tokens)
     if name == "language_model":
         whole = partial(to_options, whole_text=True)
         alone = partial(whole, only_right=True)
@@ -122,10 +123,12 @@ def _collator(
 ) -> Collator:
     # wherever there are CUDA graphs, and not only where they are wanted: without them a run has the same bits
     few_shapes = objective.packs and next(model.parameters()).device.type == "cuda"
-    return Collator(tokenizer.pad_token_id, few_shapes=few_shapes)
+    return Collator(padding_id(tokenizer, rows_of_embeddings(model)), few_shapes=few_shapes)
 
 
-def _of_written_answers(tokenizer: PreTrainedTokenizerBase, max_length: int, max_new_tokens: int) -> TaskObjective:
+def _of_written_answers(
+    tokenizer: PreTrainedTokenizerBase, model: nn.Module, max_length: int, max_new_tokens: int
+) -> TaskObjective:
     check_room(max_length, max_new_tokens)
 
     def to_question(sample: Sample) -> Question:
@@ -135,7 +138,8 @@ def _of_written_answers(tokenizer: PreTrainedTokenizerBase, max_length: int, max
         return sum(answer_loss(record.prediction, record.right) for record in records) / len(records)
 
     objective = AnswerF1(tokenizer, max_new_tokens=max_new_tokens)
-    return TaskObjective(objective, to_question, to_question, QuestionCollator(pad_token(tokenizer)), mean_loss)
+    collate = QuestionCollator(padding_id(tokenizer, rows_of_embeddings(model)))
+    return TaskObjective(objective, to_question, to_question, collate, mean_loss)
 
 
 def _loss_of_scores(

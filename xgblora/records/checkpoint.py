@@ -93,6 +93,11 @@ def load(
         InputError: a file cannot be read, or belongs to another run; `check` says so before.
     """
     master = load_file(folder / ADAPTERS, device=str(adapters.arena.master.device))["master"]
+    if master.shape != adapters.arena.master.shape:
+        raise InputError(
+            f"resume_from_checkpoint={folder}: {ADAPTERS} has {tuple(master.shape)} numbers, and what is trained "
+            f"{tuple(adapters.arena.master.shape)}"
+        )
     booster.load_ledger(folder / LEDGER)
     if booster.tape is not None:
         booster.tape.go_on_from(Tape.load(folder / TAPE))

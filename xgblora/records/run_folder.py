@@ -67,6 +67,11 @@ class RunFolder:
         return self.path / "rounds.png"
 
     @property
+    def base(self) -> Path:
+        """The digest of the base model, and of which files it was taken."""
+        return self.path / "base.json"
+
+    @property
     def log(self) -> Path:
         """What the terminal showed."""
         return self.path / "train.log"
@@ -85,7 +90,7 @@ class RunFolder:
     def _written_whole(self) -> tuple[Path, ...]:
         """The files that are written under a temporary name, some of them to grow afterwards."""
         growing = (self.step_loss, self.training_loss, self.eval_loss, self.merges, self.tape)
-        return (*growing, self.metrics, self.predictions, self.ledger, self.figure, self.rounds_figure)
+        return (*growing, self.metrics, self.predictions, self.ledger, self.figure, self.rounds_figure, self.base)
 
     def refuse_if_used(self) -> None:
         """Raise InputError if the folder holds a run already."""

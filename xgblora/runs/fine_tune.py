@@ -3,15 +3,17 @@
 import time
 from dataclasses import dataclass
 
+from xgblora.boosting import MergeOverflow
 from xgblora.boosting.export import export_merged
 from xgblora.boosting.finish import finish, takes_its_boosters
 from xgblora.boosting.peft_adapter import export_peft
 from xgblora.environment import peak_memory, versions
 from xgblora.errors import in_one_line
 from xgblora.evaluation import Evaluation
+from xgblora.records import base_identity
 from xgblora.records.run_folder import entries_of
 from xgblora.runs import report, run_figures
-from xgblora.runs.console import logging_to, remembering_log
+from xgblora.runs.console import logger, logging_to, remembering_log
 from xgblora.runs.plan import plan
 from xgblora.runs.prepare import PreparedRun, prepare
 from xgblora.training import processes
@@ -39,8 +41,15 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
         if task.overwrite:
             folder.clear(keep_up_to=run.plan.first_step)
         with logging_to(folder.log, early):
+            if run.plan.args.trainer != "none":
+                _keep_base(run)
             report.log_configuration(run.plan.task, run.plan.args, run.trainer, run.measurement.sets, folder)
             return _leave_results(run, _train_and_measure(run), started)
+
+
+def _keep_base(run: PreparedRun) -> None:
+    adapters = run.trainer.adapters
+    base_identity.keep(run.plan.folder.base, base_identity.facts_of(adapters.model, adapters), adapters.origin.rest)
 
 
 @dataclass(frozen=True)
@@ -110,16 +119,23 @@ def _about_training(run: PreparedRun, seconds: float) -> dict:
 def _leave_weights(run: PreparedRun, held_out_loss: float | None) -> str | None:
     """Merge what is left, write ledger, tape and model; the line that says where the model is."""
     folder, trainer, state = run.plan.folder, run.trainer, run.trainer.state
-    finish(trainer.adapters, trainer.booster, step=state.global_step, epoch=state.epoch, held_out_loss=held_out_loss)
+    step, epoch = state.global_step, state.epoch
+    fits = True
+    try:
+        finish(trainer.adapters, trainer.booster, step=step, epoch=epoch, held_out_loss=held_out_loss)
+    except MergeOverflow as error:
+        logger.warning("XGBLoRA: %s; it leaves as a booster beside the weights", error)
+        trainer.booster.enter_unmerged(step=step, epoch=epoch)
+        fits = False
     trainer.booster.save_ledger(folder.ledger, about=versions())
     if trainer.tape is not None:
         trainer.tape.save(folder.tape)
     if not run.plan.task.save_model:
         return None
-    if takes_its_boosters(trainer.adapters):
+    if fits and takes_its_boosters(trainer.adapters):
         export_merged(trainer.model, folder.model, tokenizer=run.measurement.tokenizer)
         return f"model:   {folder.model}"
-    # a quantised model cannot be saved with its boosters in it
+    # a model that is quantised, or whose last merge would overflow, cannot be saved with its boosters in it
     if not len(trainer.booster.ledger):
         return None
     export_peft(trainer.booster.ledger, folder.adapter, base_model=trainer.model)

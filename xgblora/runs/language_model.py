@@ -1,35 +1,114 @@
 """Loading the model and the tokenizer of a run."""
 
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file
 
 from xgblora.errors import InputError
 from xgblora.spelling import one_line
 
+logger = logging.getLogger("xgblora")
 
-def load_model(name: str, *, dtype: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+# how configurations call the most positions of a text: most of them, MPT, Whisper's decoder, code of one's own
+_NAMES_OF_LIMIT = ("max_position_embeddings", "max_seq_len", "max_target_positions", "n_positions")
+
+
+def load_model(
+    name: str, *, dtype: str, device: torch.device, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal language model and tokenizer `name` (a folder or a hub name), the model on `device` in eval mode.
 
     Args:
         dtype: "float32", "bfloat16", "float16", or "auto", see `resolve_dtype`.
+        trust_remote_code: whether code that comes with the model may run; if so, the log says it.
 
     Raises:
-        InputError: there is no such model, or it cannot be read.
+        InputError: there is no such model, it cannot be read, it is an adapter beside a model, its weights are not in
+            safetensors, or some of them are missing or of another shape.
     """
-    transformers.utils.logging.disable_progress_bar()
+    if trust_remote_code:
+        logger.warning("trust_remote_code: code that comes with %s may run on this machine", name)
+    settings = {"trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=resolve_dtype(dtype, device))
+        with _quiet():
+            _refuse_adapter(name, find_adapter_config_file(name))
+            tokenizer = AutoTokenizer.from_pretrained(name, **settings)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=resolve_dtype(dtype, device),
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **settings,
+            )
+    except InputError:
+        raise
     except Exception as error:  # a folder or hub can be wrong in dozens of ways; the person needs one line
+        _refuse_pickles(name)
+        if "custom code" in str(error):
+            raise InputError(
+                f"model_name={name}: comes with code of its own, which may do anything on this machine; read it, and "
+                "give --trust_remote_code if you trust it"
+            ) from None
         raise InputError(f"model_name={name}: cannot be loaded ({one_line(error, limit=300)})") from None
-    if tokenizer.pad_token_id is None:
-        # padding is masked out of attention and loss, so any id will do
-        tokenizer.pad_token = tokenizer.eos_token
+    _refuse_other_weights(name, found)
     tokenizer.padding_side = "left"
     return model.to(device).eval(), tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and its tables of weights, which `_refuse_other_weights` says in one line."""
+    logging_of_transformers = transformers.utils.logging
+    logging_of_transformers.disable_progress_bar()
+    level = logging_of_transformers.get_verbosity()
+    logging_of_transformers.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging_of_transformers.set_verbosity(level)
+
+
+def _refuse_adapter(name: str, config: str | None) -> None:
+    """Raise InputError if a PEFT adapter lies beside the model: PEFT would load and save it, and it alone."""
+    if config is not None:
+        raise InputError(
+            f"model_name={name}: holds a PEFT adapter (adapter_config.json); merge it into its base first: "
+            f"PeftModel.from_pretrained(base, {name!r}).merge_and_unload().save_pretrained(ANOTHER_FOLDER)"
+        )
+
+
+def _refuse_pickles(name: str) -> None:
+    """Raise InputError if the weights in the folder `name` are pickles alone, which can run code when they are read."""
+    folder = Path(name)
+    if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"model_name={name}: its weights are in .bin files, which can run code; convert them where you trust them: "
+            f"AutoModelForCausalLM.from_pretrained({name!r}, use_safetensors=False).save_pretrained(ANOTHER_FOLDER)"
+        )
+
+
+def _refuse_other_weights(name: str, found: dict) -> None:
+    """Raise InputError if the model has weights that its files lack; tensors of the files that it lacks are logged."""
+    for what, keys in (("lacks", found["missing_keys"]), ("has another shape of", found["mismatched_keys"])):
+        if keys:
+            first = min(key if isinstance(key, str) else key[0] for key in keys)
+            raise InputError(
+                f"model_name={name}: the checkpoint {what} {first}{_and_more(keys)}, which would be random numbers"
+            )
+    if found["unexpected_keys"]:
+        keys = found["unexpected_keys"]
+        logger.warning("%s: its checkpoint has %s%s, which the model does not use", name, min(keys), _and_more(keys))
+
+
+def _and_more(keys: Collection) -> str:
+    return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -54,16 +133,20 @@ def has_bf16_matrix_units() -> bool:
 
 def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
     """The longest text in tokens that model, tokenizer and the flag `max_length` allow."""
-    limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length, max_length]
     if max_length is not None and max_length < 2:
         raise InputError(f"max_length={max_length}: must be 2 or more")
-    return min(limit for limit in limits if limit is not None)
+    # of a model for several kinds of input the part that writes text has the limit
+    texts = model.config.get_text_config(decoder=True)
+    limits = [getattr(config, name, None) for config in (model.config, texts) for name in _NAMES_OF_LIMIT]
+    return min(limit for limit in (*limits, tokenizer.model_max_length, max_length) if limit is not None)
 
 
 def refuse_missing_folder(name: str) -> None:
-    """Raise InputError if `name` is the path of a folder that is not there or holds no model; hub names pass."""
+    """Raise InputError if `name` is the path of a folder that is not there or holds no whole model; hub names pass."""
     path = Path(name)
     if path.is_dir():
+        config = path / "adapter_config.json"
+        _refuse_adapter(name, str(config) if config.is_file() else None)
         if not (path / "config.json").is_file():
             raise InputError(f"model_name={name}: there is no config.json in this folder")
         return

@@ -1,6 +1,6 @@
 """What a run says about its model before and after training: the task's metrics, the loss, and every answer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -10,7 +10,9 @@ from xgblora.evaluation import Evaluation, draw_demonstrations, evaluate
 from xgblora.evaluation.demonstrations import Calibration, without_question
 from xgblora.objectives.of_task import TaskObjective
 from xgblora.scoring import encode
+from xgblora.scoring.encoding import refuse_same_tokens
 from xgblora.scoring.generation import check_room
+from xgblora.scoring.vocabulary import refuse_unknown_ids
 from xgblora.tasks import Sample, SampledSets, Splits, Task
 from xgblora.training.arguments import TaskArguments
 
@@ -39,10 +41,18 @@ class Measurement:
     calibration: Calibration
     max_new_tokens: int
 
-    def check(self) -> None:
-        """Raise InputError if a sample cannot be measured, now and not after something was written."""
+    def check(self, rows: int | None) -> None:
+        """Raise InputError if a sample cannot be measured, now and not after something was written.
+
+        Args:
+            rows: how many token ids the model reads; None: any.
+        """
         for sample in self.sets.evaluation:
-            encode(sample, self.tokenizer, max_length=self.max_length)
+            example = encode(sample, self.tokenizer, max_length=self.max_length)
+            refuse_unknown_ids(self.tokenizer, rows, example.ids)
+            refuse_same_tokens(sample, example, self.tokenizer)
+        for sample in _distinct(self.demonstrations):
+            refuse_unknown_ids(self.tokenizer, rows, self.tokenizer.encode(sample.demonstration))
         if self.calibration != "none":
             encode(without_question(self.sets.evaluation[0]), self.tokenizer, max_length=self.max_length)
         if self.task.generation:
@@ -81,6 +91,12 @@ def demonstrations_for(
     if flags.num_demos > len(sets.train):
         raise InputError(f"num_demos={flags.num_demos}: there are only {len(sets.train)} training examples (num_train)")
     return sets.train[: flags.num_demos]
+
+
+def _distinct(demonstrations: Sequence[Sample] | Sequence[Sequence[Sample]]) -> Iterable[Sample]:
+    """Each demonstration once, whether there is one set of them or one for each example."""
+    sets = [[one] if isinstance(one, Sample) else one for one in demonstrations]
+    return dict.fromkeys(sample for of_one in sets for sample in of_one)
 
 
 def calibration_for(flags: TaskArguments) -> Calibration:

@@ -16,6 +16,8 @@ from xgblora.runs.measurement import check_measurement
 from xgblora.tasks import Task, choose_task
 from xgblora.training import processes
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.check_flags import check_batches
+from xgblora.training.check_schedule import goes_by_evaluations
 from xgblora.training.flag import Needs, asked_for
 
 # how a person asks for the newest whole checkpoint
@@ -59,6 +61,8 @@ def plan(task: TaskArguments, args: XGBLoRAArguments) -> Plan:
     check_objective(task.objective, chosen, args.trainer, task.num_demos)
     check_start(task.objective, args)
     check_measurement(task, chosen, args.trainer)
+    check_batches(args, task.num_train)
+    _refuse_unknown_metric(args, chosen)
     _refuse_what_needs_development_examples(task, args)
     task = replace(task, task_name=chosen.name)
     folder = _folder_of(task, args)
@@ -106,10 +110,19 @@ def _resolved(args: XGBLoRAArguments, task: TaskArguments, folder: RunFolder, re
     return args
 
 
+def _refuse_unknown_metric(args: XGBLoRAArguments, chosen: Task) -> None:
+    """Now, and not at the first evaluation."""
+    known = ["loss"] if chosen.generation else ["loss", "accuracy"]
+    if (args.metric_for_best_model or "loss").removeprefix("eval_") not in known:
+        raise InputError(f"metric_for_best_model={args.metric_for_best_model}: must be {' or '.join(known)}")
+
+
 def _refuse_what_needs_development_examples(task: TaskArguments, args: XGBLoRAArguments) -> None:
     wanted = asked_for(args, Needs.DEVELOPMENT_EXAMPLES)
     if args.shrinkage.factor is None:
         wanted.append("xgblora_shrinkage=line_search")
+    if goes_by_evaluations(args):
+        wanted.append(f"lr_scheduler_type={getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}")
     if wanted and not task.num_dev:
         raise InputError(f"num_dev={task.num_dev}: {wanted[0]} needs development examples")
 

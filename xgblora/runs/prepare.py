@@ -1,19 +1,25 @@
 """`prepare`, the second stage of a run: its data, its model and its trainer, checked; nothing is written yet."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalPrediction
 
 from xgblora.errors import in_one_line
 from xgblora.objectives.of_task import TaskObjective, prepare_objective
+from xgblora.records import base_identity
 from xgblora.runs.language_model import load_model, longest_text
 from xgblora.runs.measurement import Measurement, calibration_for, demonstrations_for
 from xgblora.runs.plan import Plan, sampling_seed
-from xgblora.tasks import SampledSets, Splits, Task, sample_sets
+from xgblora.scoring import EncodedExample
+from xgblora.scoring.encoding import refuse_same_tokens
+from xgblora.scoring.vocabulary import refuse_unknown_ids, rows_of_embeddings
+from xgblora.tasks import Sample, SampledSets, Splits, Task, sample_sets
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.from_flags import trainable_of
 from xgblora.training.run_identity import identity_of_examples, identity_of_task
 from xgblora.training.trainer import XGBLoRATrainer
 
@@ -45,7 +51,9 @@ def prepare(plan: Plan) -> PreparedRun:
     set_seed(args.seed)
     splits, sets = draw_samples(task, plan.chosen, args.seed)
     demonstrations = demonstrations_for(task, splits, sets, plan.sampling_seed)
-    model, tokenizer = load_model(task.model_name, dtype=task.dtype, device=args.device)
+    model, tokenizer = load_model(
+        task.model_name, dtype=task.dtype, device=args.device, trust_remote_code=task.trust_remote_code
+    )
     _refuse_missing_optimizer(args, model)
     length = longest_text(model, tokenizer, task.max_length)
     objective = prepare_objective(
@@ -58,8 +66,10 @@ def prepare(plan: Plan) -> PreparedRun:
         samples=[*sets.train, *sets.dev],
     )
     train = [objective.to_train(sample) for sample in sets.train]
+    dev = [objective.to_measure(sample) for sample in sets.dev]
+    _refuse_what_does_not_fit(model, tokenizer, zip((*sets.train, *sets.dev), (*train, *dev), strict=True))
     # sorted by length, so that a batch of the evaluation has little padding
-    dev = sorted((objective.to_measure(sample) for sample in sets.dev), key=len)
+    dev.sort(key=len)
     measurement = Measurement(
         plan.chosen,
         sets,
@@ -70,7 +80,7 @@ def prepare(plan: Plan) -> PreparedRun:
         calibration=calibration_for(task),
         max_new_tokens=task.max_new_tokens,
     )
-    measurement.check()
+    measurement.check(rows_of_embeddings(model))
     return PreparedRun(plan, _trainer(plan, model, objective, train, dev, max_length=length), measurement)
 
 
@@ -85,6 +95,16 @@ def draw_samples(task: TaskArguments, chosen: Task, seed: int) -> tuple[Splits, 
     return splits, sample_sets(splits, **counts, seed=sampling_seed(task, seed))
 
 
+def _refuse_what_does_not_fit(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Iterable[tuple[Sample, Any]]
+) -> None:
+    rows = rows_of_embeddings(model)
+    for sample, example in examples:
+        refuse_unknown_ids(tokenizer, rows, example.ids)
+        if isinstance(example, EncodedExample):
+            refuse_same_tokens(sample, example, tokenizer)
+
+
 def _refuse_missing_optimizer(args: XGBLoRAArguments, model: nn.Module) -> None:
     """Now, and not when training begins: nothing is written yet, and many optimizers are packages of their own."""
     if args.trainer == "regular":
@@ -96,9 +116,12 @@ def _trainer(
     plan: Plan, model: PreTrainedModel, objective: TaskObjective, train: Sequence, dev: Sequence, *, max_length: int
 ) -> XGBLoRATrainer:
     with in_one_line(ValueError, ImportError):
+        adapters = trainable_of(model, plan.args)
+        adapters.known_rest = base_identity.kept(plan.folder.base, base_identity.facts_of(model, adapters))
         return XGBLoRATrainer(
             model,
             plan.args,
+            adapters=adapters,
             objective=objective.objective,
             train_dataset=train,
             eval_dataset=dev or None,

@@ -6,10 +6,12 @@ sequence. SST-2's two one-word candidates thus cost one sequence without their l
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
 
 from xgblora.errors import InputError
+from xgblora.scoring.vocabulary import first_id
 from xgblora.tasks.sample import Sample
 
 
@@ -32,6 +34,11 @@ class EncodedExample:
     def __len__(self) -> int:
         """Length of the longest sequence."""
         return max(len(sequence) for sequence in self.sequences)
+
+    @property
+    def ids(self) -> set[int]:
+        """All token ids in it."""
+        return {*chain.from_iterable(self.sequences), *(token for option in self.options for _, token in option)}
 
 
 def encode(
@@ -64,18 +71,33 @@ def encode_all(
         whole_text: let the first option be the right text, prompt and all, from its second token on (for the loss of
             language modelling). The candidates come behind it, without it if `only_right`.
 
+    A text that begins with its option gets BOS or EOS in front, which predicts the option's first token.
+
     Raises:
-        InputError: an option is empty after tokenization, or does not fit into `max_length`.
+        InputError: an option is empty after tokenization, or does not fit into `max_length`; or there is nothing that
+            predicts its first token.
     """
     texts = [[sample.candidates[sample.label]] if only_right else sample.candidates for sample in samples]
     asked = [(sample.prompt, text) for sample, of_one in zip(samples, texts, strict=True) for text in of_one]
     starts = iter(option_starts(tokenizer, asked))
     # transformers makes this list anew at each look, a quarter of the time of encoding SST-2
-    special = frozenset(tokenizer.all_special_ids)
-    return [
-        _encoded(sample, of_one, [next(starts) for _ in of_one], special, max_length, only_right, whole_text)
-        for sample, of_one in zip(samples, texts, strict=True)
-    ]
+    special, first = frozenset(tokenizer.all_special_ids), first_id(tokenizer)
+    encoded = []
+    for sample, of_one in zip(samples, texts, strict=True):
+        begun = [_begun(*next(starts), first, sample.origin) for _ in of_one]
+        encoded.append(_encoded(sample, of_one, begun, special, max_length, only_right, whole_text))
+    return encoded
+
+
+def _begun(ids: list[int], start: int, first: int | None, origin: str) -> tuple[list[int], int]:
+    """Token ids and the beginning of their option, which is not the first of them."""
+    if start or not ids:
+        return ids, start
+    if first is None:
+        raise InputError(
+            f"{origin}: nothing stands before the answer, and the tokenizer has neither BOS nor EOS to predict it from"
+        )
+    return [first, *ids], 1
 
 
 def _encoded(
@@ -104,6 +126,26 @@ def _encoded(
         sequence = next(i for i, s in enumerate(sequences) if s[: len(ids) - 1] == tuple(ids[:-1]))
         options.append(tuple((rows.setdefault((sequence, i - 1), len(rows)), ids[i]) for i in range(start, len(ids))))
     return EncodedExample(sequences, tuple(rows), tuple(options), label)
+
+
+def refuse_same_tokens(sample: Sample, example: EncodedExample, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise InputError if a wrong candidate of `example` has the tokens of the right one, such as an unknown token.
+
+    Args:
+        sample: what `example` was made of, with all candidates or the right one alone.
+    """
+    # the whole text, if there is one, is in front of the candidates
+    options = example.options[-len(sample.candidates) :]
+    if len(options) < len(sample.candidates):
+        return
+    for place, option in enumerate(options):
+        if option == options[sample.label] and place not in sample.right:
+            first, second = (sample.candidates[one][len(sample.prompt) :] for one in (sample.label, place))
+            tokens = " ".join(map(str, tokenizer.convert_ids_to_tokens([token for _, token in option])))
+            raise InputError(
+                f"{sample.origin}: the candidates {first!r} and {second!r} cannot be told apart, both are {tokens} to "
+                "the tokenizer; choose other words"
+            )
 
 
 def option_start(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> tuple[list[int], int]:

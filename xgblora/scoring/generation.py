@@ -1,14 +1,16 @@
 """Answers that a model writes: greedy, up to the end of the line, as MeZO has them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from xgblora.errors import InputError
 from xgblora.scoring.batches import batches_by_length, tokens_per_batch
 from xgblora.scoring.encoding import option_start
+from xgblora.scoring.vocabulary import end_ids, first_id, line_end_ids, padding_id, rows_of_embeddings
 
 MAX_NEW_TOKENS = 50
 
@@ -40,10 +42,11 @@ def generate_answers(
     texts = [prompt_ids(tokenizer, prompt, max_length - max_new_tokens) for prompt in prompts]
     device = next(model.parameters()).device
     tokens = tokens or tokens_per_batch(device)
+    pad = padding_id(tokenizer, rows_of_embeddings(model))
     answers = [""] * len(texts)
     lengths = list(map(len, texts))
     for places in batches_by_length(range(len(texts)), lengths.__getitem__, tokens=tokens, extra=max_new_tokens):
-        ids, mask = left_padded([texts[place] for place in places], pad_token(tokenizer))
+        ids, mask = left_padded([texts[place] for place in places], pad)
         batch = (ids.to(device), mask.to(device))
         written = write_after(model, tokenizer, *batch, max_new_tokens=max_new_tokens)
         for place, answer in zip(places, written, strict=True):
@@ -62,24 +65,38 @@ def write_after(
 ) -> list[str]:
     """What the model writes after each of the prompts of one batch, see `generate_answers`.
 
+    Nothing of the model's own generation configuration counts (penalties, suppressed tokens, guidance, strings that
+    stop), but the tokens that end a text.
+
     Args:
         input_ids, attention_mask: int64 [B, T], padded on the left.
     """
-    stops = stop_tokens(tokenizer)
-    output = model.generate(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
+    ends, line_ends = end_ids(tokenizer, model), line_end_ids(tokenizer)
+    ours = GenerationConfig(
         do_sample=False,
         num_beams=1,
         max_new_tokens=max_new_tokens,
-        eos_token_id=stops,
-        pad_token_id=pad_token(tokenizer),
+        eos_token_id=sorted(ends | line_ends) or None,
+        pad_token_id=padding_id(tokenizer, rows_of_embeddings(model)),
     )
+    with _generating_as(model, ours):
+        output = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=ours)
     answers = []
     for written in output[:, input_ids.shape[1] :].tolist():
-        end = next((i for i, token in enumerate(written) if token in stops), len(written))
-        answers.append(tokenizer.decode(written[:end], skip_special_tokens=True).strip())
+        end = next((i for i, token in enumerate(written) if token in ends), len(written))
+        answers.append(tokenizer.decode(written[:end], skip_special_tokens=True).partition("\n")[0].strip())
     return answers
+
+
+@contextmanager
+def _generating_as(model: nn.Module, ours: GenerationConfig) -> Iterator[None]:
+    """Let `ours` be the generation configuration of `model`, which fills in what another one leaves open."""
+    theirs = getattr(model, "generation_config", None)
+    model.generation_config = ours
+    try:
+        yield
+    finally:
+        model.generation_config = theirs
 
 
 def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
@@ -88,11 +105,6 @@ def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tenso
     padding = [longest - len(text) for text in texts]
     ids = torch.tensor([[pad] * more + list(text) for text, more in zip(texts, padding, strict=True)])
     return ids, torch.tensor([[0] * more + [1] * (longest - more) for more in padding])
-
-
-def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What fills a batch up: the tokenizer's own padding, or a token that ends an answer."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_tokens(tokenizer)[-1]
 
 
 def check_room(max_length: int, max_new_tokens: int) -> None:
@@ -105,14 +117,19 @@ def check_room(max_length: int, max_new_tokens: int) -> None:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int) -> list[int]:
-    """The ids of a prompt, at most `max_length`, without the special tokens that a tokenizer puts at the end."""
+    """The ids of a prompt, at most `max_length`, without the special tokens that a tokenizer puts at the end.
+
+    Raises:
+        InputError: there are none.
+    """
     ids, _ = option_start(tokenizer, "", prompt)
+    if not ids:
+        first = first_id(tokenizer)
+        if first is None:
+            raise InputError(
+                f"the prompt {prompt!r} has no tokens, and the tokenizer no BOS or EOS to begin a text with"
+            )
+        ids = [first]
     kept = 1 if ids[0] in tokenizer.all_special_ids else 0
     cut = max(0, len(ids) - max_length)
     return ids[:kept] + ids[kept + cut :]
-
-
-def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The last token of a line end, and the end of a text if the tokenizer has one."""
-    stops = tokenizer.encode("\n", add_special_tokens=False)[-1:]
-    return stops if tokenizer.eos_token_id is None else [*stops, tokenizer.eos_token_id]

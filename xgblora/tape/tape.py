@@ -30,6 +30,7 @@ from torch import Tensor
 
 from xgblora.atomic_file import replacing
 from xgblora.errors import InputError
+from xgblora.spelling import one_line
 from xgblora.tape.header import TapeHeader
 from xgblora.tape.records import (
     EndRecord,
@@ -51,6 +52,9 @@ _MERGE = struct.Struct("<IIdI")
 _COUNT = struct.Struct("<I")
 # the letter of a record, and the count behind it where its length is not that of every other
 _HEAD = 1 + _COUNT.size
+# bytes; the layers' names are most of it, 60 each
+_LONGEST_HEADER = 1 << 26
+_FEW_DIRECTIONS = 1024
 # steps are read from the device in batches of this many, so that training waits for it seldom
 _PENDING_STEPS = 1024
 
@@ -158,8 +162,8 @@ class Tape:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
         try:
             return cls._from_bytes(content, torn_end)
-        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            raise InputError(f"{path}: not a readable tape ({error})") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+            raise InputError(f"{path}: not a readable tape ({one_line(error, limit=200)})") from None
 
     @classmethod
     def _from_bytes(cls, content: bytes, torn_end: bool) -> "Tape":
@@ -167,10 +171,16 @@ class Tape:
             raise ValueError("it does not begin like one")
         (length,) = _LENGTH.unpack_from(content, len(MAGIC))
         start = len(MAGIC) + _LENGTH.size
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"its header has {length} bytes")
         entry = json.loads(content[start : start + length])
         if entry.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-        tape = cls(TapeHeader.from_json(entry))
+        header = TapeHeader.from_json(entry)
+        # a step holds a number for each, and nobody writes more of them than a file has room for
+        if not 1 <= header.step.directions <= max(len(content), _FEW_DIRECTIONS):
+            raise ValueError(f"it has {header.step.directions} directions")
+        tape = cls(header)
         if not content.startswith(bytes(tape._bytes)):
             raise ValueError("its header is damaged")
         position = len(tape._bytes)

@@ -5,12 +5,20 @@ A row is a dict, and comes with its origin ("train.tsv line 7") for error messag
 
 import csv
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xgblora.errors import InputError
 from xgblora.spelling import one_line
+
+if TYPE_CHECKING:
+    import pyarrow.parquet
+
+logger = logging.getLogger("xgblora")
 
 Row = tuple[dict, str]
 
@@ -21,6 +29,15 @@ SPLIT_WORDS = {
     "test": {"test"},
 }
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+# the csv module's own limit, 131,072 characters, is less than a long document has; this is all that a C long holds
+_LONGEST_FIELD = (1 << 31) - 1
+# bytes and rows of a parquet file, unpacked; ReCoRD, the largest of the built-in tasks, has 200 MB and 100,000
+_LARGEST_TABLE, _MOST_ROWS = 1 << 34, 1 << 27
+# half of a character beyond the first 65,536, which JSON can spell and no text can hold
+_HALF = re.compile("[\ud800-\udfff]")
+_SPELLED_HALF = re.compile(
+    r"\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f][0-9a-f]{2})|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}", re.IGNORECASE
+)
 
 
 def find_splits(folder: Path) -> dict[str, list[Path]]:
@@ -79,8 +96,29 @@ def _split_of(path: Path) -> str:
 
 
 def _read_tsv(path: Path) -> Iterator[Row]:
-    # as in GLUE, whose sentences hold single quotation marks: a quote is a character like any other
-    return _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+    """A quote is a character like any other, unless the header is quoted: sentences of GLUE hold single ones."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        names = file.readline().rstrip("\r\n").split("\t")
+    if all(map(_is_quoted, names)):
+        yield from _read_table(path, delimiter="\t", strict=True)
+        return
+    quoted = 0
+    for row, origin in _read_table(path, delimiter="\t", quoting=csv.QUOTE_NONE):
+        quoted += any(map(_is_quoted, row.values()))
+        yield row, origin
+    if quoted:
+        logger.warning(
+            "%s: in %d rows a field stands in quotation marks, which are taken as part of the text, as in GLUE; if "
+            "they are not, quote the names in the first line too, or write .csv or .jsonl",
+            path,
+            quoted,
+        )
+
+
+def _is_quoted(field: str) -> bool:
+    """Whether `field` is what a writer of quoted tables makes of a field."""
+    inside = field[1:-1]
+    return len(field) >= 2 and field[0] == field[-1] == '"' and '"' not in inside.replace('""', "")
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
@@ -89,7 +127,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 def _read_table(path: Path, **dialect) -> Iterator[Row]:
     # a byte order mark, which spreadsheets write, is no part of the first column's name
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file, _fields_of_any_length():
         lines = csv.reader(file, **dialect)
         try:
             columns = next(lines, [])
@@ -104,6 +142,15 @@ def _read_table(path: Path, **dialect) -> Iterator[Row]:
                 yield dict(zip(columns, cells, strict=True)), f"{path} line {lines.line_num}"
         except csv.Error as error:
             raise InputError(f"{path} line {lines.line_num}: is no table ({error})") from None
+
+
+@contextmanager
+def _fields_of_any_length() -> Iterator[None]:
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -130,10 +177,26 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 def _parsed(text: str, path: Path, first_line: int) -> object:
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise InputError(f"{path} line {line}: is no JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        # a number of more than 4,300 digits, brackets without end
+        raise InputError(f"{path} line {first_line}: cannot be read as JSON ({one_line(error)})") from None
+    if "\\ud" in text.lower():
+        _refuse_halves(text, content, path, first_line)
+    return content
+
+
+def _refuse_halves(text: str, content: object, path: Path, first_line: int) -> None:
+    """Raise InputError if a text in `content` holds half of a surrogate pair, which is no character."""
+    if _HALF.search(json.dumps(content, ensure_ascii=False)):
+        spelled = _SPELLED_HALF.search(text)
+        line = first_line + text.count("\n", 0, spelled.start())
+        raise InputError(
+            f"{path} line {line}: {spelled[0]} is half of a surrogate pair, and no character without the other half"
+        )
 
 
 def _object(entry: object, origin: str) -> Row:
@@ -147,11 +210,23 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
+        _refuse_large(path, pyarrow.parquet.read_metadata(path))
         rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{path}: is no parquet file ({one_line(error)})") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise InputError(f"{path}: is no parquet file ({one_line(error, limit=200)})") from None
     for number, row in enumerate(rows, start=1):
         yield row, f"{path} row {number}"
+
+
+def _refuse_large(path: Path, metadata: "pyarrow.parquet.FileMetaData") -> None:
+    """Raise InputError before a file of a few bytes takes all memory: repeated values take no room in parquet."""
+    size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    if size > _LARGEST_TABLE or metadata.num_rows > _MOST_ROWS:
+        raise InputError(
+            f"{path}: unpacks to {size} bytes and {metadata.num_rows} rows; {_LARGEST_TABLE} and {_MOST_ROWS} are read"
+        )
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

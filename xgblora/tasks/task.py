@@ -61,14 +61,14 @@ class Task:
         if files is None:
             return self._from_hub()
         rows = {split: self._rows(paths) for split, paths in files.items()}
+        # before a part is held out, so that a file of another form is not taken for one that has too little
+        for part in rows.values():
+            Samples(part, self.to_sample).check()
         if len(rows) == 1:
             (split,) = rows
             place = ", ".join(str(path) for path in files[split])
             rows = hold_out(rows[split], self.together, place)
-        samples = {split: Samples(part, self.to_sample) for split, part in rows.items()}
-        for part in samples.values():
-            part.check()
-        return Splits(samples["train"], samples["valid"])
+        return Splits(*(Samples(rows[split], self.to_sample) for split in ("train", "valid")))
 
     def _rows(self, paths: list[Path]) -> list[Row]:
         records = [record for path in paths for record in read_rows(path)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from xgblora.errors import InputError
+from xgblora.settings_file import compose
 from xgblora.tasks.metrics import CHOICE_METRICS, GENERATION_METRICS
 from xgblora.tasks.row import did_you_mean, listed, spelling, text_of, texts_of, value_of
 from xgblora.tasks.sample import Sample
@@ -56,14 +57,15 @@ def _chosen(
 ) -> Callable[[dict, str], Sample]:
     def to_sample(row: Mapping, origin: str) -> Sample:
         if isinstance(columns, str):
-            candidates = texts_of(row, columns, origin)
+            given = candidates = texts_of(row, columns, origin)
         else:
+            given = [row.get(column) for column in columns]
             candidates = [text_of(row, column, origin) for column in columns]
         prompt = fill(template, row, origin, strips=True)
         return Sample.of_choices(
             prompt,
             [joined(prompt, candidate) for candidate in candidates],
-            _place(value_of(row, label, origin), candidates, f"{origin}: {label}"),
+            _place(value_of(row, label, origin), candidates, given, f"{origin}: {label}"),
             origin,
             sfc_prompt=sfc_prompt,
             sfc_candidates=[] if sfc_prompt is None else [joined(sfc_prompt, candidate) for candidate in candidates],
@@ -72,14 +74,29 @@ def _chosen(
     return to_sample
 
 
-def _place(label: object, candidates: list[str], where: str) -> int:
-    """The place of the right candidate, which `label` gives as its text or as a number from 0."""
-    if label in candidates:
-        return candidates.index(label)
-    places = list(map(str, range(len(candidates))))
-    if spelling(label) not in places:
+def _place(label: object, candidates: list[str], given: list, where: str) -> int:
+    """The place of the right one of `candidates`, given as `given`: `label` is its text or its number from 0.
+
+    Raises:
+        InputError: it is neither, or could mean two of them.
+    """
+    # a number is no text: among texts it can only be that of a place
+    by_text = [
+        place
+        for place, (text, value) in enumerate(zip(candidates, given, strict=True))
+        if label == text or (type(label) is type(value) and label == value)
+    ]
+    by_number = [place for place in range(len(candidates)) if spelling(label) == str(place)]
+    meant = sorted({*by_text, *by_number})
+    if not meant:
         raise InputError(f"{where}={label}: must be one of the {len(candidates)} candidates, or its number from 0")
-    return places.index(spelling(label))
+    if len(meant) > 1:
+        listed = " or ".join(f"number {place} ({candidates[place]})" for place in meant)
+        raise InputError(
+            f"{where}={label}: may be {listed}; in JSON, give candidates as texts, each another one, and the right one "
+            "by its number, as a number"
+        )
+    return meant[0]
 
 
 class _Fields:
@@ -163,14 +180,23 @@ class _Fields:
         if "data" not in self._values:
             return None
         if isinstance(self._values["data"], str):
-            return {"train": [self._path.parent / self.text("data")]}
+            return {"train": [self._inside(self.text("data"))]}
         files = self._mapping("data")
         for split, file in files.items():
             if split not in ("train", "valid"):
                 raise self._error("data", f"{split}: unknown split; the splits are train and valid")
             if not isinstance(file, str) or not file:
                 raise self._error("data", f"{split} must be the path of a file")
-        return {split: [self._path.parent / file] for split, file in files.items()}
+        return {split: [self._inside(file)] for split, file in files.items()}
+
+    def _inside(self, file: str) -> Path:
+        """The path of a data file in the task file's folder: a task that came from elsewhere reads nothing else."""
+        path, folder = self._path.parent / file, self._path.parent
+        if "\0" in file or not path.resolve().is_relative_to(folder.resolve()):
+            raise self._error(
+                "data", f"{file!r} is outside of the task file's folder; give such a folder by --data_dir"
+            )
+        return path
 
     def metrics(self, known: Mapping) -> tuple[str, ...]:
         """The chosen metric first, then the others that such a task can have."""
@@ -193,16 +219,7 @@ class _Fields:
 
 def _read(path: Path) -> tuple[dict, dict[str, int]]:
     """The fields of the file, all as texts, lists and mappings; and the line of each."""
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"task_file={path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: is no YAML ({getattr(error, 'problem', None) or error})") from None
+    node = compose(path)
     if not isinstance(node, yaml.MappingNode):
         raise InputError(f"{path}: must be lines of the form `field: value`, with the fields {', '.join(FIELDS)}")
     return _plain(node, path), {key.value: key.start_mark.line + 1 for key, _ in node.value}
@@ -213,12 +230,7 @@ def _plain(node: yaml.Node, path: Path) -> str | list | dict:
         return node.value
     if isinstance(node, yaml.SequenceNode):
         return [_plain(entry, path) for entry in node.value]
-    plain = {}
-    for key, value in node.value:
-        where = f"{path} line {key.start_mark.line + 1}"
+    for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            raise InputError(f"{where}: what stands before a colon must be a text")
-        if key.value in plain:
-            raise InputError(f"{where}: {key.value} is there twice")
-        plain[key.value] = _plain(value, path)
-    return plain
+            raise InputError(f"{path} line {key.start_mark.line + 1}: what stands before a colon must be a text")
+    return {key.value: _plain(value, path) for key, value in node.value}

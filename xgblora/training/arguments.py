@@ -12,6 +12,7 @@ from xgblora.boosting.shrinkage import FACTORS, Shrinkage
 from xgblora.boosting.starts import FIRST_STARTS, REINITS
 from xgblora.tasks import TASKS
 from xgblora.training.check_flags import check_flags
+from xgblora.training.check_schedule import check_schedule
 from xgblora.training.flag import Decides, Needs, declare, flags_of
 from xgblora.training.idle_flags import idle_flags
 from xgblora.training.inherited_flags import INHERITED
@@ -58,6 +59,9 @@ class TaskArguments:
         "auto",
         "Dtype of the base weights; auto: bfloat16 on a GPU that has it and on a CPU with AMX, else float32.",
         Decides.ORIGIN,
+    )
+    trust_remote_code: bool = declare(
+        False, "Let code that comes with the model run on this machine.", Decides.ORIGIN, shown=False
     )
     num_train: int = declare(1000, "Training examples, drawn by seed as MeZO draws them.", Decides.TASK)
     num_dev: int = declare(500, "Development examples, drawn from the training split after them.", Decides.TASK)
@@ -299,6 +303,7 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         # before transformers and the lines below fill in values of their own
         self.idle_flags = idle_flags(self)
         super().__post_init__()
+        check_schedule(self)
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
         if self.trainer == "zo":
             # there are no gradients to clip, and looking for them costs time every step

@@ -7,7 +7,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from xgblora.boosting import AdaptiveMerging, Booster, FullFineTuning, MergePolicy
+from xgblora.boosting import AdaptiveMerging, Booster, FullFineTuning, MergeOverflow, MergePolicy
 from xgblora.boosting.early_stopping import best_of, has_stalled
 from xgblora.boosting.shrinkage import Shrinkage
 
@@ -49,12 +49,11 @@ class MergeCallback(TrainerCallback):
             control.should_evaluate = True
         if not self._policy.due(state.global_step, state.epoch):
             return
-        self._log_merge(state)
         factor, loss = self._shrinkage.choose(self._booster.adapters, self._held_out_loss)
-        self._booster.merge(step=state.global_step, epoch=state.epoch, held_out_loss=loss, shrinkage=factor)
-        forget_moments(optimizer)
-        if args.staged_eval:
-            control.should_evaluate = True
+        if self._merges(state, "", held_out_loss=loss, shrinkage=factor):
+            forget_moments(optimizer)
+            if args.staged_eval:
+                control.should_evaluate = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         # an evaluation at the same step comes after the merge, so it measures the round, shrunken or not; but not where
@@ -85,16 +84,21 @@ class MergeCallback(TrainerCallback):
         """Go back to the round's best adapter, merge it, and start the next round from there."""
         ended = self._adaptive.round
         best = f"adapter of step {ended.kept_step}" if ended.improved else "nothing better than the round's start"
-        self._log_merge(state, f" ({best}, held-out loss {ended.loss:.4f}, smoothed {ended.smoothed:.4f})")
+        about = f" ({best}, held-out loss {ended.loss:.4f}, smoothed {ended.smoothed:.4f})"
         self._adaptive.take()
-        self._booster.merge(
-            step=state.global_step, epoch=state.epoch, held_out_loss=ended.loss, kept_step=ended.kept_step
-        )
+        self._merges(state, about, held_out_loss=ended.loss, kept_step=ended.kept_step)
         self._adaptive.begin(state.global_step, ended.loss, ended.kept_step)
 
-    def _log_merge(self, state, how: str = "") -> None:
+    def _merges(self, state, about: str, **how) -> bool:
+        """Merge, and log it with what there is to say `about` it; an adapter that a weight cannot take trains on."""
         place = self._policy.place(state.global_step, state.epoch)
-        logger.info("XGBLoRA: Merging and reinitializing at %s%s", place, how)
+        try:
+            self._booster.merge(step=state.global_step, epoch=state.epoch, **how)
+        except MergeOverflow as error:
+            logger.warning("XGBLoRA: Not merging at %s: %s; the adapter trains on", place, error)
+            return False
+        logger.info("XGBLoRA: Merging and reinitializing at %s%s", place, about)
+        return True
 
 
 class LateCheckpoint(TrainerCallback):

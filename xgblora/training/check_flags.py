@@ -12,6 +12,7 @@ from xgblora.boosting.starts import FIRST_STARTS, REINITS, check_share
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.ops.update import RULES
 from xgblora.training.flag import OF_ADAPTERS, Needs, needing
+from xgblora.training.refused_flags import check_refused
 from xgblora.zo.one_sided import check_normalise
 from xgblora.zo.update_rule import check_beta
 
@@ -54,9 +55,7 @@ def check_flags(args: Any) -> None:
     for name in ("logging_steps", "eval_steps"):
         if getattr(args, name) is not None:
             check_positive(name, getattr(args, name))
-    for name in ("deepspeed", "fsdp"):
-        if getattr(args, name):
-            raise InputError(f"{name}={getattr(args, name)}: the adapters train on one device; leave it out")
+    check_refused(args)
     if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
         raise InputError(
             f"train_sampling_strategy={args.train_sampling_strategy}: goes by lengths that the examples do not "
@@ -111,6 +110,16 @@ def _check_rounds(args: Any) -> None:
     for name in ("early_stopping_rounds", "load_best_round_at_end"):
         if getattr(args, name) and args.load_best_model_at_end:
             raise InputError(f"--{name} and --load_best_model_at_end: choose one of them")
+
+
+def check_batches(args: Any, examples: int) -> None:
+    """Raise InputError if so many training examples make no batch, and a run no step."""
+    size = args.per_device_train_batch_size
+    if args.trainer != "none" and args.dataloader_drop_last and examples < size:
+        raise InputError(
+            f"dataloader_drop_last=True: drops the only batch, num_train={examples} is fewer than "
+            f"per_device_train_batch_size={size}"
+        )
 
 
 def check_report_to(report_to: None | str | list[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.check_schedule import goes_by_evaluations
 from xgblora.training.flag import Decides, flags_of
 
 _SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup", "inverse_sqrt")
@@ -53,6 +54,7 @@ def _what_counts(args: XGBLoRAArguments) -> set[Decides]:
     by_steps = args.boosts and not args.xgblora_adaptive_merge
     # with dropout the next mask depends on how often numbers were drawn, and each evaluation draws one
     evaluations = args.xgblora_adaptive_merge or args.load_best_model_at_end or args.trainer == "regular"
+    evaluations = evaluations or goes_by_evaluations(args)
     counts = {
         Decides.RUN: True,
         Decides.ROUNDS: True,
@@ -82,7 +84,7 @@ def _end_decides(args: XGBLoRAArguments, *, warms_up: bool, evaluations: bool) -
 
 def _held_out_loss_decides(args: XGBLoRAArguments) -> bool:
     by_rounds = args.xgblora_adaptive_merge or args.load_best_round_at_end or args.shrinkage.factor is None
-    return by_rounds or args.load_best_model_at_end
+    return by_rounds or args.load_best_model_at_end or goes_by_evaluations(args)
 
 
 def _plain(value: Any) -> Any:

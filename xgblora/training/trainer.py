@@ -30,6 +30,7 @@ from xgblora.scoring.packing import positions_of
 from xgblora.training import processes
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress
+from xgblora.training.check_flags import check_batches
 from xgblora.training.flag import Needs, asked_for
 from xgblora.training.from_flags import booster_of, trainable_of, zero_order_of
 from xgblora.training.round_samples import samples_of
@@ -80,6 +81,7 @@ class XGBLoRATrainer(Trainer):
         self.steps_taken = 0
         self.best_round: int | None = None
         self._staging: Path | None = None
+        self._resumed: Path | None = None
         self._run_files: RunFilesCallback | None = None
         self._unlogged: dict | None = None
         self._identity = {
@@ -90,6 +92,8 @@ class XGBLoRATrainer(Trainer):
         if args.resume_from_checkpoint:
             # now, and not when training begins: nothing is written yet
             self._check_checkpoint(args.resume_from_checkpoint)
+        if hasattr(kwargs.get("train_dataset"), "__len__"):
+            check_batches(args, len(kwargs["train_dataset"]))
         self._loss_of_step: Tensor | None = None
         super().__init__(model=model, args=args, **kwargs)
         _refuse_without_one_held_out_set(args, self.eval_dataset)
@@ -118,6 +122,7 @@ class XGBLoRATrainer(Trainer):
         if resume_from_checkpoint:
             manifest = self._check_checkpoint(resume_from_checkpoint)
             self._unlogged = manifest["unlogged"]
+            self._resumed = Path(resume_from_checkpoint)
             checkpoint.refuse_newer(folder, manifest["step"])
         self._forget_interrupted_step()
         with without_gradients(self.model) if self.zo is not None else nullcontext():
@@ -155,10 +160,12 @@ class XGBLoRATrainer(Trainer):
         with _silenced("transformers.trainer_utils"):
             begun = super()._init_training_state(*args, **kwargs)
         self.state.compute_steps(self.args, self.state.max_steps)
-        # the state names the best checkpoint by the place where it was written; the run may have been moved
-        best = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-        if best.is_dir():
-            self.state.best_model_checkpoint = str(best)
+        # the state names the best checkpoint by the place where it was written; the run may have been moved, and the
+        # state may be anybody's
+        if self.state.best_model_checkpoint is not None:
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+            places = [Path(self.args.output_dir) / name, *([self._resumed.parent / name] if self._resumed else [])]
+            self.state.best_model_checkpoint = next((str(place) for place in places if place.is_dir()), None)
         return begun
 
     def _run_epoch(self, *args, **kwargs):

@@ -174,7 +174,10 @@ class ZeroOrder:
         if self.adapters.model.training:
             self.adapters.model.eval()
         try:
-            (losses,) = self._run(("losses", self.pairing, self._active_layers()), self._losses_of, batch)
+            losses = self._losses_or_none(batch)
+            if losses is None:
+                # here, where nothing holds what the stacked forward had allocated
+                (losses,) = self._run(("losses", self.pairing, self._active_layers()), self._losses_of, batch)
         except BaseException:
             self.abandon_step()
             raise
@@ -222,6 +225,19 @@ class ZeroOrder:
         """Forget the batches estimated since the last update; the model is the unperturbed one again."""
         self._weight = self._share = 0.0
         self.adapters.arena.restore()
+
+    def _losses_or_none(self, batch: Any) -> Tensor | None:
+        """`_losses_of` the batch; None, and one after the other from now on, if a stacked forward does not fit."""
+        try:
+            return self._run(("losses", self.pairing, self._active_layers()), self._losses_of, batch)[0]
+        except (RuntimeError, MemoryError) as error:
+            if self.pairing == "sequential" or not is_out_of_memory(error):
+                raise
+        self.pairing = "sequential"
+        self._announce("ZO: signs and directions run one after the other (out of memory when stacked)")
+        if self._losses.is_cuda:
+            torch.cuda.empty_cache()
+        return None
 
     def _check_groups(self, groups: int, rows: int) -> None:
         if not isinstance(groups, int) or not 1 <= groups <= rows:
@@ -346,6 +362,12 @@ class ZeroOrder:
         if message not in self._announced:
             self._announced.add(message)
             logger.info(message)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on a CPU."""
+    said = ("DefaultCPUAllocator", "not enough memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 def _examples(batch: Any) -> int | None:
