@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xgblora import Ledger
 from xgblora.cli.export import main
+from xgblora.cli.replay import main as command_replay
 from xgblora.records import checkpoint
 from xgblora.replaying import rebuild
 
@@ -82,6 +83,23 @@ class TestMerged:
         wrote, _ = lines_of(export(first_order_run, "--output_dir=deeper/mine"))
         assert wrote.startswith(f"wrote {Path('deeper/mine')}: the model with 1 booster of rank 2 merged, float32, ")
         assert AutoModelForCausalLM.from_pretrained("deeper/mine").dtype == torch.float32
+
+    def test_only_weights_differ_from_the_base(self, export, train_tiny, tiny_model_folder, tmp_path):
+        """What a run leaves, what is exported and what is replayed have the base's files, byte for byte."""
+        base = Path(shutil.copytree(tiny_model_folder, tmp_path / "base"))
+        entries = json.loads((base / "tokenizer_config.json").read_text())
+        del entries["pad_token"]
+        (base / "tokenizer_config.json").write_text(json.dumps(entries))
+        (base / "NOTICE").write_bytes(b"theirs\r\n")
+        run = train_tiny(tmp_path / "run", f"--model_name={base}", "--max_steps=2", "--dtype=bfloat16")
+        lines_of(export(run))
+        command_replay([str(run)])
+        theirs = {path: content for path, content in contents(base).items() if path.name != "model.safetensors"}
+        theirs[Path("config.json")] = theirs[Path("config.json")].replace(b'"dtype": "float32"', b'"dtype": "bfloat16"')
+        for name in ("model", "exported-merged", "replayed"):
+            ours = contents(run / name)
+            assert ours.pop(Path("model.safetensors")) != (base / "model.safetensors").read_bytes()
+            assert ours == theirs
 
     def test_the_base_model_may_have_moved(self, export, run_copy, tiny_model_folder, refused, tmp_path):
         moved = shutil.copytree(tiny_model_folder, tmp_path / "moved")
