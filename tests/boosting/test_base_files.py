@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import xgblora
 from tests.boosting.base_folders import THETA, write_base
-from xgblora.boosting.base_files import base_folder, copy_files, set_dtype
+from xgblora.boosting.base_files import base_folder, copy_tokenizer, set_dtype
 from xgblora.boosting.export import export_merged
 from xgblora.boosting.finish import finish
 
@@ -170,15 +170,44 @@ def test_only_the_dtype_is_changed(tmp_path, text, said):
     json.loads(wanted)
 
 
-def test_some_files_only(tmp_path):
-    base = tmp_path / "base"
-    (base / "deeper").mkdir(parents=True)
-    for name in ("tokenizer.json", "vocab.txt", "config.json", "deeper/tokenizer.model", "tokenizer.safetensors"):
-        (base / name).write_text(name)
+def test_the_tokenizer_alone(tiny_tokenizer, tmp_path):
+    base = write_base(tmp_path / "base", "4", tiny_tokenizer, sharded=False)
+    (base / "checkpoint-5").mkdir()
+    (base / "checkpoint-5" / "tokenizer.json").write_text("of another")
     (tmp_path / "to").mkdir()
-    copy_files(base, tmp_path / "to", result=tmp_path / "to", wanted=("tokenizer*", "vocab*"))
-    found = {str(path.relative_to(tmp_path / "to")) for path in (tmp_path / "to").rglob("*") if path.is_file()}
-    assert found == {"tokenizer.json", "vocab.txt", "deeper/tokenizer.model"}
+    copy_tokenizer(base, tmp_path / "to", result=tmp_path / "to")
+    found = contents(tmp_path / "to")
+    assert found.keys() == {
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "additional_chat_templates/tools.jinja",
+    }
+    assert found.items() <= contents(base).items()
+
+
+def test_a_tokenizer_whose_class_the_configuration_says_is_written_with_it(make_gpt2, tmp_path):
+    """As GPT-2's own folder has it: without the class the special tokens would be lost."""
+    base = tmp_path / "base"
+    make_gpt2().save_pretrained(base)
+    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2}
+    (base / "vocab.json").write_text(json.dumps(vocabulary))
+    (base / "merges.txt").write_text("#version: 0.2\n")
+    (base / "tokenizer_config.json").write_text('{"model_max_length": 64}')
+    (tmp_path / "to").mkdir()
+    copy_tokenizer(base, tmp_path / "to", result=tmp_path / "to")
+    assert not (tmp_path / "to" / "config.json").exists()
+    ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "to", base))
+    assert (ours.eos_token, ours.get_vocab()) == (theirs.eos_token, theirs.get_vocab())
+    assert ours.eos_token == "<|endoftext|>"
+
+
+def test_a_folder_without_a_tokenizer_has_none_to_copy(make_opt, tmp_path):
+    make_opt().save_pretrained(tmp_path / "base")
+    (tmp_path / "to").mkdir()
+    copy_tokenizer(tmp_path / "base", tmp_path / "to", result=tmp_path / "to")
+    assert list((tmp_path / "to").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", [None, "", "/gone/away", "no/such-model-anywhere", "not a name at all!", "../.."])

@@ -134,9 +134,10 @@ class TestPeft:
     def test_peft_loads_it_as_the_last_line_says(self, export, request, run):
         peft = pytest.importorskip("peft")
         run = request.getfixturevalue(run)
-        wrote, load_it = lines_of(export(run, "--format=peft", "--output_dir=adapter"))
+        wrote, about_rank, load_it = lines_of(export(run, "--format=peft", "--output_dir=adapter"))
         rank = Ledger.load(run / "boosters.safetensors").rows().shape[0] * (2 if "lora" in run.name else 1)
         assert f" as a LoRA adapter of rank {rank}, " in wrote
+        assert about_rank == f"rank {rank}: vLLM takes it as it is (--max-lora-rank is 16 where it is not given)"
         names = {}
         known = {"AutoModelForCausalLM": AutoModelForCausalLM, "PeftModel": peft.PeftModel}
         exec(load_it.removeprefix("load it: "), known, names)
@@ -146,7 +147,7 @@ class TestPeft:
         assert (logits_of(names["model"].eval()) - merged).abs().max() < 16 * eps * merged.abs().max()
 
     def test_a_smaller_rank_says_what_it_costs(self, export, run_copy):
-        wrote, cost, _ = lines_of(export(run_copy, "--format=peft", "--rank=2"))
+        wrote, cost, *_ = lines_of(export(run_copy, "--format=peft", "--rank=2"))
         assert "4 boosters of rank 1 as a LoRA adapter of rank 2" in wrote
         assert cost.startswith("rank 2 of 4: ")
         assert "% of the update is lost (Frobenius norm), at most " in cost
@@ -156,7 +157,7 @@ class TestPeft:
 
     @pytest.mark.parametrize("rank", [4, 100])
     def test_a_rank_that_holds_everything_says_that_nothing_is_lost(self, export, run_copy, rank):
-        wrote, cost, _ = lines_of(export(run_copy, "--format=peft", f"--rank={rank}"))
+        wrote, cost, *_ = lines_of(export(run_copy, "--format=peft", f"--rank={rank}"))
         assert "as a LoRA adapter of rank 4" in wrote
         assert cost == f"rank {rank} was asked for: all boosters together have rank 4, nothing is lost"
 
@@ -166,6 +167,28 @@ class TestPeft:
         one, two = (json.loads(Path(folder, "adapter_config.json").read_text()) for folder in ("one", "two"))
         assert one["base_model_name_or_path"] == str(tiny_model_folder)
         assert two["base_model_name_or_path"] == "moved/there"
+
+    def test_the_tokenizer_lies_beside_it(self, export, run_copy, tiny_model_folder):
+        lines_of(export(run_copy, "--format=peft", "--output_dir=adapter"))
+        ours, theirs = contents(Path("adapter")), contents(tiny_model_folder)
+        names = {"tokenizer.json", "tokenizer_config.json"}
+        assert {str(path) for path in ours} == {"adapter_config.json", "adapter_model.safetensors", *names}
+        assert all(ours[Path(name)] == theirs[Path(name)] for name in names)
+        assert AutoTokenizer.from_pretrained("adapter")("a gem") == AutoTokenizer.from_pretrained(tiny_model_folder)(
+            "a gem"
+        )
+
+    @pytest.mark.parametrize("program", ["vllm", "transformers"])
+    def test_what_a_program_asks_is_said_line_by_line(self, export, run_copy, program):
+        *checked, wrote, _, _ = lines_of(export(run_copy, "--format=peft", f"--for={program}"))
+        assert len(checked) >= 2
+        assert all(line.startswith(f"{program}: ") for line in checked)
+        assert wrote.startswith("wrote ")
+
+    def test_a_program_that_cannot_take_it_is_refused_before_anything_is_written(self, export, run_copy, refused):
+        ending = export(run_copy, "--format=peft", "--for=llama.cpp", "--output_dir=out")
+        refused(ending, "for=llama.cpp: no adapter of a model of type opt can be taken to llama.cpp; known are cohere,")
+        assert not Path("out").exists()
 
     def test_gpt2_is_said_to_store_its_weights_transposed(
         self, export, make_gpt2, tiny_tokenizer, randomise_adapters, tmp_path
@@ -323,6 +346,8 @@ class TestPlaces:
         (["--rank=2"], ["rank=2", "--format peft"]),
         (["--format=peft", "--rank=0"], ["rank=0", "1 or more"]),
         (["--format=peft", "--rank=two"], ["--rank", "two"]),
+        (["--for=vllm"], ["for=vllm", "--format peft"]),
+        (["--format=peft", "--for=ollama"], ["--for", "ollama", "vllm", "llama.cpp", "transformers"]),
         (["--round=0"], ["round=0", "from 1 to 4"]),
         (["--round=5"], ["round=5", "from 1 to 4"]),
         (["--overwrite=perhaps"], ["--overwrite", "perhaps"]),
@@ -348,6 +373,6 @@ def test_help_fits_on_a_screen(export):
     lines = ending.output.splitlines()
     assert lines[0].startswith("usage: xgblora-export RUN [--format merged|peft|ledger]")
     assert len(lines) < 40
-    for flag in ("--format", "--rank", "--round", "--model_name", "--output_dir", "--overwrite", "--use_cpu"):
+    for flag in ("--format", "--rank", "--for ", "--round", "--model_name", "--output_dir", "--overwrite", "--use_cpu"):
         assert sum(line.strip().startswith(flag) for line in lines) == 1
     assert "None" not in ending.output

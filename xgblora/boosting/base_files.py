@@ -1,14 +1,15 @@
 """What a base model's folder holds beside its weights: only weights are trained, so a result takes the rest as is."""
 
+import contextlib
 import fnmatch
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from transformers import PretrainedConfig
+from transformers import AutoTokenizer, PretrainedConfig
 from transformers.utils import cached_file
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
@@ -18,6 +19,11 @@ _WEIGHTS = (
     "*.index.json",
     *("*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot", "*.npz"),
     *("*.gguf", "*.ggml", "*.onnx", "*.onnx_data", "*.tflite", "*.mlmodel"),
+)
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_TOKENIZER = (
+    *("tokenizer*", "tokenization_*.py", "special_tokens_map.json", "added_tokens.json", "*.jinja", "chat_template*"),
+    *("vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json"),
 )
 # of a configuration: what decides nothing that the model computes, or is what a run sets for itself
 _NO_FUNCTION = {
@@ -43,19 +49,20 @@ def base_folder(name: str | None, revision: str | None = None) -> Path | None:
     return Path(file).parent if file else None
 
 
-def copy_files(base: Path, to: Path, *, result: Path, wanted: tuple[str, ...] = ("*",)) -> None:
-    """Copy the files of `base` to `to` byte for byte, those in subfolders too, and no weights in any format.
+def copy_files(base: Path, to: Path, *, result: Path, wanted: Callable[[Path], bool] = lambda path: True) -> int:
+    """Copy the files of `base` to `to` byte for byte, those in subfolders too, and no weights in any format; how many.
 
     Args:
         base: the base model's folder.
         to: a folder that is there.
         result: the place that `to` will have; the subfolder of `base` in which it lies, if any, is left out.
-        wanted: patterns of the names.
+        wanted: whether a file, by its path in `base`, is to be copied.
     """
-    for path in _files(base, result):
-        if _matches(path, wanted):
-            (to / path.parent).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(base / path, to / path)
+    paths = [path for path in _files(base, result) if wanted(path)]
+    for path in paths:
+        (to / path.parent).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(base / path, to / path)
+    return len(paths)
 
 
 def describes(base: Path, model) -> bool:
@@ -67,6 +74,21 @@ def describes(base: Path, model) -> bool:
         return False
     of_this_class = not config.architectures or type(model).__name__ in config.architectures
     return of_this_class and _function(config) == _function(model.config)
+
+
+def copy_tokenizer(base: Path, to: Path, *, result: Path) -> None:
+    """Copy the files of the tokenizer in `base`, if there is one, as `copy_files` does.
+
+    Where they do not name its class, which then follows from the model's configuration, transformers writes them: the
+    configuration does not come along.
+    """
+    if not copy_files(base, to, result=result, wanted=_is_of_tokenizer):
+        return
+    settings = base / _TOKENIZER_CONFIG
+    if settings.is_file() and "tokenizer_class" in json.loads(settings.read_text(encoding="utf-8")):
+        return
+    with contextlib.suppress(Exception):  # code of its own, or half a tokenizer: the files are all that there is
+        AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False).save_pretrained(to)
 
 
 def set_dtype(folder: Path, dtype: str) -> None:
@@ -102,6 +124,10 @@ def _files(base: Path, result: Path) -> Iterator[Path]:
         for name in sorted(names):
             if not _matches(Path(name), _WEIGHTS):
                 yield (Path(folder) / name).relative_to(base)
+
+
+def _is_of_tokenizer(path: Path) -> bool:
+    return path.parent.name in ("", "additional_chat_templates") and _matches(path, _TOKENIZER)
 
 
 def _matches(path: Path, patterns: tuple[str, ...]) -> bool:

@@ -28,6 +28,8 @@ from xgblora.cli.result import (
     written,
     written_model,
 )
+from xgblora.destinations import DESTINATIONS, Adapter
+from xgblora.destinations.vllm import about_rank as about_rank_in_vllm
 from xgblora.errors import InputError
 from xgblora.records import checkpoint
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
@@ -54,6 +56,9 @@ class ExportArguments:
         default=None,
         metadata={"help": "With peft: at most this rank, by the nearest adapter that has it; says what it costs."},
     )
+    destination: Literal["vllm", "llama.cpp", "transformers"] | None = field(
+        default=None, metadata={"help": "With peft: for which program; what it asks of an adapter is checked first."}
+    )
     round: int | None = field(default=None, metadata={"help": "Only the first ROUND boosters."})
 
 
@@ -66,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     if export.format == "merged":
         lines = write_merged(path, ledger, folder, args)
     elif export.format == "peft":
-        lines = write_peft(path, ledger, folder, args, rank=export.rank)
+        lines = write_peft(path, ledger, folder, args, export)
     else:
         lines = write_ledger(path, ledger, folder, overwrite=args.overwrite)
     print("\n".join(lines))
@@ -83,6 +88,7 @@ def parse(arguments: list[str]) -> tuple[Path, ExportArguments, ResultArguments]
         usage="xgblora-export RUN [--format merged|peft|ledger] [--flag value ...]",
         description=DESCRIPTION,
     )
+    parser.rename("destination", "for")
     parser.add_argument("run", nargs="?", metavar="RUN", help="run folder, checkpoint folder, or file of boosters")
     export, args, rest = parser.parse(arguments)
     if rest.run is None:
@@ -91,6 +97,8 @@ def parse(arguments: list[str]) -> tuple[Path, ExportArguments, ResultArguments]
         raise InputError(f"rank={export.rank}: goes with --format peft")
     if export.rank is not None and export.rank < 1:
         raise InputError(f"rank={export.rank}: must be 1 or more")
+    if export.destination is not None and export.format != "peft":
+        raise InputError(f"for={export.destination}: goes with --format peft")
     return Path(rest.run), export, args
 
 
@@ -163,18 +171,24 @@ def write_merged(path: Path, ledger: Ledger, folder: Path, args: ResultArguments
     return written_model(folder, ledger.origin, len(ledger))
 
 
-def write_peft(path: Path, ledger: Ledger, folder: Path, args: ResultArguments, *, rank: int | None) -> list[str]:
+def write_peft(path: Path, ledger: Ledger, folder: Path, args: ResultArguments, export: ExportArguments) -> list[str]:
     """Write all boosters as one LoRA adapter."""
     refuse_place(folder, marker=CONFIG, overwrite=args.overwrite, needed=[path])
     if args.model_name is not None:
         ledger = replace(ledger, origin=replace(ledger.origin, model=args.model_name, revision=None))
-    with writing(folder):
-        cost = export_peft(ledger, folder, base_model=_skeleton(ledger.origin), rank=rank)
     full = len(list(ledger.terms())) * ledger.origin.rank
+    adapter = Adapter(
+        min(export.rank or full, full), ledger.origin.layers, ledger.origin.model, _skeleton(ledger.origin)
+    )
+    checked = DESTINATIONS[export.destination].check(adapter) if export.destination else []
+    with writing(folder):
+        cost = export_peft(ledger, folder, base_model=adapter.skeleton, rank=export.rank)
     base = f'AutoModelForCausalLM.from_pretrained("{ledger.origin.model or "BASE"}", dtype="{ledger.origin.dtype}")'
     return [
-        written(folder, f"{counted(len(ledger), ledger.origin)} as a LoRA adapter of rank {min(rank or full, full)}"),
-        *([about_rank(rank, full, cost)] if rank is not None else []),
+        *checked,
+        written(folder, f"{counted(len(ledger), ledger.origin)} as a LoRA adapter of rank {adapter.rank}"),
+        *([about_rank(export.rank, full, cost)] if export.rank is not None else []),
+        about_rank_in_vllm(adapter.rank),
         f'load it: model = PeftModel.from_pretrained({base}, "{folder}")',
     ]
 
