@@ -2,7 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import xgblora
+from xgblora import demo
+from xgblora.boosting.finish import finish
 from xgblora.destinations import Adapter
 
 
@@ -21,3 +26,36 @@ def adapter_of():
         return Adapter(rank, layers, base, skeleton)
 
     return make
+
+
+class LogitsOnly(nn.Module):
+    """A model from `input_ids` [B, T] to logits and nothing else, as exporters of graphs want it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids):
+        return self.model(input_ids=input_ids, use_cache=False).logits
+
+
+@pytest.fixture
+def logits_only():
+    """The class `LogitsOnly`."""
+    return LogitsOnly
+
+
+@pytest.fixture
+def merged_folder(shared_model, randomise_adapters, tmp_path):
+    """A function `(name, dtype)`: the folder of a shared model, or of the demonstration, with a booster merged."""
+
+    def export(name, dtype=torch.float32):
+        folder = demo.flags()["model_name"] if name == "the demonstration" else shared_model(name)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        adapters = xgblora.attach(model, alpha=2.0)
+        randomise_adapters(adapters, std=0.02)
+        finish(adapters, xgblora.Booster(adapters), step=1, epoch=1.0)
+        xgblora.export_merged(model, tmp_path / "merged", tokenizer=AutoTokenizer.from_pretrained(folder))
+        return tmp_path / "merged"
+
+    return export

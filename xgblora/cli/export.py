@@ -52,6 +52,9 @@ class ExportArguments:
             "xgblora makes the trained weights again bit for bit."
         },
     )
+    dtype: Literal["float32"] | None = field(
+        default=None, metadata={"help": "With merged: 16-bit weights are written as these numbers in 32 bits."}
+    )
     rank: int | None = field(
         default=None,
         metadata={"help": "With peft: at most this rank, by the nearest adapter that has it; says what it costs."},
@@ -69,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     ledger = first_rounds(boosters_at(path), export.round)
     folder = Path(args.output_dir) if args.output_dir else default_folder(path, export)
     if export.format == "merged":
-        lines = write_merged(path, ledger, folder, args)
+        lines = write_merged(path, ledger, folder, args, dtype=export.dtype)
     elif export.format == "peft":
         lines = write_peft(path, ledger, folder, args, export)
     else:
@@ -93,6 +96,8 @@ def parse(arguments: list[str]) -> tuple[Path, ExportArguments, ResultArguments]
     export, args, rest = parser.parse(arguments)
     if rest.run is None:
         raise InputError("RUN is missing: give a run folder, a checkpoint or a boosters.safetensors; see --help")
+    if export.dtype is not None and export.format != "merged":
+        raise InputError(f"dtype={export.dtype}: goes with --format merged; adapters and boosters are float32 always")
     if export.rank is not None and export.format != "peft":
         raise InputError(f"rank={export.rank}: goes with --format peft")
     if export.rank is not None and export.rank < 1:
@@ -150,11 +155,12 @@ def default_folder(path: Path, export: ExportArguments) -> Path:
     run, which = run_of(path)
     rounds = f"-round-{export.round}" if export.round is not None else ""
     rank = f"-rank-{export.rank}" if export.rank is not None else ""
-    return run / f"exported-{export.format}{which}{rounds}{rank}"
+    dtype = f"-{export.dtype}" if export.dtype is not None else ""
+    return run / f"exported-{export.format}{which}{rounds}{rank}{dtype}"
 
 
-def write_merged(path: Path, ledger: Ledger, folder: Path, args: ResultArguments) -> list[str]:
-    """Write the base model with all boosters merged into its weights."""
+def write_merged(path: Path, ledger: Ledger, folder: Path, args: ResultArguments, *, dtype: str | None) -> list[str]:
+    """Write the base model with all boosters merged into its weights; `dtype` is that of the run where it is None."""
     needed = [path, Path(base_name(ledger.origin, args.model_name))]
     refuse_place(folder, marker="config.json", overwrite=args.overwrite, needed=needed)
     model, tokenizer = load_base(ledger.origin, args)
@@ -166,9 +172,11 @@ def write_merged(path: Path, ledger: Ledger, folder: Path, args: ResultArguments
             "or of a kind of its own); use --format peft"
         )
     detach(model, fold=False)
+    if dtype is not None:
+        model.to(getattr(torch, dtype))
     with writing(folder):
         export_merged(model, folder, tokenizer=tokenizer)
-    return written_model(folder, ledger.origin, len(ledger))
+    return written_model(folder, ledger.origin, len(ledger), dtype=dtype)
 
 
 def write_peft(path: Path, ledger: Ledger, folder: Path, args: ResultArguments, export: ExportArguments) -> list[str]:
