@@ -275,7 +275,7 @@ def test_help_fits_on_a_screen(export):
     ending = export("--help")
     assert ending.status == 0
     lines = ending.output.splitlines()
-    assert lines[0].startswith("usage: xgblora-export RUN [--format merged|peft|ledger]")
+    assert lines[0].startswith("usage: xgblora-export RUN [--format merged|peft|gguf|mlx|ledger]")
     assert len(lines) < 40
     for flag in (
         "--format",

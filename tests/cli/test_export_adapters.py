@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import xgblora
 from tests.cli.exports import contents, lines_of, logits_of
 from xgblora import Ledger
 
@@ -74,17 +75,55 @@ class TestPeft:
         refused(ending, "for=llama.cpp: no adapter of a model of type opt can be taken to llama.cpp; known are cohere,")
         assert not Path("out").exists()
 
-    def test_gpt2_is_said_to_store_its_weights_transposed(
-        self, export, make_gpt2, tiny_tokenizer, randomise_adapters, tmp_path
-    ):
-        import xgblora
+    def test_gpt2_is_said_to_store_its_weights_transposed(self, export, boosters_of, make_gpt2):
+        lines_of(export(boosters_of(make_gpt2), "--format=peft", "--output_dir=out"))
+        assert json.loads(Path("out/adapter_config.json").read_text())["fan_in_fan_out"] is True
 
-        make_gpt2(vocab_size=len(tiny_tokenizer)).save_pretrained(tmp_path / "gpt2")
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2", dtype=torch.float32)
+
+class TestOtherFormats:
+    """The same boosters for llama.cpp and for mlx-lm."""
+
+    @pytest.mark.parametrize(
+        ("format", "file", "how"),
+        [
+            (
+                "gguf",
+                "adapter.gguf",
+                "llama-cli -m BASE.gguf --lora out/adapter.gguf (BASE.gguf: convert_hf_to_gguf.py ",
+            ),
+            ("mlx", "adapters.safetensors", "mlx_lm.generate --model "),
+        ],
+    )
+    def test_what_is_written_and_how_it_is_loaded(self, export, boosters_of, make_llama, format, file, how):
+        if format == "gguf":
+            pytest.importorskip("gguf", reason="the package gguf is not installed (.[destinations])")
+        boosters = boosters_of(make_llama)
+        wrote, load_it = lines_of(export(boosters, f"--format={format}", "--output_dir=out"))
+        assert wrote.startswith(f"wrote {Path('out')}: 2 boosters of rank 1 as a LoRA adapter of rank 2, ")
+        assert load_it.startswith(f"load it: {how}")
+        assert Path("out", file).is_file()
+        _, cost, _ = lines_of(export(boosters, f"--format={format}", "--rank=1", "--output_dir=out", "--overwrite"))
+        assert cost.startswith("rank 1 of 2: ")
+
+    @pytest.mark.parametrize("format", ["gguf", "mlx"])
+    def test_a_model_that_is_not_known_there(self, export, run_copy, refused, format):
+        refused(export(run_copy, f"--format={format}"), f"format={format}: no adapter of a model of type opt can be")
+        assert not (run_copy / f"exported-{format}").exists()
+
+
+@pytest.fixture
+def boosters_of(tiny_tokenizer, randomise_adapters, tmp_path):
+    """A function that gives the file of two boosters of a tiny model, whose folder lies beside it."""
+
+    def write(make) -> Path:
+        make(vocab_size=len(tiny_tokenizer)).save_pretrained(tmp_path / "base")
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
         adapters = xgblora.attach(model, alpha=2.0)
-        randomise_adapters(adapters)
         booster = xgblora.Booster(adapters)
-        booster.merge()
+        for seed in range(2):
+            randomise_adapters(adapters, seed=seed)
+            booster.merge()
         booster.ledger.save(tmp_path / "boosters.safetensors")
-        lines_of(export(tmp_path / "boosters.safetensors", "--format=peft"))
-        assert json.loads((tmp_path / "exported-peft/adapter_config.json").read_text())["fan_in_fan_out"] is True
+        return tmp_path / "boosters.safetensors"
+
+    return write

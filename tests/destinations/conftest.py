@@ -59,3 +59,23 @@ def merged_folder(shared_model, randomise_adapters, tmp_path):
         return tmp_path / "merged"
 
     return export
+
+
+@pytest.fixture
+def boost(randomise_adapters):
+    """A function `(model, target modules, rounds, std)` that gives the ledger of a model after some rounds.
+
+    The targets are parts of the names of linear layers.
+    """
+
+    def make(model, targets, *, rounds=3, std=0.1):
+        names = [name for name, _ in model.named_modules() if any(target in name for target in targets)]
+        layers = [name for name in names if type(model.get_submodule(name)).__name__ in ("Linear", "Conv1D")]
+        adapters = xgblora.attach(model, layers, alpha=2.0)
+        booster = xgblora.Booster(adapters)
+        for round in range(rounds):
+            randomise_adapters(adapters, seed=round, std=std)
+            booster.merge(step=round + 1)
+        return booster.ledger
+
+    return make

@@ -3,7 +3,16 @@
 from dataclasses import replace
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from xgblora.destinations import DESTINATIONS, llama_cpp
 from xgblora.errors import InputError
@@ -28,6 +37,12 @@ def test_a_model_that_it_does_not_have(adapter_of):
         LLAMA_CPP.check(adapter)
     with pytest.raises(InputError, match=r"^for=llama.cpp: the base's configuration is needed"):
         LLAMA_CPP.check(replace(adapter, skeleton=None))
+
+
+def test_a_model_whose_adapters_its_converter_gets_wrong(adapter_of):
+    adapter = adapter_of(GPT2LMHeadModel, GPT2Config(n_layer=1), layers=("transformer.h.0.attn.c_attn",))
+    with pytest.raises(InputError, match=r"transposes adapters of GPT2LMHeadModel; --format gguf does not$"):
+        LLAMA_CPP.check(adapter)
 
 
 def test_a_layer_that_it_does_not_have(adapter_of):

@@ -1,7 +1,7 @@
 """llama.cpp: which models it has, and what it calls their layers (its converter's rules as of llama-cpp-python 0.3.36).
 
 A base model becomes a GGUF by llama.cpp's own `convert_hf_to_gguf.py`; an adapter of it is a second file that is
-applied at run time, written by `convert_lora_to_gguf.py` from a PEFT folder.
+applied at run time, written by `convert_lora_to_gguf.py` from a PEFT folder or by `--format gguf` here.
 """
 
 from dataclasses import dataclass
@@ -21,20 +21,24 @@ class Form:
         architecture: its name there.
         permuted: whether the rows of q_proj and k_proj lie in another order there: a head's two halves, which
             transformers rotates against one another, are interleaved.
+        converted: whether its own converter of adapters gets them right.
     """
 
     architecture: str
     permuted: bool = False
+    converted: bool = True
 
 
 # by transformers' `model_type`; of others the converter changes more than the order of rows, or does not know them
 FORMS = {
     **{kind: Form("llama", permuted=True) for kind in ("llama", "mistral")},
     **{kind: Form(kind, permuted=True) for kind in ("granite", "olmo", "smollm3")},
-    **{kind: Form(kind) for kind in ("gemma", "gemma2", "gpt2", "olmo2", "phi3", "qwen2", "qwen3", "stablelm")},
+    **{kind: Form(kind) for kind in ("gemma", "gemma2", "olmo2", "phi3", "qwen2", "qwen3", "stablelm")},
     **{kind: Form(kind) for kind in ("cohere2", "exaone4", "nemotron", "starcoder2")},
     "cohere": Form("command-r"),
     "gemma3_text": Form("gemma3"),
+    # its weights are transposed in transformers, and the converter transposes the adapter's product as if it were too
+    "gpt2": Form("gpt2", converted=False),
     "phi": Form("phi2"),
 }
 
@@ -80,6 +84,10 @@ def tensor_names(layers: tuple[str, ...], skeleton: nn.Module, *, flag: str) -> 
 
 def _model(adapter: Adapter) -> str:
     form = form_of(adapter.skeleton, flag="for=llama.cpp")
+    if not form.converted:
+        raise InputError(
+            f"for=llama.cpp: its converter transposes adapters of {adapter.model_class}; --format gguf does not"
+        )
     rows = "; the rows of q_proj and k_proj are reordered there" if form.permuted else ""
     return f"has {adapter.model_class} as {form.architecture}{rows}"
 
@@ -87,7 +95,7 @@ def _model(adapter: Adapter) -> str:
 def _layers(adapter: Adapter) -> str:
     names = tensor_names(adapter.layers, adapter.skeleton, flag="for=llama.cpp")
     layer, name = next(iter(names.items()))
-    return f"has all {len(names)} layers, {layer} as {name}; any rank"
+    return f"has all {len(names)} layers, {layer} as {name}; any rank. --format gguf writes its file directly"
 
 
 DESTINATION = Destination("llama.cpp", (_model, _layers))
