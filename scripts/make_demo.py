@@ -16,7 +16,7 @@ from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 from demo.figures import measure
 from demo.grammar import pretraining_documents, take
-from demo.pretraining import Recipe, build_model, pretrain, token_batches
+from demo.pretraining import Recipe, build_model, pad_vocabulary, pretrain, token_batches
 from demo.readme import readme
 from demo.reviews import make_task, write_examples
 from demo.tokenizer import train_tokenizer
@@ -64,6 +64,7 @@ def main() -> None:
     batches = token_batches(documents, tokenizer, recipe, rng)
     model = build_model(recipe, len(tokenizer))
     pretrain(model, batches, recipe, print_progress)
+    pad_vocabulary(model)
     figures = measure(model, tokenizer, task, [next(batches) for _ in range(20)])
 
     write_model(arguments.output / "opt-demo", model, tokenizer)

@@ -37,6 +37,7 @@ class Figures:
 
     parameters: int
     vocabulary: int
+    embedding_rows: int
     train_examples: int
     dev_examples: int
     words_per_review: float
@@ -55,6 +56,7 @@ def measure(
     return Figures(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocabulary=len(tokenizer),
+        embedding_rows=len(model.get_input_embeddings().weight),
         train_examples=len(task.train),
         dev_examples=len(task.dev),
         words_per_review=sum(len(example.sentence.split()) for example in examples) / len(examples),

@@ -9,7 +9,7 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from demo.grammar import take
-from demo.tokenizer import EOS_ID, MAX_LENGTH, PAD_ID
+from demo.tokenizer import EOS_ID, MAX_LENGTH, PAD_ID, START_ID
 
 
 @dataclass(frozen=True)
@@ -99,3 +99,16 @@ def pretrain(
         schedule.step()
         report(step, loss.item())
     model.eval()
+
+
+@torch.no_grad()
+def pad_vocabulary(model: OPTForCausalLM, multiple: int = 8) -> None:
+    """Give the embeddings rows for no token until their number is a multiple, which some converters ask for.
+
+    They are copies of the row of `<s>`, which no text has: the model has learnt never to expect it, so that the
+    probabilities of all tokens stay what they are to 1e-5.
+    """
+    rows = model.get_input_embeddings().weight
+    known = len(rows)
+    model.resize_token_embeddings(pad_to_multiple_of=multiple, mean_resizing=False)
+    model.get_input_embeddings().weight[known:] = rows[START_ID]

@@ -11,6 +11,8 @@ anywhere else.
 
 `opt-demo/` is an OPT language model of {figures.parameters:,} parameters
 ({recipe.layers} layers, hidden size {recipe.hidden_size}, vocabulary {figures.vocabulary:,}, stored in fp32).
+Its embeddings have {figures.embedding_rows:,} rows, a multiple of 8, which some converters
+ask for: those past the vocabulary belong to no token.
 `reviews/` is a sentiment task in the format of GLUE's SST-2: {figures.train_examples:,} reviews
 to train on and {figures.dev_examples:,} to test with, half of each praise (label 1) and half
 blame (label 0).

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
-PAD_ID, EOS_ID = 1, 2
+START_ID, PAD_ID, EOS_ID = 0, 1, 2
 MAX_LENGTH = 128
 SPECIAL_TOKENS = ["<s>", PAD, EOS, UNK]  # in the order of their ids, which are OPT's
 

@@ -147,3 +147,11 @@ def flag_file(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def export(command):
+    """A function `(*arguments)` that runs `xgblora-export` and gives its `Ending`."""
+    from xgblora.cli.export import main
+
+    return lambda *arguments: command(main, *arguments)

@@ -8,42 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.cli.exports import contents, lines_of, same, tensors_of
 from xgblora import Ledger
-from xgblora.cli.export import main
+from xgblora.cli.replay import main as command_replay
 from xgblora.records import checkpoint
 from xgblora.replaying import rebuild
-
-
-@pytest.fixture
-def export(command):
-    """A function `(*arguments)` that runs `xgblora-export` and gives its `Ending`."""
-    return lambda *arguments: command(main, *arguments)
-
-
-def tensors_of(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def same(ours, theirs):
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def logits_of(model):
-    with torch.no_grad():
-        return model(input_ids=torch.arange(2, 30).unsqueeze(0)).logits.float()
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def lines_of(ending):
-    assert ending.status == 0, ending.errors
-    assert ending.errors == []
-    return ending.output.splitlines()
 
 
 class TestMerged:
@@ -51,8 +22,10 @@ class TestMerged:
 
     def test_it_is_the_model_that_the_run_left_bit_for_bit(self, export, run_copy):
         before = contents(run_copy)
-        wrote, load_it = lines_of(export(run_copy))
+        wrote, about_bits, load_it = lines_of(export(run_copy))
         folder = run_copy / "exported-merged"
+        assert about_bits.startswith("bfloat16: OpenVINO (2026.4) reads these bits as float16 without a word, ")
+        assert about_bits.endswith("xgblora-export RUN --dtype float32 writes them wide")
         assert same(tensors_of(folder), tensors_of(run_copy / "model"))
         assert wrote.startswith(f"wrote {folder}: the model with 4 boosters of rank 1 merged, bfloat16, ")
         assert wrote.endswith(" kB")
@@ -78,10 +51,36 @@ class TestMerged:
             assert torch.equal(found[f"{name}.weight"], layer.weight)
         assert not same(found, tensors_of(run_copy / "model"))
 
+    def test_wide(self, export, run_copy):
+        wrote, _ = lines_of(export(run_copy, "--dtype=float32"))
+        folder = run_copy / "exported-merged-float32"
+        assert wrote.startswith(f"wrote {folder}: the model with 4 boosters of rank 1 merged, float32, ")
+        narrow = tensors_of(run_copy / "model")
+        assert {tensor.dtype for tensor in narrow.values()} == {torch.bfloat16}
+        assert same(tensors_of(folder), {name: tensor.float() for name, tensor in narrow.items()})
+        assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.float32
+
     def test_plain_lora_and_a_folder_of_ones_own(self, export, first_order_run):
         wrote, _ = lines_of(export(first_order_run, "--output_dir=deeper/mine"))
         assert wrote.startswith(f"wrote {Path('deeper/mine')}: the model with 1 booster of rank 2 merged, float32, ")
         assert AutoModelForCausalLM.from_pretrained("deeper/mine").dtype == torch.float32
+
+    def test_only_weights_differ_from_the_base(self, export, train_tiny, tiny_model_folder, tmp_path):
+        """What a run leaves, what is exported and what is replayed have the base's files, byte for byte."""
+        base = Path(shutil.copytree(tiny_model_folder, tmp_path / "base"))
+        entries = json.loads((base / "tokenizer_config.json").read_text())
+        del entries["pad_token"]
+        (base / "tokenizer_config.json").write_text(json.dumps(entries))
+        (base / "NOTICE").write_bytes(b"theirs\r\n")
+        run = train_tiny(tmp_path / "run", f"--model_name={base}", "--max_steps=2", "--dtype=bfloat16")
+        lines_of(export(run))
+        command_replay([str(run)])
+        theirs = {path: content for path, content in contents(base).items() if path.name != "model.safetensors"}
+        theirs[Path("config.json")] = theirs[Path("config.json")].replace(b'"dtype": "float32"', b'"dtype": "bfloat16"')
+        for name in ("model", "exported-merged", "replayed"):
+            ours = contents(run / name)
+            assert ours.pop(Path("model.safetensors")) != (base / "model.safetensors").read_bytes()
+            assert ours == theirs
 
     def test_the_base_model_may_have_moved(self, export, run_copy, tiny_model_folder, refused, tmp_path):
         moved = shutil.copytree(tiny_model_folder, tmp_path / "moved")
@@ -107,62 +106,6 @@ class TestMerged:
         refused(ending, "format=merged: the weights of 4 layers cannot be written", "use --format peft")
         assert not Path("out").exists()
         lines_of(export(first_order_run, "--format=peft", "--output_dir=out"))
-
-
-class TestPeft:
-    """One LoRA adapter."""
-
-    @pytest.mark.parametrize("run", ["zero_order_run", "first_order_run"])
-    def test_peft_loads_it_as_the_last_line_says(self, export, request, run):
-        peft = pytest.importorskip("peft")
-        run = request.getfixturevalue(run)
-        wrote, load_it = lines_of(export(run, "--format=peft", "--output_dir=adapter"))
-        rank = Ledger.load(run / "boosters.safetensors").rows().shape[0] * (2 if "lora" in run.name else 1)
-        assert f" as a LoRA adapter of rank {rank}, " in wrote
-        names = {}
-        known = {"AutoModelForCausalLM": AutoModelForCausalLM, "PeftModel": peft.PeftModel}
-        exec(load_it.removeprefix("load it: "), known, names)
-        lines_of(export(run, "--output_dir=merged"))
-        merged = logits_of(AutoModelForCausalLM.from_pretrained("merged", dtype="auto").eval())
-        eps = torch.finfo(names["model"].dtype).eps
-        assert (logits_of(names["model"].eval()) - merged).abs().max() < 16 * eps * merged.abs().max()
-
-    def test_a_smaller_rank_says_what_it_costs(self, export, run_copy):
-        wrote, cost, _ = lines_of(export(run_copy, "--format=peft", "--rank=2"))
-        assert "4 boosters of rank 1 as a LoRA adapter of rank 2" in wrote
-        assert cost.startswith("rank 2 of 4: ")
-        assert "% of the update is lost (Frobenius norm), at most " in cost
-        assert "% in one layer (model.decoder.layers." in cost
-        config = json.loads((run_copy / "exported-peft-rank-2" / "adapter_config.json").read_text())
-        assert config["r"] == 2
-
-    @pytest.mark.parametrize("rank", [4, 100])
-    def test_a_rank_that_holds_everything_says_that_nothing_is_lost(self, export, run_copy, rank):
-        wrote, cost, _ = lines_of(export(run_copy, "--format=peft", f"--rank={rank}"))
-        assert "as a LoRA adapter of rank 4" in wrote
-        assert cost == f"rank {rank} was asked for: all boosters together have rank 4, nothing is lost"
-
-    def test_the_name_of_the_base_model(self, export, run_copy, tiny_model_folder):
-        lines_of(export(run_copy, "--format=peft", "--output_dir=one"))
-        lines_of(export(run_copy, "--format=peft", "--output_dir=two", "--model_name=moved/there"))
-        one, two = (json.loads(Path(folder, "adapter_config.json").read_text()) for folder in ("one", "two"))
-        assert one["base_model_name_or_path"] == str(tiny_model_folder)
-        assert two["base_model_name_or_path"] == "moved/there"
-
-    def test_gpt2_is_said_to_store_its_weights_transposed(
-        self, export, make_gpt2, tiny_tokenizer, randomise_adapters, tmp_path
-    ):
-        import xgblora
-
-        make_gpt2(vocab_size=len(tiny_tokenizer)).save_pretrained(tmp_path / "gpt2")
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2", dtype=torch.float32)
-        adapters = xgblora.attach(model, alpha=2.0)
-        randomise_adapters(adapters)
-        booster = xgblora.Booster(adapters)
-        booster.merge()
-        booster.ledger.save(tmp_path / "boosters.safetensors")
-        lines_of(export(tmp_path / "boosters.safetensors", "--format=peft"))
-        assert json.loads((tmp_path / "exported-peft/adapter_config.json").read_text())["fan_in_fan_out"] is True
 
 
 class TestLedger:
@@ -302,9 +245,13 @@ class TestPlaces:
         (["--fromat=peft"], ["--fromat", "did you mean --format?"]),
         (["--format=pfet"], ["--format", "pfet", "merged", "peft", "ledger"]),
         (["--format"], ["--format", "expected one argument"]),
+        (["--dtype=float16"], ["--dtype", "float16", "float32"]),
+        (["--format=peft", "--dtype=float32"], ["dtype=float32", "--format merged"]),
         (["--rank=2"], ["rank=2", "--format peft"]),
         (["--format=peft", "--rank=0"], ["rank=0", "1 or more"]),
         (["--format=peft", "--rank=two"], ["--rank", "two"]),
+        (["--for=vllm"], ["for=vllm", "--format peft"]),
+        (["--format=peft", "--for=ollama"], ["--for", "ollama", "vllm", "llama.cpp", "transformers"]),
         (["--round=0"], ["round=0", "from 1 to 4"]),
         (["--round=5"], ["round=5", "from 1 to 4"]),
         (["--overwrite=perhaps"], ["--overwrite", "perhaps"]),
@@ -328,8 +275,18 @@ def test_help_fits_on_a_screen(export):
     ending = export("--help")
     assert ending.status == 0
     lines = ending.output.splitlines()
-    assert lines[0].startswith("usage: xgblora-export RUN [--format merged|peft|ledger]")
+    assert lines[0].startswith("usage: xgblora-export RUN [--format merged|peft|gguf|mlx|ledger]")
     assert len(lines) < 40
-    for flag in ("--format", "--rank", "--round", "--model_name", "--output_dir", "--overwrite", "--use_cpu"):
+    for flag in (
+        "--format",
+        "--dtype",
+        "--rank",
+        "--for ",
+        "--round",
+        "--model_name",
+        "--output_dir",
+        "--overwrite",
+        "--use_cpu",
+    ):
         assert sum(line.strip().startswith(flag) for line in lines) == 1
     assert "None" not in ending.output

@@ -43,12 +43,13 @@ def lines_of(ending):
 
 
 def test_a_finished_run_is_verified_and_the_model_is_the_run_s_bit_for_bit(replay, run_copy):
-    what, verified, wrote, load_it = lines_of(replay(run_copy))
+    what, verified, wrote, about_bits, load_it = lines_of(replay(run_copy))
     size = (run_copy / "tape.bin").stat().st_size
     assert what == (f"replayed 7 steps (0 skipped), 4 merges from a tape of {size} bytes, {size / 7:.1f} bytes a step")
     assert verified == VERIFIED
     folder = run_copy / "replayed"
     assert wrote.startswith(f"wrote {folder}: the model with 4 boosters of rank 1 merged, bfloat16, ")
+    assert about_bits.startswith("bfloat16: OpenVINO")
     assert f'"{folder}"' in load_it
     assert same(tensors_of(folder), tensors_of(run_copy / "model"))
     assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
@@ -71,7 +72,7 @@ def test_only_checking_the_tape_writes_nothing(replay, zero_order_run, flags):
 
 
 def test_a_killed_run_is_replayed_to_its_last_whole_step(replay, command, killed_run):
-    what, verified, wrote, _ = lines_of(replay(killed_run))
+    what, verified, wrote, *_ = lines_of(replay(killed_run))
     assert what.startswith("replayed 6 steps (0 skipped), 3 merges from a tape of ")
     assert verified == NOT_VERIFIED
     assert "the model with 3 boosters of rank 1 merged" in wrote
@@ -80,7 +81,7 @@ def test_a_killed_run_is_replayed_to_its_last_whole_step(replay, command, killed
 
 
 def test_the_adapter_in_training_becomes_the_last_booster(replay, command, run_copy):
-    _, verified, wrote, _ = lines_of(replay(run_copy / "checkpoint-3"))
+    _, verified, wrote, *_ = lines_of(replay(run_copy / "checkpoint-3"))
     assert verified == NOT_VERIFIED
     assert "the model with 2 boosters of rank 1 merged" in wrote
     lines_of(command(export_main, run_copy / "checkpoint-3"))

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from xgblora import demo
 from xgblora.tasks import load_task
@@ -38,3 +39,18 @@ def test_flags_of_the_demonstration_fit_its_data(splits):
     flags = demo.flags()
     assert flags["num_train"] + flags["num_dev"] <= len(splits.train)
     assert flags["max_steps"] // flags["xgblora_steps_per_iteration"] > 1
+
+
+def test_the_embeddings_have_a_number_of_rows_that_converters_take():
+    """Those for no token are copies of one that no text has, so that they change no probability by more than 1e-5."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(FOLDER / "opt-demo")
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "opt-demo")
+    rows = model.get_input_embeddings().weight
+    assert len(rows) == model.config.vocab_size == 1064
+    assert len(tokenizer) == 1061
+    assert torch.equal(rows[1061:], rows[[tokenizer.convert_tokens_to_ids("<s>")] * 3])
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([tokenizer("the film is warm . It was")["input_ids"]])).logits
+    assert (logits.logsumexp(-1) - logits[..., :1061].logsumexp(-1)).abs().max() < 1e-5

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from xgblora import demo as shipped
 
@@ -38,3 +39,18 @@ def test_no_review_is_read_in_pretraining_and_none_is_followed_by_the_question(m
     assert 300 < len(asked) < 500
     # one neutral sentence, where a review would have a word of praise or blame
     assert all(sentence.count(" . ") == 0 and sentence.endswith(" .") for sentence in asked)
+
+
+@pytest.mark.parametrize("rows", [61, 64])
+def test_rows_for_no_token_are_added_where_their_number_is_no_multiple(made, rows):
+    from demo.pretraining import Recipe, build_model, pad_vocabulary
+
+    model = build_model(Recipe(hidden_size=16, layers=1, ffn_size=16), rows).eval()
+    ids = torch.arange(4, 20).unsqueeze(0)
+    before = model(input_ids=ids).logits
+    pad_vocabulary(model)
+    after = model(input_ids=ids).logits
+    assert model.config.vocab_size == after.shape[-1] == 64
+    assert torch.allclose(after[..., :rows], before, atol=1e-6)
+    assert torch.allclose(after[..., rows:], before[..., :1].expand(-1, -1, 64 - rows), atol=1e-6)
+    assert model.lm_head.weight is model.get_input_embeddings().weight

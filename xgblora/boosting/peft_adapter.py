@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -11,8 +12,9 @@ from xgblora.adapters import Rank1Linear
 from xgblora.adapters.kinds.registry import kind_of
 from xgblora.adapters.mixture import OpenMixture, is_mixture
 from xgblora.atomic_file import replacing_folder
+from xgblora.boosting.base_files import base_folder, copy_tokenizer
 from xgblora.boosting.ledger import Ledger
-from xgblora.boosting.truncation import Factors, TruncationCost, matrix_names, stacked_factors, truncated
+from xgblora.boosting.truncation import Factors, TruncationCost, adapter_factors, matrix_names, rank_of
 from xgblora.errors import InputError
 
 # In models with experts PEFT reads these names of layers as those under which experts were saved once, and adapts the
@@ -34,7 +36,8 @@ def export_peft(
 
     T boosters of rank r are one LoRA adapter of rank T * r: `base + adapter` computes what `base + ledger` does, up to
     the rounding of the merged weights. The scales are folded into `lora_B`, and `lora_alpha` equals the rank, so that
-    PEFT's own scaling is 1. PEFT itself is not needed. The folder appears whole; one that is there already is replaced.
+    PEFT's own scaling is 1. PEFT itself is not needed. The base's tokenizer lies beside it where the base is on this
+    machine. The folder appears whole; one that is there already is replaced.
 
     Args:
         ledger: the boosters.
@@ -52,31 +55,21 @@ def export_peft(
         InputError: the ledger is empty or holds numbers that are not finite, rank is below 1, or PEFT adapts no layer
             of a kind that `base_model` has.
     """
-    if not len(ledger):
-        raise InputError("the ledger is empty: there is no booster to export")
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise InputError(f"rank={rank}: must be a whole number, 1 or more")
     fan_in_fan_out = isinstance(base_model, nn.Module) and _fan_in_fan_out(base_model, ledger)
     parameters = _parameters(ledger, base_model)
-    factors, cost = stacked_factors(ledger), None
-    _refuse_non_finite(factors)
-    if rank is not None and rank < rank_of(factors):
-        factors, cost = truncated(factors, rank)
+    factors, cost = adapter_factors(ledger, rank)
+    config = _config(ledger, rank_of(factors), base_model, task_type)
+    config |= {"target_parameters": sorted(parameters.values())} if parameters else {}
+    # full names: a suffix could match layers that were not adapted
+    config["target_modules"] = [name for name in ledger.origin.layers if name not in parameters]
+    config["fan_in_fan_out"] = fan_in_fan_out
+    base = base_folder(config["base_model_name_or_path"], config["revision"])
     with replacing_folder(folder) as temporary:
         save_file(_state(ledger, factors), temporary / WEIGHTS, metadata={"format": "pt"})
-        config = _config(ledger, rank_of(factors), base_model, task_type)
-        config |= {"target_parameters": sorted(parameters.values())} if parameters else {}
-        # full names: a suffix could match layers that were not adapted
-        config["target_modules"] = [name for name in ledger.origin.layers if name not in parameters]
-        config["fan_in_fan_out"] = fan_in_fan_out
-        text = json.dumps(config, indent=2)
-        (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if base is not None:
+            copy_tokenizer(base, temporary, result=Path(folder))
     return cost
-
-
-def rank_of(factors: dict[str, Factors]) -> int:
-    """The rank of stacked factors, the same for every layer."""
-    return len(next(iter(factors.values())).a)
 
 
 def _state(ledger: Ledger, factors: dict[str, Factors]) -> dict[str, torch.Tensor]:
@@ -140,9 +133,3 @@ def _fan_in_fan_out(model: nn.Module, ledger: Ledger) -> bool:
         if kind.fan_in_fan_out is None:
             raise InputError(f"{name}: PEFT adapts no layer of its kind ({kind.name}); export the merged model instead")
     return any(kind.fan_in_fan_out for kind in known.values())
-
-
-def _refuse_non_finite(factors: dict[str, Factors]) -> None:
-    for name, layer in factors.items():
-        if not (layer.a.isfinite().all() and layer.b.isfinite().all()):
-            raise InputError(f"the boosters of {name} are not finite: training diverged, export an earlier round")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from xgblora.adapters import Slot
 from xgblora.boosting.ledger import Ledger
+from xgblora.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,34 @@ class TruncationCost:
     def worst_layer(self) -> str:
         """The layer that lost the largest share."""
         return max(self.by_layer, key=self.by_layer.__getitem__)
+
+
+def adapter_factors(ledger: Ledger, rank: int | None = None) -> tuple[dict[str, Factors], TruncationCost | None]:
+    """All boosters as the factors of one adapter, and what a smaller rank cost; None if nothing had to be cut off.
+
+    Args:
+        ledger: the boosters.
+        rank: at most this rank, by the nearest adapter that has it.
+
+    Raises:
+        InputError: the ledger is empty or holds numbers that are not finite, or rank is below 1.
+    """
+    if not len(ledger):
+        raise InputError("the ledger is empty: there is no booster to export")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise InputError(f"rank={rank}: must be a whole number, 1 or more")
+    factors = stacked_factors(ledger)
+    for name, layer in factors.items():
+        if not (layer.a.isfinite().all() and layer.b.isfinite().all()):
+            raise InputError(f"the boosters of {name} are not finite: training diverged, export an earlier round")
+    if rank is None or rank >= rank_of(factors):
+        return factors, None
+    return truncated(factors, rank)
+
+
+def rank_of(factors: dict[str, Factors]) -> int:
+    """The rank of stacked factors, the same for every layer."""
+    return len(next(iter(factors.values())).a)
 
 
 def stacked_factors(ledger: Ledger) -> dict[str, Factors]:

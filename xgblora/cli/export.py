@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from xgblora.adapters import Origin, detach
 from xgblora.boosting import Ledger
 from xgblora.boosting.export import export_merged
-from xgblora.boosting.peft_adapter import CONFIG, export_peft
 from xgblora.boosting.truncation import TruncationCost
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.cli.flags import FlagParser
@@ -28,6 +27,9 @@ from xgblora.cli.result import (
     written,
     written_model,
 )
+from xgblora.destinations import DESTINATIONS, Adapter
+from xgblora.destinations.formats import FORMATS
+from xgblora.destinations.vllm import about_rank as about_rank_in_vllm
 from xgblora.errors import InputError
 from xgblora.records import checkpoint
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
@@ -42,17 +44,24 @@ adapter in training becomes its last booster), or a boosters.safetensors."""
 class ExportArguments:
     """What to take away."""
 
-    format: Literal["merged", "peft", "ledger"] = field(
+    format: Literal["merged", "peft", "gguf", "mlx", "ledger"] = field(
         default="merged",
         metadata={
             "help": "merged: the whole model, which from_pretrained loads like any other; peft: all boosters as one "
-            "LoRA adapter, for PEFT and for servers that take adapters; ledger: the boosters as they are, from which "
-            "xgblora makes the trained weights again bit for bit."
+            "LoRA adapter, for PEFT and for servers that take adapters; gguf: the same for llama.cpp; mlx: the same "
+            "for mlx-lm; ledger: the boosters as they are, from which xgblora makes the trained weights again bit for "
+            "bit."
         },
+    )
+    dtype: Literal["float32"] | None = field(
+        default=None, metadata={"help": "With merged: 16-bit weights are written as these numbers in 32 bits."}
     )
     rank: int | None = field(
         default=None,
-        metadata={"help": "With peft: at most this rank, by the nearest adapter that has it; says what it costs."},
+        metadata={"help": "Of an adapter: at most this rank, by the nearest adapter that has it; says what it costs."},
+    )
+    destination: Literal["vllm", "llama.cpp", "transformers"] | None = field(
+        default=None, metadata={"help": "With peft: for which program; what it asks of an adapter is checked first."}
     )
     round: int | None = field(default=None, metadata={"help": "Only the first ROUND boosters."})
 
@@ -64,9 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
     ledger = first_rounds(boosters_at(path), export.round)
     folder = Path(args.output_dir) if args.output_dir else default_folder(path, export)
     if export.format == "merged":
-        lines = write_merged(path, ledger, folder, args)
-    elif export.format == "peft":
-        lines = write_peft(path, ledger, folder, args, rank=export.rank)
+        lines = write_merged(path, ledger, folder, args, dtype=export.dtype)
+    elif export.format in FORMATS:
+        lines = write_adapter(path, ledger, folder, args, export)
     else:
         lines = write_ledger(path, ledger, folder, overwrite=args.overwrite)
     print("\n".join(lines))
@@ -80,17 +89,22 @@ def parse(arguments: list[str]) -> tuple[Path, ExportArguments, ResultArguments]
     """
     parser = FlagParser(
         (ExportArguments, ResultArguments),
-        usage="xgblora-export RUN [--format merged|peft|ledger] [--flag value ...]",
+        usage="xgblora-export RUN [--format merged|peft|gguf|mlx|ledger] [--flag value ...]",
         description=DESCRIPTION,
     )
+    parser.rename("destination", "for")
     parser.add_argument("run", nargs="?", metavar="RUN", help="run folder, checkpoint folder, or file of boosters")
     export, args, rest = parser.parse(arguments)
     if rest.run is None:
         raise InputError("RUN is missing: give a run folder, a checkpoint or a boosters.safetensors; see --help")
-    if export.rank is not None and export.format != "peft":
-        raise InputError(f"rank={export.rank}: goes with --format peft")
+    if export.dtype is not None and export.format != "merged":
+        raise InputError(f"dtype={export.dtype}: goes with --format merged; adapters and boosters are float32 always")
+    if export.rank is not None and export.format not in FORMATS:
+        raise InputError(f"rank={export.rank}: goes with --format {', '.join(FORMATS)}")
     if export.rank is not None and export.rank < 1:
         raise InputError(f"rank={export.rank}: must be 1 or more")
+    if export.destination is not None and export.format != "peft":
+        raise InputError(f"for={export.destination}: goes with --format peft")
     return Path(rest.run), export, args
 
 
@@ -142,11 +156,12 @@ def default_folder(path: Path, export: ExportArguments) -> Path:
     run, which = run_of(path)
     rounds = f"-round-{export.round}" if export.round is not None else ""
     rank = f"-rank-{export.rank}" if export.rank is not None else ""
-    return run / f"exported-{export.format}{which}{rounds}{rank}"
+    dtype = f"-{export.dtype}" if export.dtype is not None else ""
+    return run / f"exported-{export.format}{which}{rounds}{rank}{dtype}"
 
 
-def write_merged(path: Path, ledger: Ledger, folder: Path, args: ResultArguments) -> list[str]:
-    """Write the base model with all boosters merged into its weights."""
+def write_merged(path: Path, ledger: Ledger, folder: Path, args: ResultArguments, *, dtype: str | None) -> list[str]:
+    """Write the base model with all boosters merged into its weights; `dtype` is that of the run where it is None."""
     needed = [path, Path(base_name(ledger.origin, args.model_name))]
     refuse_place(folder, marker="config.json", overwrite=args.overwrite, needed=needed)
     model, tokenizer = load_base(ledger.origin, args)
@@ -158,24 +173,33 @@ def write_merged(path: Path, ledger: Ledger, folder: Path, args: ResultArguments
             "or of a kind of its own); use --format peft"
         )
     detach(model, fold=False)
+    if dtype is not None:
+        model.to(getattr(torch, dtype))
     with writing(folder):
         export_merged(model, folder, tokenizer=tokenizer)
-    return written_model(folder, ledger.origin, len(ledger))
+    return written_model(folder, ledger.origin, len(ledger), dtype=dtype)
 
 
-def write_peft(path: Path, ledger: Ledger, folder: Path, args: ResultArguments, *, rank: int | None) -> list[str]:
+def write_adapter(
+    path: Path, ledger: Ledger, folder: Path, args: ResultArguments, export: ExportArguments
+) -> list[str]:
     """Write all boosters as one LoRA adapter."""
-    refuse_place(folder, marker=CONFIG, overwrite=args.overwrite, needed=[path])
+    form = FORMATS[export.format]
+    refuse_place(folder, marker=form.marker, overwrite=args.overwrite, needed=[path])
     if args.model_name is not None:
         ledger = replace(ledger, origin=replace(ledger.origin, model=args.model_name, revision=None))
+    origin = ledger.origin
+    full = len(list(ledger.terms())) * origin.rank
+    adapter = Adapter(min(export.rank or full, full), origin.layers, origin.model, _skeleton(origin))
+    checked = DESTINATIONS[export.destination].check(adapter) if export.destination else []
     with writing(folder):
-        cost = export_peft(ledger, folder, base_model=_skeleton(ledger.origin), rank=rank)
-    full = len(list(ledger.terms())) * ledger.origin.rank
-    base = f'AutoModelForCausalLM.from_pretrained("{ledger.origin.model or "BASE"}", dtype="{ledger.origin.dtype}")'
+        cost = form.write(ledger, folder, base_model=adapter.skeleton, rank=export.rank)
     return [
-        written(folder, f"{counted(len(ledger), ledger.origin)} as a LoRA adapter of rank {min(rank or full, full)}"),
-        *([about_rank(rank, full, cost)] if rank is not None else []),
-        f'load it: model = PeftModel.from_pretrained({base}, "{folder}")',
+        *checked,
+        written(folder, f"{counted(len(ledger), origin)} as a LoRA adapter of rank {adapter.rank}"),
+        *([about_rank(export.rank, full, cost)] if export.rank is not None else []),
+        *([about_rank_in_vllm(adapter.rank)] if export.format == "peft" else []),
+        f"load it: {form.load_it(folder, origin.model or 'BASE', origin.dtype)}",
     ]
 
 

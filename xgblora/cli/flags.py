@@ -39,6 +39,12 @@ class FlagParser(HfArgumentParser):
         action.option_strings.append(f"--{spelling}")
         self._option_string_actions[f"--{spelling}"] = action
 
+    def rename(self, flag: str, spelling: str) -> None:
+        """Call `--flag` `--spelling`, which may be a word that no field of a dataclass can have as its name."""
+        action = self._option_string_actions.pop(f"--{flag}")
+        action.option_strings = [f"--{spelling}"]
+        self._option_string_actions[f"--{spelling}"] = action
+
     def parse(self, arguments: list[str]) -> tuple:
         """An instance of each dataclass, and the namespace of what `add_argument` added, if anything.
 

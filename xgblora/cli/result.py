@@ -16,6 +16,12 @@ from xgblora.records.run_folder import refuse_unwritable
 from xgblora.runs.language_model import load_model, refuse_missing_folder
 from xgblora.spelling import file_size, one_line
 
+# measured in tests/destinations
+_ABOUT_BFLOAT16 = (
+    "bfloat16: OpenVINO (2026.4) reads these bits as float16 without a word, and onnxruntime (1.32) cannot run them on "
+    "a CPU; xgblora-export RUN --dtype float32 writes them wide"
+)
+
 
 @dataclass
 class ResultArguments:
@@ -117,11 +123,17 @@ def written(path: Path, what: str) -> str:
     return f"wrote {path}: {what}, {file_size(sum(file.stat().st_size for file in files))}"
 
 
-def written_model(folder: Path, origin: Origin, boosters: int) -> list[str]:
-    """What to say about a model of `origin` in `folder`, trained, with so many boosters in it."""
+def written_model(folder: Path, origin: Origin, boosters: int, *, dtype: str | None = None) -> list[str]:
+    """What to say about a model of `origin` in `folder`, trained, with so many boosters in it.
+
+    Args:
+        dtype: of its weights, where it is not that of the run.
+    """
     what = "with all its parameters trained" if origin.full_parameters else f"with {counted(boosters, origin)} merged"
+    dtype = dtype or origin.dtype
     return [
-        written(folder, f"the model {what}, {origin.dtype}"),
+        written(folder, f"the model {what}, {dtype}"),
+        *([_ABOUT_BFLOAT16] if dtype == "bfloat16" else []),
         f'load it: model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")',
     ]
 
