@@ -22,6 +22,7 @@ from xgblora.spelling import one_line
 
 FORMAT = "xgblora-ledger-3"
 _PARTS, _PARTS_OF_STARTS = ("a", "b"), ("start_a", "start_b")
+_ZERO_IF_MISSING = "start_b"
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Ledger:
 
         The tensors are `<layer>.a` fp32 [T, rank, K] and `<layer>.b` fp32 [T, rank, N], likewise `<layer>.start_a` and
         `<layer>.start_b` of the starts that were measured, if any, in bf16 where that is all there is to them, and
-        none that is zero; the header, JSON under "xgblora", holds the rest and a sha256 of it all.
+        no `start_b` that is zero; the header, JSON under "xgblora", holds the rest and a sha256 of it all.
 
         Args:
             path: the file.
@@ -177,7 +178,7 @@ class Ledger:
         if self.measured:
             header["measured"] = list(self.measured)
             starts = _by_layer(_stacked(list(self.measured.values()), self.slots), self.slots, _PARTS_OF_STARTS)
-            tensors |= {name: _in_16_bits(part) for name, part in starts.items() if bool(part.any())}
+            tensors |= {name: _in_16_bits(part) for name, part in starts.items() if _is_kept(name, part)}
         header["sha256"] = _digest(header, tensors)
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"xgblora": json.dumps(header)})
@@ -218,7 +219,7 @@ class Ledger:
         rows = _rows_of(tensors, slots, _PARTS, len(header["boosters"]))
         entries = zip(header["boosters"], rows, strict=True)
         boosters = [MergedAdapter(**entry, adapters=row) for entry, row in entries]
-        starts = _rows_of(tensors, slots, _PARTS_OF_STARTS, len(rounds), zero_if_missing=True) if rounds else []
+        starts = _rows_of(tensors, slots, _PARTS_OF_STARTS, len(rounds)) if rounds else []
         measured = dict(zip(rounds, starts, strict=True))
         return cls(origin, slots, header["rounding"], RoundStart(**header["start"]), boosters, measured)
 
@@ -236,8 +237,11 @@ def _refuse_other_sizes(
     for names, count in counts.items():
         for slot in slots:
             for name, size in zip(names, (slot.in_features, slot.out_features), strict=True):
-                if tuple(tensors[f"{slot.name}.{name}"].shape) != (count, slot.rank, size):
-                    raise ValueError(f"{slot.name}.{name} is of another size than the header says")
+                key = f"{slot.name}.{name}"
+                if key not in tensors and name == _ZERO_IF_MISSING:
+                    continue
+                if tuple(tensors[key].shape) != (count, slot.rank, size):
+                    raise ValueError(f"{key} is of another size than the header says")
 
 
 def _stacked(adapters: list[Tensor], slots: tuple[Slot, ...]) -> Tensor:
@@ -254,26 +258,23 @@ def _by_layer(rows: Tensor, slots: tuple[Slot, ...], names: tuple[str, str]) -> 
     return tensors
 
 
+def _is_kept(key: str, part: Tensor) -> bool:
+    return not key.endswith(f".{_ZERO_IF_MISSING}") or bool(part.any())
+
+
 def _in_16_bits(part: Tensor) -> Tensor:
     """The same numbers in bf16, if it has them."""
     narrow = part.to(torch.bfloat16)
     return narrow if torch.equal(narrow.float(), part) else part
 
 
-def _rows_of(
-    tensors: dict[str, Tensor],
-    slots: tuple[Slot, ...],
-    names: tuple[str, str],
-    count: int,
-    *,
-    zero_if_missing: bool = False,
-) -> Tensor:
+def _rows_of(tensors: dict[str, Tensor], slots: tuple[Slot, ...], names: tuple[str, str], count: int) -> Tensor:
     """What `_by_layer` made the tensors of."""
     rows = torch.zeros(count, arena_size(slots), dtype=torch.float32)
     for slot in slots:
         for name, part in zip(names, slot.views(rows), strict=True):
             key = f"{slot.name}.{name}"
-            if key in tensors or not zero_if_missing:
+            if key in tensors or name != _ZERO_IF_MISSING:
                 # not an assignment: one row would be broadcast to all
                 part.copy_(tensors[key].view(part.shape))
     return rows
