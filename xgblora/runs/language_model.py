@@ -4,14 +4,17 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from xgblora.errors import InputError
+from xgblora.scoring.masked import auto_class_for
 from xgblora.spelling import one_line
 
 
 def load_model(name: str, *, dtype: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The causal language model and tokenizer `name` (a folder or a hub name), the model on `device` in eval mode.
+    """The language model and tokenizer `name` (a folder or a hub name), the model on `device` in eval mode.
+
+    It is causal, or masked where it was saved as that.
 
     Args:
         dtype: "float32", "bfloat16", "float16", or "auto", see `resolve_dtype`.
@@ -22,7 +25,7 @@ def load_model(name: str, *, dtype: str, device: torch.device) -> tuple[PreTrain
     transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=resolve_dtype(dtype, device))
+        model = auto_class_for(name).from_pretrained(name, dtype=resolve_dtype(dtype, device))
     except Exception as error:  # a folder or hub can be wrong in dozens of ways; the person needs one line
         raise InputError(f"model_name={name}: cannot be loaded ({one_line(error, limit=300)})") from None
     if tokenizer.pad_token_id is None:
