@@ -185,7 +185,7 @@ def _is_router(model: nn.Module, name: str) -> bool:
     """Whether a layer gives as many numbers as there are experts beside it."""
     layer, parent, child = model.get_submodule(name), name, name
     _, out_features = kind_of(layer).features(layer)
-    stated = _stated_counts(getattr(model, "config", None))
+    stated = stated_experts(getattr(model, "config", None))
     if out_features < 2 or (stated is not None and out_features not in stated):
         return False
     while "." in parent:
@@ -201,7 +201,7 @@ def _is_router(model: nn.Module, name: str) -> bool:
     return False
 
 
-def _stated_counts(config: Any) -> set[int] | None:
+def stated_experts(config: Any) -> set[int] | None:
     """The numbers of experts that a configuration states, those of its parts among them; None without one."""
     if not hasattr(config, "to_dict"):
         return None

@@ -10,7 +10,7 @@ from torch import nn
 
 from xgblora.adapters import Rank1Linear
 from xgblora.adapters.kinds.registry import kind_of
-from xgblora.adapters.mixture import OpenMixture, is_mixture
+from xgblora.adapters.targets import stated_experts
 from xgblora.atomic_file import replacing_folder
 from xgblora.boosting.base_files import base_folder, copy_tokenizer
 from xgblora.boosting.ledger import Ledger
@@ -99,8 +99,8 @@ def _place_of_experts(name: str, layers: list[str]) -> str:
 def _parameters(ledger: Ledger, base_model: str | nn.Module | None) -> dict[str, str]:
     """The layers that PEFT is told of as parameters, and the names of these."""
     experts = {slot.name: slot.name for slot in ledger.slots if slot.rank > ledger.origin.rank}
-    modules = base_model.modules() if isinstance(base_model, nn.Module) else ()
-    if not experts and not any(isinstance(module, OpenMixture) or is_mixture(module) for module in modules):
+    # PEFT goes by the type of the model, whether a layer of this one has experts or none
+    if not experts and not stated_experts(getattr(base_model, "config", None)):
         return {}
     others = [name for name in ledger.origin.layers if name.rpartition(".")[2] in READ_AS_EXPERTS]
     return {**{name: f"{name}.weight" for name in others}, **experts}

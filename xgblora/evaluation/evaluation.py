@@ -14,6 +14,7 @@ from xgblora.evaluation.demonstrations import Calibration, in_context, without_q
 from xgblora.scoring import EncodedExample, encode_all, in_eval_mode
 from xgblora.scoring.generation import MAX_NEW_TOKENS, generate_answers
 from xgblora.scoring.likelihood import log_probabilities
+from xgblora.scoring.masked import encode_with_masks, mask_token
 from xgblora.tasks import Sample, Task
 from xgblora.tasks.metrics import CHOICE_METRICS, GENERATION_METRICS
 
@@ -168,6 +169,9 @@ class _Asker:
         return [in_context(sample, before, self.task.separator) for sample, before in zip(samples, shown, strict=True)]
 
     def _encoded(self, samples: Sequence[Sample]) -> list[EncodedExample]:
+        mask = mask_token(self.model, self.tokenizer)
+        if mask is not None:
+            return encode_with_masks(samples, self.tokenizer, mask, max_length=self.max_length)
         return encode_all(samples, self.tokenizer, max_length=self.max_length)
 
     def _means(self, encoded: list[EncodedExample]) -> list[list[float]]:

@@ -21,7 +21,9 @@ from xgblora.objectives.texts import (
     zero_one,
 )
 from xgblora.scoring import Collator, encode, in_eval_mode, log_probabilities
+from xgblora.scoring.encoding import EncodedExample
 from xgblora.scoring.generation import check_room, prompt_ids
+from xgblora.scoring.masked import encode_with_masks, mask_token
 from xgblora.scoring.vocabulary import padding_id, rows_of_embeddings
 from xgblora.tasks import Sample, Task
 
@@ -94,6 +96,13 @@ def prepare_objective(
         InputError: a text has no room for a generated answer.
     """
     to_options = partial(encode, tokenizer=tokenizer, max_length=max_length)
+    mask = mask_token(model, tokenizer)
+    if mask is not None:
+        if task.generation or name == "language_model":
+            raise InputError(
+                f"objective={name}: {type(model).__name__} fills masks, and writes no texts; take another task"
+            )
+        to_options = partial(_encode_with_masks, tokenizer=tokenizer, mask=mask, max_length=max_length)
     if name == "f1":
         return _of_written_answers(tokenizer, model, max_length, max_new_tokens)
     if name == "language_model":
@@ -110,6 +119,12 @@ def prepare_objective(
         _collator(tokenizer, model, objective),
         partial(_loss_of_scores, loss),
     )
+
+
+def _encode_with_masks(
+    sample: Sample, tokenizer: PreTrainedTokenizerBase, mask: int, *, max_length: int, only_right: bool = False
+) -> EncodedExample:
+    return encode_with_masks([sample], tokenizer, mask, max_length=max_length, only_right=only_right)[0]
 
 
 def _longest(samples: Sequence[Sample], to_text: Callable[[Sample], Any]) -> int | None:

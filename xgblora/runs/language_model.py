@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
 from xgblora.errors import InputError
+from xgblora.scoring.masked import auto_class_for
 from xgblora.spelling import one_line
 
 logger = logging.getLogger("xgblora")
@@ -22,7 +23,9 @@ _NAMES_OF_LIMIT = ("max_position_embeddings", "max_seq_len", "max_target_positio
 def load_model(
     name: str, *, dtype: str, device: torch.device, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The causal language model and tokenizer `name` (a folder or a hub name), the model on `device` in eval mode.
+    """The language model and tokenizer `name` (a folder or a hub name), the model on `device` in eval mode.
+
+    It is causal, or masked where it was saved as that.
 
     Args:
         dtype: "float32", "bfloat16", "float16", or "auto", see `resolve_dtype`.
@@ -39,7 +42,7 @@ def load_model(
         with _quiet():
             _refuse_adapter(name, find_adapter_config_file(name))
             tokenizer = AutoTokenizer.from_pretrained(name, **settings)
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = auto_class_for(name, **settings).from_pretrained(
                 name,
                 dtype=resolve_dtype(dtype, device),
                 use_safetensors=True,

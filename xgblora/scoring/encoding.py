@@ -114,7 +114,7 @@ def _encoded(
     for text, (ids, start) in zip(texts, starts, strict=True):
         if start == len(ids):
             raise InputError(f"{sample.origin}: the option {text[len(sample.prompt) :]!r} is empty after tokenization")
-        encodings.append(_shortened(ids, start, special, max_length, sample.origin))
+        encodings.append(shortened(ids, start, special, max_length, sample.origin))
     label = 0 if only_right else sample.label
     if whole_text:
         ids, _ = encodings[label]
@@ -188,9 +188,10 @@ def _start_by_prefix(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str)
     return ids, min(len(ids), len(prompt_ids)) if common is None else common
 
 
-def _shortened(
+def shortened(
     ids: list[int], start: int, special: frozenset[int], max_length: int, origin: str
 ) -> tuple[list[int], int]:
+    """The ids of a text and the start of its option, without what is too much at the beginning of the prompt."""
     kept = 1 if ids[0] in special else 0
     cut = max(0, len(ids) - max_length)
     if (start - cut <= kept and cut) or start == 0:

@@ -25,6 +25,7 @@ from transformers import DynamicCache
 
 from xgblora.scoring.batches import batches_by_length, tokens_per_batch
 from xgblora.scoring.encoding import EncodedExample
+from xgblora.scoring.masked import fills_masks, without_cache
 from xgblora.scoring.option_rows import OptionRows, Rows, last_layer, places_of
 from xgblora.scoring.packing import common_prefix, for_attention, keeps_all_tokens, keeps_apart, reason_not_to_pack
 from xgblora.scoring.shared_prefixes import PrefixGroup, Text, prefix_groups
@@ -168,7 +169,9 @@ class _Forwards:
         """Run whole texts, padded on the right."""
         length = max(len(text.ids) for text in texts)
         ids = self._padded([text.ids for text in texts], length)
-        self._score(ids, [text.targets for text in texts], totals)
+        seen = [[1] * len(text.ids) for text in texts]
+        arguments = {"attention_mask": self._padded(seen, length, 0)} if fills_masks(self._model) else {}
+        self._score(ids, [text.targets for text in texts], totals, **arguments)
 
     def _prefixes(self, texts: list[tuple[int, ...]]) -> _Prefixes:
         """Run E prefixes, padded on the left."""
@@ -249,6 +252,7 @@ class _Forwards:
         else:
             raise truth.refusal(self._model, reasons[-1])
         forgets = None if keeps_all_tokens(self._model.config) else "it forgets tokens"
+        forgets = "it reads both ways" if fills_masks(self._model) else forgets
         spares = forgets or self._rows.spare(self._model, lambda: reason(partial(self._run_whole, texts)))
         shares = forgets or self._reason_not_to_share() or reason(run_shared)
         for what, why in (("The last layer computes all positions", spares), ("Prefixes are not shared", shares)):
@@ -266,7 +270,7 @@ class _Forwards:
         return reason_not_to_pack(self._model, list(arguments))
 
     def _logits(self, ids: Tensor, **arguments) -> Tensor:
-        return self._model(**{"input_ids": ids, "use_cache": False, **arguments}).logits
+        return self._model(**{"input_ids": ids, **without_cache(self._model), **arguments}).logits
 
     def _padded(self, rows: list[Sequence[int]], length: int, filler: int | None = None) -> Tensor:
         filler = self._pad if filler is None else filler

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from xgblora.errors import InputError
 from xgblora.scoring.collator import Collator
+from xgblora.scoring.masked import fills_masks, without_cache
 from xgblora.scoring.option_rows import OptionRows, Rows
 from xgblora.scoring.packing import for_attention, keeps_apart, power_of_two, reason_not_to_pack
 from xgblora.scoring.together import ALL, Together, rules_for
@@ -74,7 +75,8 @@ class OptionScorer:
         truth = truth_of(model, longest)
         self._tried = power_of_two(truth.longest)
         self._choose_padding(model, truth)
-        reason = reason_not_to_pack(model, self._arguments) or self._reason_not_to_pack(model, truth)
+        reason = "it reads both ways" if fills_masks(model) else reason_not_to_pack(model, self._arguments)
+        reason = reason or self._reason_not_to_pack(model, truth)
         if reason:
             logger.info("Batches are padded, not packed: %s", reason)
 
@@ -92,7 +94,10 @@ class OptionScorer:
         return arguments, Rows((batch["rows"] + first).view(-1))
 
     def _logits_on_the_right(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """fp32 [1, B * R, V], of forwards over texts that may stand together, without a mask and positions."""
+        """fp32 [1, B * R, V], of forwards over texts that may stand together, without positions.
+
+        A mask is given to a model that reads both ways; one that does not sees no padding behind its texts.
+        """
         ids, mask = batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1)
         count, width = ids.shape
         lengths = mask.sum(dim=1)
@@ -103,9 +108,15 @@ class OptionScorer:
         wanted = (batch["rows"] + first).view(-1)
         text, place = wanted // width, wanted % width
         place = place - (width - lengths[text])
+        mask = (places < width).long() if fills_masks(model) else None
+
+        def run(members: Tensor | slice, longest: int) -> Tensor:
+            arguments = without_cache(model) if mask is None else {"attention_mask": mask[members, :longest]}
+            return model(input_ids=ids[members, :longest], **arguments).logits.float()
+
         if self._together is ALL:
             with self._rows.only(Rows(text * width + place)):
-                return model(input_ids=ids, use_cache=False).logits.float()
+                return run(slice(None), width)
         logits: list[Tensor] = []
         order: list[Tensor] = []
         of_texts = lengths.tolist()
@@ -115,7 +126,7 @@ class OptionScorer:
             (rows,) = (number[text] >= 0).nonzero(as_tuple=True)
             if len(rows):
                 with self._rows.only(Rows(number[text[rows]] * longest + place[rows])):
-                    logits.append(model(input_ids=ids[members, :longest], use_cache=False).logits[0].float())
+                    logits.append(run(members, longest)[0])
                 order.append(rows)
         return torch.cat(logits)[torch.cat(order).argsort()].unsqueeze(0)
 
@@ -126,7 +137,9 @@ class OptionScorer:
             InputError: none gives the right scores.
         """
         reasons = []
-        for together in (None, *rules_for(model, truth.longest)):
+        # the positions of a masked language model begin where its tokens do
+        first = () if fills_masks(model) else (None,)
+        for together in (*first, *rules_for(model, truth.longest)):
             self._together = together
             reason = truth.reason_against(model, lambda: self._scores_of(model, truth), others="scores are others then")
             if reason is None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from xgblora.errors import InputError
 from xgblora.scoring.encoding import EncodedExample
+from xgblora.scoring.masked import fills_masks, without_cache
 from xgblora.scoring.together import rules_for
 from xgblora.short_texts import MISFITS, has_weights, plain_tokens, undisturbed
 from xgblora.spelling import one_line
@@ -83,8 +84,8 @@ def truth_of(model: nn.Module, longest: int | None = None) -> Truth:
     kind, device = type(model).__name__, embeddings.weight.device
     try:
         with undisturbed(model):
-            logits = [_plain_logits(model, sequence, device) for sequence in examples[0].sequences]
-            _refuse_looking_ahead(model, examples[0].sequences[0], logits[0], embeddings.weight.dtype)
+            if not fills_masks(model):
+                _refuse_looking_ahead(model, examples[0].sequences[0], device, embeddings.weight.dtype)
             expected = [score for example in examples for score in _plain_scores(model, example, device)]
     except InputError:
         raise
@@ -145,7 +146,7 @@ def _forked(tokens: Iterator[int], length: int) -> EncodedExample:
 
 def _plain_logits(model: nn.Module, ids: tuple[int, ...], device: torch.device) -> Tensor:
     """fp32 [T, V] of one text alone."""
-    return model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float()
+    return model(input_ids=torch.tensor([ids], device=device), **without_cache(model)).logits[0].float()
 
 
 def _plain_scores(model: nn.Module, example: EncodedExample, device: torch.device) -> list[Tensor]:
@@ -156,9 +157,10 @@ def _plain_scores(model: nn.Module, example: EncodedExample, device: torch.devic
     ]
 
 
-def _refuse_looking_ahead(model: nn.Module, ids: tuple[int, ...], logits: Tensor, dtype: torch.dtype) -> None:
+def _refuse_looking_ahead(model: nn.Module, ids: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> None:
     half = len(ids) // 2
-    changed = _plain_logits(model, (*ids[:half], *reversed(ids[half:])), logits.device)
+    logits = _plain_logits(model, ids, device)
+    changed = _plain_logits(model, (*ids[:half], *reversed(ids[half:])), device)
     if not agree(changed[:half], logits[:half], dtype):
         raise InputError(
             f"{type(model).__name__} looks ahead: what it says of a token depends on those that come later, so it has "
