@@ -1,11 +1,15 @@
 """How commands end."""
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
+import torch
 
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.errors import InputError
@@ -27,6 +31,56 @@ def test_an_input_error_is_its_line_and_status_2(capsys):
 
 def test_an_interrupt_is_status_130(capsys):
     assert ended(capsys, KeyboardInterrupt()) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/a"),
+            "error: runs/a: No space left on device; mend it, and ",
+        ),
+        (MemoryError("no memory"), "error: no memory; mend it, and "),
+        (torch.OutOfMemoryError("CUDA out of memory."), "error: CUDA out of memory.; mend it, and "),
+    ],
+)
+def test_a_machine_that_has_no_room_is_one_line_that_says_how_to_go_on(capsys, error, said):
+    status, line = ended(capsys, error)
+    assert status == 1
+    assert line.startswith(said)
+    assert line.endswith("--resume_from_checkpoint last\n")
+
+
+def test_sigterm_is_status_143_and_one_line(capsys):
+    @exits_with_one_line
+    def main():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 143
+    assert capsys.readouterr().err == "terminated; a run with checkpoints goes on by --resume_from_checkpoint last\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_sigterm_ends_it_at_once():
+    program = """
+        import os, signal, time
+        from xgblora.cli.exit import exits_with_one_line
+        @exits_with_one_line
+        def main():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+        main()
+    """
+    process = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, timeout=60)
+    assert process.returncode == -signal.SIGTERM
 
 
 def test_any_other_error_keeps_its_traceback():

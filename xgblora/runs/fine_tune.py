@@ -16,6 +16,7 @@ from xgblora.runs import report, run_figures
 from xgblora.runs.console import logger, logging_to, remembering_log
 from xgblora.runs.plan import plan
 from xgblora.runs.prepare import PreparedRun, prepare
+from xgblora.spelling import one_line
 from xgblora.training import processes
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 
@@ -91,14 +92,22 @@ def _leave_results(run: PreparedRun, outcome: Outcome, started: float) -> dict:
     saved = None
     if args.trainer != "none":
         metrics["training"] = _about_training(run, outcome.seconds)
-        run_figures.draw(folder, task, run.trainer, outcome.results["zero_shot"])
         saved = _leave_weights(run, outcome.results["trained"].get("dev", {}).get("loss"))
+        _draw(run, outcome.results["zero_shot"])
     outcome.answers.write(folder.predictions)
     metrics["seconds"] = time.perf_counter() - started
     metrics["peak_memory_bytes"] = peak_memory(args.device)
     folder.write_metrics(metrics)
     report.log_results(metrics, run.measurement.task.metrics[0], folder, saved)
     return metrics
+
+
+def _draw(run: PreparedRun, zero_shot: dict) -> None:
+    """Draw the figures; one that cannot be drawn is logged, since everything that was trained is there without it."""
+    try:
+        run_figures.draw(run.plan.folder, run.plan.task, run.trainer, zero_shot)
+    except Exception as error:  # what a library of figures can raise is anybody's guess
+        logger.warning("no figure: it could not be drawn (%s)", one_line(error, kind=True, limit=200))
 
 
 def _about_training(run: PreparedRun, seconds: float) -> dict:
