@@ -192,6 +192,16 @@ class TestData:
         splits = read_task_file(path).load(str(tmp_path / "reviews"))
         assert (len(splits.train), len(splits.valid)) == (3, 2)
 
+    def test_in_a_data_folder_the_files_that_the_task_names_come_first(self, write, tmp_path):
+        folder = tmp_path / "elsewhere"
+        folder.mkdir()
+        for name, count in (("train", 5), ("test", 3), ("dev", 2)):
+            (folder / f"{name}.jsonl").write_text(f"{json.dumps(self.ROW)}\n" * count)
+        named = read_task_file(write(f"{self.TEXT}data: {{train: train.jsonl, valid: test.jsonl}}"))
+        assert [len(part) for part in vars(named.load(str(folder))).values()] == [5, 3]
+        (folder / "test.jsonl").unlink()
+        assert [len(part) for part in vars(named.load(str(folder))).values()] == [5, 2]
+
     def test_without_data_the_message_says_what_to_give(self, write):
         with pytest.raises(InputError, match="task task: names no data; give --data_dir"):
             read_task_file(write(self.TEXT)).load(None)

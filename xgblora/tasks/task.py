@@ -52,12 +52,13 @@ class Task:
     def load(self, data_dir: str | None) -> Splits:
         """Its splits: from the files in `data_dir`, else from its own files, else from the hub.
 
+        In `data_dir` those that it names are taken, where they are all there; else those that are called like splits.
         Local rows are all checked here. Where there is one split only, a fifth of it is held out: see `hold_out`.
 
         Raises:
             InputError: data are missing, or a row cannot be used.
         """
-        files = find_splits(Path(data_dir)) if data_dir is not None else self.files
+        files = self.files if data_dir is None else self._files_in(Path(data_dir))
         if files is None:
             return self._from_hub()
         rows = {split: self._rows(paths) for split, paths in files.items()}
@@ -69,6 +70,12 @@ class Task:
             place = ", ".join(str(path) for path in files[split])
             rows = hold_out(rows[split], self.together, place)
         return Splits(*(Samples(rows[split], self.to_sample) for split in ("train", "valid")))
+
+    def _files_in(self, folder: Path) -> Mapping[str, list[Path]]:
+        named = {split: [folder / path.name for path in paths] for split, paths in (self.files or {}).items()}
+        if named and all(path.is_file() for paths in named.values() for path in paths):
+            return named
+        return find_splits(folder)
 
     def _rows(self, paths: list[Path]) -> list[Row]:
         records = [record for path in paths for record in read_rows(path)]
