@@ -149,7 +149,7 @@ def test_a_start_of_16_bit_numbers_takes_less_than_16_bits_for_each_that_is_not_
     ],
 )
 def test_a_start_that_does_not_hold_its_numbers_is_refused(numbers, packed):
-    with pytest.raises(ValueError, match="^a start (does not hold 3 numbers|cannot be unpacked)"):
+    with pytest.raises(ValueError, match=r"^a start (does not hold 3 numbers|cannot be unpacked)"):
         _ = StartRecord(numbers, packed).adapter
 
 
