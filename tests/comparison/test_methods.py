@@ -1,12 +1,15 @@
 """Methods, variants and the flags that each run gets."""
 
+from dataclasses import replace
+
 import pytest
 
 from xgblora.comparison.methods import METHODS, UNLESS_NAMED, Method, choose, choose_seeds, read_variants
 from xgblora.errors import InputError
+from xgblora.training.recipes import RECIPES
 
 COMMON = {"lora_alpha": 8.0, "lora_r": 4, "xgblora_steps_per_iteration": 100, "xgblora_merge_frequency": 1}
-KNOWN = {"xgblora_steps_per_iteration", "learning_rate", "zo_eps", "lora_r"}
+KNOWN = {"xgblora_steps_per_iteration", "learning_rate", "zo_eps", "lora_r", "recipe"}
 
 
 @pytest.mark.parametrize("name", UNLESS_NAMED)
@@ -48,6 +51,34 @@ def test_a_variant_has_its_own_flags_and_a_swept_value_wins():
     late = Method("late", boosts=True, trainer="zo", flags={"xgblora_steps_per_iteration": 2000})
     assert late.settings(COMMON, {})["xgblora_steps_per_iteration"] == 2000
     assert late.settings(COMMON, {"xgblora_steps_per_iteration": 5})["xgblora_steps_per_iteration"] == 5
+
+
+class TestARecipeOfAVariant:
+    """It goes before what all methods share, and after the variant's own flags and swept values."""
+
+    def settings(self, base, swept=None, **flags):
+        return replace(METHODS[base], flags={"recipe": "boost", **flags}).settings(COMMON, swept or {})
+
+    def test_it_goes_before_what_all_methods_share(self):
+        settings = self.settings("xgblora_zo")
+        assert settings.items() >= {**RECIPES["boost"].flags, "recipe": "boost", "lora_alpha": 8.0, "lora_r": 1}.items()
+
+    def test_own_flags_and_swept_values_go_before_it(self):
+        settings = self.settings("xgblora_zo", {"learning_rate": 0.5}, xgblora_reinit="data")
+        assert (settings["learning_rate"], settings["xgblora_reinit"]) == (0.5, "data")
+        assert settings["xgblora_layers"] == RECIPES["boost"].flags["xgblora_layers"]
+
+    def test_plain_lora_takes_its_layers_and_its_rate(self):
+        settings = self.settings("lora_zo")
+        assert settings["target_modules"] == ["all-linear"]
+        assert (settings["xgblora_steps_per_iteration"], settings["xgblora_reinit"]) == (0, "kaiming")
+
+    def test_full_parameters_take_nothing_of_it(self):
+        assert self.settings("mezo_full") == {"trainer": "zo", "full": True, "recipe": "boost"}
+
+    def test_one_that_there_is_not(self):
+        with pytest.raises(InputError, match=r"^recipe=best: must be one of boost$"):
+            self.settings("xgblora_zo", recipe="best")
 
 
 def test_all_methods_of_adapters_are_compared_unless_some_are_named():

@@ -25,10 +25,10 @@ RANDOM_KILLS = 2
 COMMON = ("--max_steps=12", "--logging_steps=3", "--eval_steps=4", "--save_strategy=steps")
 STEPS = ("--xgblora", "--xgblora_steps_per_iteration=3")
 EPOCHS = ("--xgblora", "--xgblora_merge_frequency=1", "--eval_strategy=epoch")
-SOME = ("--xgblora_reinit=frozen_a", "--xgblora_colsample=0.5")
+SOME = ("--xgblora_reinit=data", "--xgblora_colsample=0.5")
 OFTEN, SELDOM = ("--save_steps=1", "--save_total_limit=1"), ("--save_steps=2", "--save_total_limit=2")
 CASES = {
-    "by steps, sequential": (*STEPS, *OFTEN, "--zo_pairing=sequential"),
+    "by steps, sequential": (*STEPS, *OFTEN, "--zo_pairing=sequential", "--xgblora_reinit=residual"),
     "by steps, paired, bf16": (
         *STEPS,
         *SELDOM,
@@ -47,7 +47,7 @@ CASES = {
         *("--lr_scheduler_type=cosine", "--warmup_steps=4", "--weight_decay=0.1"),
         *("--xgblora_reinit=orthogonal", "--xgblora_shrinkage=line_search"),
     ),
-    "no merge, LoRA, sequential": ("--lora", "--lora_r=2", *SELDOM, "--zo_pairing=sequential"),
+    "no merge, LoRA, sequential": ("--lora", "--lora_r=2", "--lora_init=data", *SELDOM, "--zo_pairing=sequential"),
     "no merge, paired": ("--xgblora", "--xgblora_merge_frequency=0", *SELDOM, "--zo_pairing=paired"),
     "adaptive, early stopping": (
         *("--xgblora_adaptive_merge", "--eval_steps=1", "--early_stopping_rounds=2", *SELDOM),

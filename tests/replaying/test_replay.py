@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import xgblora
+from tests.zo.toys import next_token_losses
 from xgblora import Ledger
 from xgblora.adapters.identity import trained_hash
 from xgblora.boosting.finish import finish
@@ -249,3 +251,26 @@ def test_a_weight_that_one_bit_was_changed_in_is_another_model(train_toy, make_t
     model.second.weight.data.view(torch.int32)[3, 1] ^= 1
     with pytest.raises(InputError, match="fingerprint"):
         replay(model, booster.tape)
+
+
+def test_no_forward_is_run(make_opt, token_batch):
+    adapters = xgblora.attach(make_opt(), "all-linear", alpha=2.0, seed=5)
+    booster = xgblora.Booster(adapters)
+    zo = xgblora.ZeroOrder(adapters, next_token_losses, lr=1e-2, seed=5)
+    xgblora.start_tape(zo, booster)
+    calls = []
+    hook = register_module_forward_pre_hook(lambda module, _: calls.append(module))
+    try:
+        zo.step(token_batch())
+        assert calls, "or none would be seen"
+        booster.merge(step=1)
+        trained = finished(booster)
+        calls.clear()
+        again, verified = replay(make_opt(), booster.tape)
+        rebuilt = rebuild(make_opt(), booster.ledger)
+    finally:
+        hook.remove()
+    assert calls == []
+    assert verified
+    assert same(weights_of(again.adapters), trained)
+    assert same(weights_of(rebuilt.adapters), trained)

@@ -91,6 +91,18 @@ def test_the_steps_merges_and_files_foreseen_are_those_of_the_run(foreseen, merg
     assert memory.weights == disk.model
 
 
+@pytest.mark.parametrize("start", ["data", "residual"])
+def test_what_measured_starts_take_on_the_disk_is_foreseen(foreseen, run, start):
+    flags = ("--xgblora_steps_per_iteration=2", "--max_steps=8", f"--xgblora_reinit={start}", "--num_dev=0")
+    trainer, course, _, memory = foreseen(*flags)
+    assert not trainer.booster.measured_starts, "nothing is measured"
+    disk, folder = forecast.disk_space(trainer, course, memory), run(*flags).folder
+    tape, ledger = ((folder / name).stat().st_size for name in ("tape.bin", "boosters.safetensors"))
+    # four starts of 128 numbers of 16 bits, deflated
+    assert abs(tape - disk.tape) < 4 * 0.2 * 256
+    assert 0 < ledger - disk.boosters < 4096
+
+
 def test_a_resumed_run_has_the_rest_before_it(foreseen, dry, run):
     saving = ("--save_strategy=steps", "--save_steps=2")
     flags = ("--xgblora_steps_per_iteration=2", "--max_steps=4", "--num_dev=0")

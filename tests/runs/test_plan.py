@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from xgblora.errors import InputError
-from xgblora.runs.plan import plan, sampling_seed
+from xgblora.objectives.of_task import WITHOUT_GRADIENT
+from xgblora.runs.plan import check_start, plan, sampling_seed
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
 
 
@@ -57,3 +58,18 @@ def test_last_is_the_newest_whole_checkpoint_or_a_new_run(flags, tmp_path):
 def test_the_examples_are_drawn_by_their_own_seed_or_that_of_the_run():
     assert sampling_seed(TaskArguments(), 3) == 3
     assert sampling_seed(TaskArguments(train_set_seed=0), 3) == 0
+
+
+@pytest.mark.parametrize("objective", WITHOUT_GRADIENT)
+@pytest.mark.parametrize("given", [{"xgblora_reinit": "residual"}, {"lora": True, "lora_init": "residual"}], ids=str)
+def test_a_start_by_a_gradient_that_the_objective_does_not_have_is_refused(flags, objective, given):
+    _, args = flags(**given)
+    flag = [*given][-1]
+    said = f"^{flag}=residual: needs a gradient, objective={objective} has none; use --{flag} data$"
+    with pytest.raises(InputError, match=said):
+        check_start(objective, args)
+    check_start("option_nll", args)
+    _, args = flags(**{**given, flag: "data"})
+    check_start(objective, args)
+    _, args = flags(**given, trainer="none")
+    check_start(objective, args)

@@ -1,6 +1,7 @@
-"""--xgblora_reinit, --xgblora_shrinkage and --xgblora_colsample, from the command line."""
+"""How rounds start and end and which layers they train, from the command line."""
 
 import pytest
+import torch
 
 from xgblora.boosting import Ledger
 from xgblora.boosting.shrinkage import Shrinkage
@@ -58,6 +59,13 @@ def test_an_evaluation_at_the_step_of_a_merge_measures_what_was_merged(run):
         ("--xgblora_reinit=hot", "invalid choice: 'hot'"),
         ("--xgblora_shrinkage=0", "xgblora_shrinkage=0: must be a number above 0 and at most 1, or line_search"),
         ("--xgblora_colsample=1.5", "xgblora_colsample=1.5: must be above 0 and at most 1"),
+        ("--lora --lora_init=warm", "invalid choice: 'warm'"),
+        ("--xgblora_layers=0.5", "xgblora_layers=0.5: must be START:STOP, such as 0.5:1.0 for the upper half"),
+        ("--xgblora_layers=0:0.1", "xgblora_layers=0.0:0.1: none of the 4 target layers lies there"),
+        (
+            "--objective=accuracy --xgblora_reinit=residual",
+            "xgblora_reinit=residual: needs a gradient, objective=accuracy has none; use --xgblora_reinit data",
+        ),
         ("--lora --xgblora_reinit=warm", "xgblora_reinit=warm: plain LoRA has no rounds; use --xgblora"),
         ("--lora --xgblora_shrinkage=0.5", "xgblora_shrinkage=0.5: plain LoRA has no rounds; use --xgblora"),
         ("--lora --xgblora_colsample=0.5", "xgblora_colsample=0.5: plain LoRA has no rounds; use --xgblora"),
@@ -83,3 +91,30 @@ def test_bad_flags_are_refused_in_one_line(run_in, tmp_path, capsys, flags, said
 def test_plain_lora_takes_the_defaults_by_any_spelling(tmp_path):
     args = XGBLoRAArguments(output_dir=str(tmp_path), lora=True, xgblora_shrinkage="1", xgblora_colsample=1)
     assert args.shrinkage == Shrinkage()
+
+
+@pytest.mark.parametrize(("start", "trainer"), [("residual", "zo"), ("residual", "regular"), ("data", "zo")])
+def test_without_merges_xgblora_and_lora_of_one_measured_start_are_one_run(run, start, trainer):
+    common = (f"--trainer={trainer}", "--max_steps=5", "--target_modules=all-linear", "--num_dev=0")
+    boosting = run(*common, f"--xgblora_reinit={start}", "--xgblora_merge_frequency=0")
+    lora = run(*common, "--lora", f"--lora_init={start}")
+    ours, theirs, plain = (
+        (done.folder / "step_loss.csv").read_bytes() for done in (boosting, lora, run(*common, "--lora"))
+    )
+    assert ours == theirs != plain
+    ledgers = [Ledger.load(done.folder / "boosters.safetensors") for done in (boosting, lora)]
+    assert [list(ledger.measured) for ledger in ledgers] == [[0], [0]]
+    assert torch.equal(ledgers[0].measured[0], ledgers[1].measured[0])
+    assert torch.equal(ledgers[0].rows(), ledgers[1].rows())
+
+
+def test_layers_of_a_range_of_depths_are_adapted(run):
+    done = run("--xgblora_layers=0.5:1", "--max_steps=2", "--num_dev=0", "--xgblora_reinit=data")
+    layers = Ledger.load(done.folder / "boosters.safetensors").origin.layers
+    assert {layer.rpartition(".")[0] for layer in layers} == {"model.decoder.layers.1.self_attn"}
+    assert len(layers) == 2
+
+
+def test_rounds_that_start_by_another_flag_are_said(run):
+    done = run("--lora_init=data", "--max_steps=2", "--num_dev=0")
+    assert "--lora_init data: XGBLoRA's rounds start by --xgblora_reinit" in done.log

@@ -19,7 +19,7 @@ PASSING = (Decides.NOTHING, Decides.PASSING)
 MAY_CHANGE = {
     *("disable_tqdm", "dry_run", "gradient_checkpointing", "icl_sfc", "label_smoothing_factor"),
     *("logging_nan_inf_filter", "logging_steps", "num_demos", "num_eval", "one_demo_set_per_example", "output_dir"),
-    *("overwrite", "remove_unused_columns", "report_to", "resume_from_checkpoint", "run_name", "save_model"),
+    *("overwrite", "recipe", "remove_unused_columns", "report_to", "resume_from_checkpoint", "run_name", "save_model"),
     *("save_steps", "save_strategy", "save_total_limit", "sfc", "torch_compile", "use_cpu", "zo_capture"),
 }
 
@@ -97,7 +97,11 @@ def test_transformers_own_parser_takes_them():
 
 def test_flags_are_found_by_what_they_need():
     assert needing(AdapterArguments, Needs.RANK) == {"lora_r": 1}
-    assert needing(XGBLoRAArguments, Needs.RANK, Needs.COPIES) == {"lora_r": 1, "zo_pairing": "auto"}
+    assert needing(XGBLoRAArguments, Needs.RANK, Needs.COPIES) == {
+        "lora_r": 1,
+        "lora_init": "kaiming",
+        "zo_pairing": "auto",
+    }
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from xgblora.tape import Tape
 CPU = torch.device("cpu")
 OPTIONS = [{"reinit": reinit} for reinit in REINITS if reinit != "kaiming"]
 OPTIONS += [{"colsample": 0.5}, {"reinit": "warm", "colsample": 0.5}, {"shrinkage": 0.3}]
+OPTIONS += [{"reinit": "residual", "colsample": 0.5, "shrinkage": 0.3}]
 
 
 def weights_of(adapters):
@@ -95,7 +96,7 @@ def test_base_and_tape_and_base_and_ledger_are_the_trained_weights(
 
 
 @pytest.mark.parametrize("reinit", REINITS)
-def test_the_first_round_starts_like_plain_lora(slots, reinit):
+def test_the_first_round_starts_like_plain_lora_until_it_is_measured(slots, reinit):
     assert torch.equal(RoundStart(reinit).adapter(slots, 5, 0, []), fresh_adapter(slots, 5, 0, CPU))
 
 
