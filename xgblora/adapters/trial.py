@@ -1,9 +1,9 @@
 """Which layers an adapter acts on as a change of their weight would, found by two short texts.
 
 A linear layer may stand in a model and never be called (a vision tower without pictures, attention to an encoder that
-is not there), its weight may be read by code that never calls it (Mamba's step size, kernels that fuse several
-layers), or it may give something else than its product (a router its choice of experts). An adapter there trains on
-noise, and its merge is not what was trained. No documentation tells which layers these are.
+is not there), its weight may be read by code that never calls it (kernels that fuse several layers), or it may give
+something else than its product (a router its choice of experts). An adapter there trains on noise, and its merge is not
+what was trained. No documentation tells which layers these are.
 """
 
 import re
