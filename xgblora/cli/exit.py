@@ -5,13 +5,16 @@ import os
 import sys
 from collections.abc import Callable
 
+from tqdm import tqdm
+
 from xgblora.errors import InputError
 
 
 def exits_with_one_line(main: Callable) -> Callable:
     """Turn an InputError of `main` into its message and status 2, an interrupt into status 130.
 
-    A reader that went away (`| head`) ends the command without a word, with the status that a shell expects, 141.
+    The line comes out above a bar that is still there. A reader that went away (`| head`) ends the command without a
+    word, with the status that a shell expects, 141.
     """
 
     @functools.wraps(main)
@@ -21,14 +24,14 @@ def exits_with_one_line(main: Callable) -> Callable:
             sys.stdout.flush()
             return result
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            tqdm.write(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except BrokenPipeError:
             # Python flushes once more as it ends, and would complain again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            tqdm.write("interrupted", file=sys.stderr)
             sys.exit(130)
 
     return run

@@ -29,9 +29,10 @@ from xgblora.replaying import start_tape
 from xgblora.scoring.packing import positions_of
 from xgblora.training import processes
 from xgblora.training.arguments import XGBLoRAArguments
-from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress
+from xgblora.training.callbacks import LateCheckpoint, MergeCallback
 from xgblora.training.flag import Needs, asked_for
 from xgblora.training.from_flags import booster_of, trainable_of, zero_order_of
+from xgblora.training.progress import ShowProgress
 from xgblora.training.round_samples import samples_of
 from xgblora.training.run_identity import identity_of_flags
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer, without_gradients
@@ -344,8 +345,8 @@ class XGBLoRATrainer(Trainer):
             self._run_files = RunFilesCallback(RunFolder(Path(self.args.output_dir)), self.booster, self.policy)
             self.add_callback(self._run_files)
         self.add_callback(LateCheckpoint())
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(RoundProgress(self.booster if self.args.boosts else None))
+        if self.pop_callback(ProgressCallback) is not None and processes.writes(self.args):
+            self.add_callback(ShowProgress(self.booster if self.args.boosts else None))
         self.pop_callback(PrinterCallback)
 
 
