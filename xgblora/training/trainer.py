@@ -28,6 +28,7 @@ from xgblora.records.run_folder import RunFolder
 from xgblora.replaying import start_tape
 from xgblora.scoring.packing import positions_of
 from xgblora.training import processes
+from xgblora.training.advice import Advise
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback
 from xgblora.training.flag import Needs, asked_for
@@ -345,6 +346,8 @@ class XGBLoRATrainer(Trainer):
             self._run_files = RunFilesCallback(RunFolder(Path(self.args.output_dir)), self.booster, self.policy)
             self.add_callback(self._run_files)
         self.add_callback(LateCheckpoint())
+        if processes.writes(self.args):
+            self.add_callback(Advise(self.booster, self.tape, reach=2.0 if self.args.zo_two_sided else 1.0))
         if self.pop_callback(ProgressCallback) is not None and processes.writes(self.args):
             self.add_callback(ShowProgress(self.booster if self.args.boosts else None))
         self.pop_callback(PrinterCallback)
