@@ -1,4 +1,4 @@
-"""What each rounding keeps of many small merges into 16-bit weights: the table in the README.
+"""What each rounding keeps of many small merges into 16-bit weights: the table in docs/precision.md.
 
     python scripts/merge_rounding.py [--merges 1000]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from tqdm import tqdm
 
 from xgblora.errors import InputError
 from xgblora.spelling import one_line
@@ -21,6 +22,7 @@ def exits_with_one_line(main: Callable) -> Callable:
 
     SIGTERM ends it with status 143, and a file that cannot be written, or memory that is not there, with status 1, each
     in one line; what a run has written by then is whole, and the line says how it goes on.
+    The line comes out above a bar that is still there.
     A reader that went away (`| head`) ends the command without a word, with the status that a shell expects, 141.
     """
 
@@ -33,22 +35,22 @@ def exits_with_one_line(main: Callable) -> Callable:
             return result
         except InputError as error:
             # what was typed may have lines of its own
-            print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+            tqdm.write(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
             sys.exit(2)
         except BrokenPipeError:
             # Python flushes once more as it ends, and would complain again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            tqdm.write("interrupted", file=sys.stderr)
             sys.exit(130)
         except Terminated:
-            print(f"terminated; {_GO_ON}", file=sys.stderr)
+            tqdm.write(f"terminated; {_GO_ON}", file=sys.stderr)
             sys.exit(143)
         except (OSError, MemoryError, torch.OutOfMemoryError) as error:
             place = f"{error.filename}: " if getattr(error, "filename", None) else ""
             reason = getattr(error, "strerror", None) or one_line(error, limit=200)
-            print(f"error: {place}{reason}; mend it, and {_GO_ON}", file=sys.stderr)
+            tqdm.write(f"error: {place}{reason}; mend it, and {_GO_ON}", file=sys.stderr)
             sys.exit(1)
 
     return run

@@ -1,5 +1,6 @@
 """What a person sees: one logger for the terminal and `train.log`, and the blocks and tables printed through it."""
 
+import io
 import logging
 import logging.handlers
 import sys
@@ -20,7 +21,9 @@ class _TqdmHandler(logging.Handler):
 
 
 def show_on_terminal() -> None:
-    """Send the log to standard output, once."""
+    """Send the log to standard output, once; what its encoding lacks, as Windows' code pages may, comes out escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not any(isinstance(handler, _TqdmHandler) for handler in logger.handlers):
         handler = _TqdmHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))

@@ -1,11 +1,9 @@
-"""What happens beside the training loop: merging, the last checkpoint of an epoch, the progress bar."""
+"""What happens beside the training loop: merging, and the last checkpoint of an epoch."""
 
 import logging
 from collections.abc import Callable
 
-from tqdm import tqdm
 from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
 
 from xgblora.boosting import AdaptiveMerging, Booster, FullFineTuning, MergeOverflow, MergePolicy
 from xgblora.boosting.early_stopping import best_of, has_stalled
@@ -122,27 +120,3 @@ class LateCheckpoint(TrainerCallback):
 def forget_moments(optimizer) -> None:
     """Drop the moments that an optimizer keeps of an adapter that is no more."""
     getattr(optimizer, "optimizer", optimizer).state.clear()
-
-
-class RoundProgress(ProgressCallback):
-    """transformers' progress bar, with the loss and the boosting round beside it instead of lines of numbers.
-
-    The bars of evaluations vanish when they are done.
-    """
-
-    def __init__(self, booster: Booster | None):
-        super().__init__()
-        self._booster = booster
-
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        if self.prediction_bar is None:
-            self.prediction_bar = tqdm(total=len(eval_dataloader), leave=False, dynamic_ncols=True, desc="evaluating")
-        self.prediction_bar.update(1)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is None or "loss" not in (logs or {}):
-            return
-        shown = {"loss": f"{logs['loss']:.4f}"}
-        if self._booster is not None:
-            shown["round"] = self._booster.round
-        self.training_bar.set_postfix(shown)

@@ -28,11 +28,13 @@ from xgblora.records.run_folder import RunFolder
 from xgblora.replaying import start_tape
 from xgblora.scoring.packing import positions_of
 from xgblora.training import processes
+from xgblora.training.advice import Advise
 from xgblora.training.arguments import XGBLoRAArguments
-from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress
+from xgblora.training.callbacks import LateCheckpoint, MergeCallback
 from xgblora.training.check_flags import check_batches
 from xgblora.training.flag import Needs, asked_for
 from xgblora.training.from_flags import booster_of, trainable_of, zero_order_of
+from xgblora.training.progress import ShowProgress
 from xgblora.training.round_samples import samples_of
 from xgblora.training.run_identity import identity_of_flags
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer, without_gradients
@@ -351,8 +353,10 @@ class XGBLoRATrainer(Trainer):
             self._run_files = RunFilesCallback(RunFolder(Path(self.args.output_dir)), self.booster, self.policy)
             self.add_callback(self._run_files)
         self.add_callback(LateCheckpoint())
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(RoundProgress(self.booster if self.args.boosts else None))
+        if processes.writes(self.args):
+            self.add_callback(Advise(self.booster, self.tape, reach=2.0 if self.args.zo_two_sided else 1.0))
+        if self.pop_callback(ProgressCallback) is not None and processes.writes(self.args):
+            self.add_callback(ShowProgress(self.booster if self.args.boosts else None))
         self.pop_callback(PrinterCallback)
 
 
