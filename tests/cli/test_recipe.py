@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from xgblora import demo
 from xgblora.cli import compare
 from xgblora.cli.train import parse
 from xgblora.errors import InputError
@@ -65,12 +66,12 @@ def test_plain_lora_takes_layers_and_rate_and_full_parameters_nothing():
     assert changed("--lora=false", "--full=false") == changed()
 
 
-def test_it_goes_before_the_demonstration_and_leaves_the_rest_of_it():
-    (task, args), (plain, theirs) = parse(["--recipe=boost", "--use_cpu"]), parse(["--use_cpu"])
-    assert {name: getattr(args, name) for name in BOOST} == BOOST
-    assert (task.objective, args.max_steps) == (plain.objective, theirs.max_steps)
-    rates = [parse([*words, "--full", "--use_cpu"])[1].learning_rate for words in (["--recipe=boost"], [])]
-    assert rates[0] == rates[1], "a rate of adapters is not one of full parameters"
+def test_the_demonstration_is_made_by_it_at_a_rate_of_its_own():
+    task, args = parse(["--use_cpu"])
+    assert task.recipe == "boost"
+    assert {name: getattr(args, name) for name in BOOST} == {**BOOST, "learning_rate": 1e-3}
+    assert parse(["--full", "--use_cpu"])[1].learning_rate == demo.LEARNING_RATE_OF_FULL_PARAMETERS
+    assert parse(["--objective=accuracy", "--use_cpu"])[1].xgblora_reinit == "data"
 
 
 def test_from_a_file(tmp_path):

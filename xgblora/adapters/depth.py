@@ -34,11 +34,10 @@ class Depths:
         Raises:
             InputError: it is something else.
         """
-        found = re.fullmatch(r"([0-9.]+):([0-9.]+)", text)
-        try:
-            return cls(*map(float, found.groups()))
-        except (AttributeError, ValueError):
-            raise InputError(f"xgblora_layers={text}: must be START:STOP, such as 0.5:1.0 for the upper half") from None
+        found = re.fullmatch(r"(\d*\.?\d+|\d+\.):(\d*\.?\d+|\d+\.)", text)
+        if found is None:
+            raise InputError(f"xgblora_layers={text}: must be START:STOP, such as 0.5:1.0 for the upper half")
+        return cls(*map(float, found.groups()))
 
     def within(self, model: nn.Module, names: Sequence[str]) -> list[str]:
         """Of the layers `names` those of blocks whose middle lies in the range; layers outside of all blocks stay out.

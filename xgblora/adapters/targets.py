@@ -175,8 +175,9 @@ def _refuse(faults: Faults, names: list[str]) -> None:
 
 def output_embeddings(model: nn.Module) -> nn.Module | None:
     """What turns hidden states into scores of words; None for a model without."""
+    find = getattr(model, "get_output_embeddings", None)
     try:
-        return model.get_output_embeddings()
+        return find() if find is not None else None
     except (AttributeError, NotImplementedError):
         return None
 

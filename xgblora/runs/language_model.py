@@ -12,12 +12,10 @@ from transformers.utils import find_adapter_config_file
 
 from xgblora.errors import InputError
 from xgblora.scoring.masked import auto_class_for
+from xgblora.scoring.position_limit import position_limit
 from xgblora.spelling import one_line
 
 logger = logging.getLogger("xgblora")
-
-# how configurations call the most positions of a text: most of them, MPT, Whisper's decoder, code of one's own
-_NAMES_OF_LIMIT = ("max_position_embeddings", "max_seq_len", "max_target_positions", "n_positions")
 
 
 def load_model(
@@ -138,10 +136,8 @@ def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max
     """The longest text in tokens that model, tokenizer and the flag `max_length` allow."""
     if max_length is not None and max_length < 2:
         raise InputError(f"max_length={max_length}: must be 2 or more")
-    # of a model for several kinds of input the part that writes text has the limit
-    texts = model.config.get_text_config(decoder=True)
-    limits = [getattr(config, name, None) for config in (model.config, texts) for name in _NAMES_OF_LIMIT]
-    return min(limit for limit in (*limits, tokenizer.model_max_length, max_length) if limit is not None)
+    limits = (position_limit(model), tokenizer.model_max_length, max_length)
+    return min(limit for limit in limits if limit is not None)
 
 
 def refuse_missing_folder(name: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from xgblora.errors import InputError
 from xgblora.scoring.encoding import EncodedExample
 from xgblora.scoring.masked import fills_masks, without_cache
+from xgblora.scoring.position_limit import position_limit
 from xgblora.scoring.together import rules_for
 from xgblora.short_texts import MISFITS, has_weights, plain_tokens, undisturbed
 from xgblora.spelling import one_line
@@ -77,8 +78,7 @@ def truth_of(model: nn.Module, longest: int | None = None) -> Truth:
     Raises:
         InputError: the model cannot read such a text, or its logits depend on tokens that come later.
     """
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    longest = max(longest or 0, min(LONGEST, limit or LONGEST))
+    longest = max(longest or 0, min(LONGEST, position_limit(model) or LONGEST))
     examples = tuple(trial_examples(plain_tokens(model), longest, lengths_near_limits(model, longest)))
     embeddings = model.get_input_embeddings()
     kind, device = type(model).__name__, embeddings.weight.device

@@ -56,6 +56,7 @@ def failing(model, batch):
 def test_nothing_of_the_model_is_changed(reinit, objective):
     model = Reader()
     adapters = xgblora.attach(model, ["left", "right", "up"], alpha=2.0)
+    adapters.arena.allocate_live(1, torch.float32)
     model.train()
     model.words.eval()
     adapters.layers["left"].a.requires_grad_(False)
