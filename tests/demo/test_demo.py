@@ -5,6 +5,7 @@ import torch
 
 from xgblora import demo
 from xgblora.tasks import load_task
+from xgblora.training.recipes import RECIPES
 
 FOLDER = Path(demo.__file__).parent
 
@@ -38,7 +39,7 @@ def test_half_of_the_reviews_are_praise(splits, split):
 def test_flags_of_the_demonstration_fit_its_data(splits):
     flags = demo.flags()
     assert flags["num_train"] + flags["num_dev"] <= len(splits.train)
-    assert flags["max_steps"] // flags["xgblora_steps_per_iteration"] > 1
+    assert flags["max_steps"] // RECIPES[flags["recipe"]].flags["xgblora_steps_per_iteration"] > 1
 
 
 def test_the_embeddings_have_a_number_of_rows_that_converters_take():

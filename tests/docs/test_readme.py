@@ -46,8 +46,6 @@ def test_its_training_commands_are_taken():
 
     found = commands(README, "xgblora-train")
     parsed = [parse([*command, "--use_cpu"]) for command in found]
-    for _, args in parsed:
-        args.check()
     assert [task.task_file for task, _ in parsed] == [None, None, "meals.yaml", None]
     assert [args.resume_from_checkpoint for _, args in parsed] == [None, None, None, "last"]
 

@@ -158,6 +158,8 @@ def test_steps_have_the_bits_of_steps_that_share_nothing(by_triton, launches, de
         torch.manual_seed(0)
         adapters = xgblora.attach(Projections().to(device), ["q", "k", "v"], alpha=2.0, seed=0)
         zo = xgblora.ZeroOrder(adapters, lambda model, x: model(x["x"]).square().mean(dim=(1, 2)), eps=1e-2, lr=1e-2)
+        # the first one also tries whether stacking is right
+        zo.step({"x": torch.randn(2, 9, 40, device=device)})
         launches.launches = 0
         losses = [zo.step({"x": torch.randn(2, 9, 40, device=device)}).loss for _ in range(3)]
         return torch.stack(losses), adapters.arena.master.clone(), launches.launches
@@ -167,5 +169,5 @@ def test_steps_have_the_bits_of_steps_that_share_nothing(by_triton, launches, de
     alone = run()
     assert torch.equal(shared[0], alone[0])
     assert torch.equal(shared[1], alone[1])
-    # three layers at first, then one launch for all of them
-    assert (alone[2], shared[2]) == (9, 5)
+    # one launch for all three layers
+    assert (alone[2], shared[2]) == (9, 3)

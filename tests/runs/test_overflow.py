@@ -83,12 +83,13 @@ def test_a_run_that_goes_on_comes_out_the_same(run_in, full_folder, tmp_path):
 
 
 def test_taking_it_away(run_in, full_folder, tmp_path):
-    from xgblora.cli.export import boosters_at, write_merged, write_peft
+    from xgblora.cli.export import ExportArguments, boosters_at, write_adapter, write_merged
     from xgblora.cli.result import ResultArguments
 
     run = run_in(tmp_path / "run", f"--model_name={full_folder}", *FLAGS)
     ledger, args = boosters_at(run.folder), ResultArguments(use_cpu=True)
     with pytest.raises(InputError, match=r"base \+ boosters: the weight of model.decoder.layers.0.self_attn.q_proj"):
-        write_merged(run.folder, ledger, tmp_path / "merged", args)
+        write_merged(run.folder, ledger, tmp_path / "merged", args, dtype=None)
     assert not (tmp_path / "merged").exists()
-    assert write_peft(run.folder, ledger, tmp_path / "peft", args, rank=None)[0].startswith("wrote")
+    peft = ExportArguments(format="peft")
+    assert write_adapter(run.folder, ledger, tmp_path / "peft", args, peft)[0].startswith("wrote")

@@ -164,7 +164,7 @@ class XGBLoRATrainer(Trainer):
         self.state.compute_steps(self.args, self.state.max_steps)
         # the state names the best checkpoint by the place where it was written; the run may have been moved, and the
         # state may be anybody's
-        if self.state.best_model_checkpoint is not None:
+        if self.state.best_global_step:
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
             places = [Path(self.args.output_dir) / name, *([self._resumed.parent / name] if self._resumed else [])]
             self.state.best_model_checkpoint = next((str(place) for place in places if place.is_dir()), None)

@@ -285,8 +285,11 @@ class ZeroOrder:
         arena, noise = self.adapters.arena, (self._signs, self.optimizer.distribution)
         # so far apart that rows which were confused would show
         arena.perturb(self._seeds, torch.full_like(self._eps, FAR_APART), *noise)
-        together, alone = self._paired_losses(batch, groups), self._sequential_losses(batch, groups)
-        arena.perturb(self._seeds, self._eps, *noise)
+        try:
+            together, alone = self._paired_losses(batch, groups), self._sequential_losses(batch, groups)
+        finally:
+            # also where the stacked forward does not fit, and the step goes on one after the other
+            arena.perturb(self._seeds, self._eps, *noise)
         if same_losses(together, alone, self.adapters.compute_dtype):
             return True
         if self.pairing == "paired":
