@@ -29,7 +29,15 @@ logger = logging.getLogger("xgblora")
 
 @dataclass(frozen=True)
 class Choice:
-    """One operation on one device type: the implementation that runs, and why."""
+    """One operation on one device type: the implementation that runs, and why.
+
+    Attributes:
+        operation: its name.
+        device_type: "cpu" or "cuda".
+        backend: the one that runs it, "eager" for the reference.
+        reason: why, in a sentence.
+        function: the implementation.
+    """
 
     operation: str
     device_type: str
