@@ -16,13 +16,13 @@ def test_it_is_written_as_start_and_stop(text, depths):
     assert Depths.parse(str(depths)) == depths
 
 
-@pytest.mark.parametrize("text", ["", "0.5", "0.5-1.0", "a:b", "0.5:", "0.1:0.5:1.0", "-0.5:1.0", ".:1", "1..0:2"])
+@pytest.mark.parametrize("text", ["", "0.5", "0.5-1.0", "a:b", "0.5:", "0.1:0.5:1.0", ".:1", "1..0:2"])
 def test_other_texts_are_refused(text):
     with pytest.raises(InputError, match=r"^xgblora_layers=.*: must be START:STOP, such as 0.5:1.0 for the"):
         Depths.parse(text)
 
 
-@pytest.mark.parametrize("text", ["0.5:0.5", "0.7:0.3", "0.5:1.1"])
+@pytest.mark.parametrize("text", ["0.5:0.5", "0.7:0.3", "0.5:1.1", "-0.5:1.0", "nan:1.0"])
 def test_a_range_that_is_empty_or_outside_is_refused(text):
     with pytest.raises(InputError, match=rf"^xgblora_layers={text}: must be START:STOP with 0 <= START < STOP <= 1"):
         Depths.parse(text)

@@ -60,6 +60,9 @@ def test_nothing_of_the_model_is_changed(reinit, objective):
     model.train()
     model.words.eval()
     adapters.layers["left"].a.requires_grad_(False)
+    # as in a zeroth-order run
+    adapters.arena.allocate_live(1, torch.float32)
+    adapters.arena.read_live(0, 1)
 
     def state():
         return (
@@ -67,6 +70,7 @@ def test_nothing_of_the_model_is_changed(reinit, objective):
             {name: parameter.requires_grad for name, parameter in model.named_parameters()},
             {name: module.training for name, module in model.named_modules()},
             {name: [*module._forward_pre_hooks, *module._forward_hooks] for name, module in model.named_modules()},
+            {name: [part.data_ptr() for part in layer.live] for name, layer in adapters.layers.items()},
             (adapters.arena.master.clone(), adapters.arena.live.clone()),
         )
 
