@@ -19,6 +19,7 @@ RANKS = {
     "freed_memory": 0,
     "eval_mode": 0,
     "short_texts": 0,
+    "hub_downloads": 0,
     "demo": 0,
     "kernels": 1,
     "_C": 1,

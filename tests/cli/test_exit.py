@@ -65,22 +65,23 @@ def test_sigterm_is_status_143_and_one_line(capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_second_sigterm_ends_it_at_once():
-    program = """
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_second_signal_ends_it_at_once(name):
+    program = f"""
         import os, signal, time
         from xgblora.cli.exit import exits_with_one_line
         @exits_with_one_line
         def main():
             try:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.{name})
                 time.sleep(60)
             finally:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.{name})
                 time.sleep(60)
         main()
     """
     process = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, timeout=60)
-    assert process.returncode == -signal.SIGTERM
+    assert process.returncode == -getattr(signal, name)
 
 
 def test_any_other_error_keeps_its_traceback():

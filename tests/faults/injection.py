@@ -60,9 +60,9 @@ def drawn(count: int, seed: int = 0) -> list[Fault]:
     return faults
 
 
-def counted(patch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How often each of `CALLS` is called from now on, as long as `patch` lasts."""
-    calls = dict.fromkeys(CALLS, 0)
+def counted(patch: pytest.MonkeyPatch, functions: tuple[str, ...] = CALLS) -> dict[str, int]:
+    """How often each of `functions` is called from now on, as long as `patch` lasts."""
+    calls = dict.fromkeys(functions, 0)
 
     def counting(function: str, real: Callable) -> Callable:
         def call(*arguments: Any, **keywords: Any) -> Any:
@@ -71,7 +71,7 @@ def counted(patch: pytest.MonkeyPatch) -> dict[str, int]:
 
         return call
 
-    for function in CALLS:
+    for function in functions:
         target, name = _place(function)
         patch.setattr(target, name, counting(function, getattr(target, name)))
     return calls

@@ -48,26 +48,26 @@ def test_every_task_reads_its_splits_from_the_hub(monkeypatch, name):
 def test_a_data_set_with_a_script_is_read_as_the_parquet_that_the_hub_made_of_it(monkeypatch):
     asked = []
 
-    def load_dataset(path, name, revision=None):
-        asked.append((path, name, revision))
+    def load_dataset(path, name=None, data_dir=None, revision=None):
+        asked.append((path, name, data_dir, revision))
         if revision is None:
             raise RuntimeError("Dataset scripts are no longer supported, but found super_glue.py")
         return {"train": [], "validation": []}
 
     fake_datasets(monkeypatch, load_dataset)
     assert load_from_hub("aps/super_glue", "cb") == {"train": [], "validation": []}
-    assert asked == [("aps/super_glue", "cb", None), ("aps/super_glue", "cb", "refs/convert/parquet")]
+    assert asked == [("aps/super_glue", "cb", None, None), ("aps/super_glue", None, "cb", "refs/convert/parquet")]
 
 
 def test_an_error_of_the_hub_is_one_line_that_says_the_way_out(monkeypatch):
     def load_dataset(path, name):
-        raise ConnectionError("no route\nto host")
+        raise OSError("no route\nto host")
 
     fake_datasets(monkeypatch, load_dataset)
     with pytest.raises(InputError) as error:
         load_from_hub("nyu-mll/glue", "sst2")
     assert str(error.value) == (
-        "data set nyu-mll/glue/sst2: cannot be read from the hub (no route); or give --data_dir"
+        "data set nyu-mll/glue/sst2: cannot be read from the hub (no route to host); or give --data_dir"
     )
 
 

@@ -29,7 +29,7 @@ def exits_with_one_line(main: Callable) -> Callable:
     @functools.wraps(main)
     def run(*arguments, **keywords):
         try:
-            with ending_on_sigterm():
+            with ending_on_signals():
                 result = main(*arguments, **keywords)
             sys.stdout.flush()
             return result
@@ -52,6 +52,12 @@ def exits_with_one_line(main: Callable) -> Callable:
             reason = getattr(error, "strerror", None) or one_line(error, limit=200)
             tqdm.write(f"error: {place}{reason}; mend it, and {_GO_ON}", file=sys.stderr)
             sys.exit(1)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            # killed from outside, most often because there was no memory left
+            print(f"error: {one_line(error, limit=200)}; fewer workers need less memory; {_GO_ON}", file=sys.stderr)
+            sys.exit(1)
 
     return run
 
@@ -60,22 +66,29 @@ class Terminated(BaseException):
     """SIGTERM came. No `except Exception` keeps it from ending the command."""
 
 
+_RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+# a handler that is another is the caller's, and stays
+_UNTOUCHED = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
 @contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated` while the block runs, so that files are left whole; a second one ends at once."""
+def ending_on_signals() -> Iterator[None]:
+    """Let SIGINT and SIGTERM raise an exception while the block runs, so that files are left whole.
 
-    def terminate(number, frame):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Terminated
+    A second one ends the process at once, as SIGKILL does.
+    """
 
-    ours = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    # a handler that is there already is the caller's
-    ours = ours and before is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, terminate)
+    def end(number, frame):
+        signal.signal(number, signal.SIG_DFL)
+        raise _RAISED[number]
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: ours for number, ours in _UNTOUCHED.items() if signal.getsignal(number) is ours}
+    for number in before:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        if ours:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -68,7 +68,13 @@ def load_base(origin: Origin, args: ResultArguments) -> tuple[PreTrainedModel, P
         InputError: it cannot be found or read.
     """
     name = base_name(origin, args.model_name)
-    return load_model(name, dtype=origin.dtype, device=args.device, trust_remote_code=args.trust_remote_code)
+    return load_model(
+        name,
+        dtype=origin.dtype,
+        device=args.device,
+        trust_remote_code=args.trust_remote_code,
+        revision=origin.revision if args.model_name is None else None,
+    )
 
 
 def run_of(path: Path) -> tuple[Path, str]:

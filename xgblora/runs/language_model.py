@@ -1,6 +1,7 @@
 """Loading the model and the tokenizer of a run."""
 
 import logging
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,18 +9,18 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
 
 from xgblora.errors import InputError
+from xgblora.hub_downloads import reason, refuse_damaged
 from xgblora.scoring.masked import auto_class_for
 from xgblora.scoring.position_limit import position_limit
-from xgblora.spelling import one_line
 
 logger = logging.getLogger("xgblora")
 
 
 def load_model(
-    name: str, *, dtype: str, device: torch.device, trust_remote_code: bool = False
+    name: str, *, dtype: str, device: torch.device, trust_remote_code: bool = False, revision: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The language model and tokenizer `name` (a folder or a hub name), the model on `device` in eval mode.
 
@@ -28,6 +29,8 @@ def load_model(
     Args:
         dtype: "float32", "bfloat16", "float16", or "auto", see `resolve_dtype`.
         trust_remote_code: whether code that comes with the model may run; if so, the log says it.
+        revision: commit of the hub, or a branch; without it the newest of the main one. Which commit it was stands
+            in the model's configuration, as `_commit_hash`.
 
     Raises:
         InputError: there is no such model, it cannot be read, it is an adapter beside a model, its weights are not in
@@ -35,10 +38,13 @@ def load_model(
     """
     if trust_remote_code:
         logger.warning("trust_remote_code: code that comes with %s may run on this machine", name)
-    settings = {"trust_remote_code": trust_remote_code}
+    begun = time.time()
     try:
         with _quiet():
-            _refuse_adapter(name, find_adapter_config_file(name))
+            # all files of one commit
+            commit = _commit_of(name, revision)
+            settings = {"trust_remote_code": trust_remote_code, "revision": commit}
+            _refuse_adapter(name, find_adapter_config_file(name, revision=commit))
             tokenizer = AutoTokenizer.from_pretrained(name, **settings)
             model, found = auto_class_for(name, **settings).from_pretrained(
                 name,
@@ -51,16 +57,28 @@ def load_model(
     except InputError:
         raise
     except Exception as error:  # a folder or hub can be wrong in dozens of ways; the person needs one line
+        refuse_damaged("model", name, f"model_name={name}", begun)
         _refuse_pickles(name)
         if "custom code" in str(error):
             raise InputError(
                 f"model_name={name}: comes with code of its own, which may do anything on this machine; read it, and "
                 "give --trust_remote_code if you trust it"
             ) from None
-        raise InputError(f"model_name={name}: cannot be loaded ({one_line(error, limit=300)})") from None
+        raise InputError(f"model_name={name}: cannot be loaded ({reason(error)})") from None
+    refuse_damaged("model", name, f"model_name={name}", begun)
     _refuse_other_weights(name, found)
+    # newer releases of transformers do not keep it
+    model.config._commit_hash = commit
     tokenizer.padding_side = "left"
     return model.to(device).eval(), tokenizer
+
+
+def _commit_of(name: str, revision: str | None) -> str | None:
+    """The commit of the hub that `revision` of the model is at; None for a folder."""
+    if Path(name).is_dir():
+        return None
+    config = cached_file(name, "config.json", revision=revision)
+    return Path(config).parent.name if config else None
 
 
 @contextmanager

@@ -33,14 +33,15 @@ def without_cache(model: nn.Module) -> dict[str, bool]:
     return {} if fills_masks(model) else {"use_cache": False}
 
 
-def auto_class_for(name: str, *, trust_remote_code: bool = False) -> type:
+def auto_class_for(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> type:
     """transformers' class that loads the model `name` (a folder or a hub name) as what it was saved as.
 
     Args:
         name: of the model.
         trust_remote_code: whether code that comes with it may say what it is.
+        revision: commit or branch of the hub.
     """
-    configuration = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    configuration = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
     architectures = getattr(configuration, "architectures", None) or [""]
     return AutoModelForMaskedLM if _names_masked(architectures[0]) else AutoModelForCausalLM
 
