@@ -4,6 +4,7 @@ import pytest
 
 from xgblora import demo
 from xgblora.tasks import load_task
+from xgblora.training.recipes import RECIPES
 
 FOLDER = Path(demo.__file__).parent
 
@@ -37,4 +38,5 @@ def test_half_of_the_reviews_are_praise(splits, split):
 def test_flags_of_the_demonstration_fit_its_data(splits):
     flags = demo.flags()
     assert flags["num_train"] + flags["num_dev"] <= len(splits.train)
-    assert flags["max_steps"] // flags["xgblora_steps_per_iteration"] > 1
+    rounds_of = RECIPES[flags["recipe"]].flags["xgblora_steps_per_iteration"]
+    assert flags["max_steps"] // rounds_of > 1
