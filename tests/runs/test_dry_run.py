@@ -98,8 +98,8 @@ def test_what_measured_starts_take_on_the_disk_is_foreseen(foreseen, run, start)
     assert not trainer.booster.measured_starts, "nothing is measured"
     disk, folder = forecast.disk_space(trainer, course, memory), run(*flags).folder
     tape, ledger = ((folder / name).stat().st_size for name in ("tape.bin", "boosters.safetensors"))
-    # four starts of 128 numbers of 16 bits, deflated
-    assert abs(tape - disk.tape) < 4 * 0.2 * 256
+    # four starts of 128 numbers of 16 bits: that they are deflated is not counted
+    assert 0 <= disk.tape - tape < 4 * 0.3 * 256
     assert 0 < ledger - disk.boosters < 4096
 
 

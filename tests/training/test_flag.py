@@ -96,7 +96,7 @@ def test_transformers_own_parser_takes_them():
 
 
 def test_flags_are_found_by_what_they_need():
-    assert needing(AdapterArguments, Needs.RANK) == {"lora_r": 1}
+    assert needing(AdapterArguments, Needs.RANK) == {"lora_r": 1, "lora_init": "kaiming"}
     assert needing(XGBLoRAArguments, Needs.RANK, Needs.COPIES) == {
         "lora_r": 1,
         "lora_init": "kaiming",
