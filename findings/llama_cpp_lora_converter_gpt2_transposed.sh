@@ -16,12 +16,12 @@
 # Seen with Python 3.11:
 #
 #     torch 2.13.0+cpu transformers 4.57.6 peft 0.21.2
-#     gpt2 attn.c_proj: said (64, 64), written (64, 64), largest 0.29, apart by 3.9e-01; same False, transpose True
+#     gpt2 attn.c_proj: said (64, 64), written (64, 64), up to 0.29, apart by 3.9e-01; same False, transpose True
 #     gpt2 attn.c_attn: said (192, 64), written (64, 192); same False, transpose True
 #     gpt2 mlp.c_fc: said (256, 64), written (64, 256); same False, transpose True
 #     gpt2 mlp.c_proj: said (64, 256), written (256, 64); same False, transpose True
-#     llama self_attn.o_proj: said (64, 64), written (64, 64), largest 0.30, apart by 1.5e-08; same True, transpose False
-#     llama mlp.down_proj: said (64, 256), written (64, 256), largest 0.16, apart by 1.5e-08; same True, transpose False
+#     llama self_attn.o_proj: said (64, 64), written (64, 64), up to 0.30, apart by 1.5e-08; same True, transpose False
+#     llama mlp.down_proj: said (64, 256), written (64, 256), up to 0.16, apart by 1.5e-08; same True, transpose False
 #
 # Exits with 1 if the converter no longer does this.
 set -euo pipefail
@@ -110,7 +110,7 @@ for kind, config in (("gpt2", GPT2), ("llama", LLAMA)):
         one, other = ours[layer], theirs[layer]
         line = f"{kind} {layer.split('.0.')[1]}: said {one.shape}, written {other.shape}"
         if one.shape == other.shape:
-            line += f", largest {np.abs(one).max():.2f}, apart by {np.abs(one - other).max():.1e}"
+            line += f", up to {np.abs(one).max():.2f}, apart by {np.abs(one - other).max():.1e}"
         same, turned = equal(one, other), equal(one, other.T)
         print(line + f"; same {same}, transpose {turned}")
         verdicts.append((same, turned) == ((True, False) if kind == "llama" else (False, True)))
