@@ -35,7 +35,7 @@ def page(report: Report, title: str, figures: Iterable[Path]) -> str:
     ]
     if any(candidate.setting for candidate in report.candidates):
         parts += ["<h2>Settings, chosen (*) on the development set</h2>", _table(*table.settings(report))]
-    parts += ["<h2>Figures</h2>", *map(_figure, figures)]
+    parts += ["<h2>Figures</h2>", *(_figure(path) for path in figures if path.is_file())]
     parts += ["<h2>What differs between the methods</h2>", _table(*_differences(runs))]
     parts += ["<h2>What is the same in all runs</h2>", _table(("flag", "value"), _common(runs))]
     return _document(title, "\n".join(parts))
