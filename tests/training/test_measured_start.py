@@ -96,5 +96,17 @@ def test_a_resumed_run_measures_the_same_and_base_and_records_are_the_weights(
     assert len(measured) == 6
 
 
+def test_after_the_last_merge_nothing_is_measured_and_a_longer_run_goes_on_from_there(make_trainer, measured, tmp_path):
+    make_trainer("short", max_steps=6).train()
+    assert [round for round, _ in measured] == [0, 1, 2]
+    resumed = make_trainer("resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "short" / "checkpoint-6"))
+    assert [round for round, _ in measured] == [0, 1, 2, 3]
+    whole = make_trainer("whole")
+    whole.train()
+    assert resumed.tape.to_bytes() == whole.tape.to_bytes()
+    assert same(end(resumed), end(whole))
+
+
 def test_other_starts_are_given_nothing_to_look_at(make_trainer):
     assert make_trainer("plain", xgblora_reinit="warm").booster.samples is None

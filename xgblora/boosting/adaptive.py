@@ -151,7 +151,7 @@ class AdaptiveMerging:
     def begin(self, step: int, loss: float, kept_step: int) -> None:
         """Start a round with the adapter as it stands, see `AdaptiveRound.begin`."""
         self.round = AdaptiveRound.begin(step, loss, kept_step)
-        self._keep()
+        self.keep()
 
     def observe(self, step: int, loss: float, *, last: bool) -> bool:
         """Count the evaluation after `step`, the very first as that of the round's start; a step counts once.
@@ -169,12 +169,18 @@ class AdaptiveMerging:
         if step <= self.round.judged_step:
             return False
         if self.round.observe(self.rule, step, loss):
-            self._keep()
+            self.keep()
         return last or self.round.is_over(self.rule)
 
     def at_its_limit(self, step: int) -> bool:
         """Whether the round has lasted for the rule's `max_steps` after `step`, and is to be evaluated to end."""
         return self.round is not None and step - self.round.start_step == self.rule.max_steps
+
+    def keep(self) -> None:
+        """Let the adapter as it stands be the one that `take` brings back."""
+        self.kept = self._booster.adapters.arena.master.clone()
+        if self._booster.tape is not None:
+            self._booster.tape.record_keep()
 
     @torch.no_grad()
     def take(self) -> None:
@@ -197,11 +203,6 @@ class AdaptiveMerging:
     def forget(self) -> None:
         """Be as before the first evaluation."""
         self.round = self.kept = None
-
-    def _keep(self) -> None:
-        self.kept = self._booster.adapters.arena.master.clone()
-        if self._booster.tape is not None:
-            self._booster.tape.record_keep()
 
 
 def take_back(booster: Booster, kept: Tensor) -> None:

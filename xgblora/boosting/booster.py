@@ -1,7 +1,7 @@
 """`Booster`: merge the trained adapter into the base weights, record it, start the next."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from xgblora import ops
 from xgblora.adapters import AdapterSet
 from xgblora.boosting.ledger import Ledger, MergedAdapter, Term
-from xgblora.boosting.overflow import MergeOverflow, refuse_overflow
+from xgblora.boosting.overflow import MergeOverflow, Reach
 from xgblora.boosting.starts import RoundStart, Samples, check_share
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
@@ -60,6 +60,7 @@ class Booster:
         self.ledger = Ledger(adapters.identify(), adapters.arena.slots, rounding, RoundStart(reinit, colsample))
         self._base: list[Tensor] | None = None
         self._remainders: list[Tensor] | None = None
+        self._reach = Reach(adapters)
         if rounding == "nearest" and adapters.compute_dtype != torch.float32:
             logger.warning(
                 "rounding=nearest loses most of a small merge into %s weights; rounding=remainder is exact",
@@ -99,8 +100,7 @@ class Booster:
         held_out_loss: float | None = None,
         kept_step: int | None = None,
         shrinkage: float = 1.0,
-        start: Tensor | None = None,
-        last: bool = False,
+        begins: bool = True,
     ) -> MergedAdapter:
         """End the round: write the adapter into the weights, record it, and start the next adapter.
 
@@ -111,22 +111,23 @@ class Booster:
             held_out_loss: of the model with this booster, if it was measured.
             kept_step: the step whose weights the round went back to, if it did.
             shrinkage: factor on the adapter's scale, above 0 and at most 1.
-            start: the next round's measured start, fp32 [P], where it is known from a record; None measures it.
-            last: no round follows, so that nothing is measured for one.
+            begins: whether the next round begins with it. False leaves that to `begin`: a start that is measured costs
+                something, and perhaps no step follows. Of starts that are derived it makes no difference.
 
         Raises:
             MergeOverflow: a weight would pass the range of its dtype; nothing was changed.
             InputError: `shrinkage` is out of range, or not 1 though the base took back what the round started with; a
-                start is to be measured without `samples`, or without `begin` before the first round, or is given though
-                starts are not measured.
+                start is to be measured without `samples`, or that of the round itself was not.
         """
         check_share("shrinkage", shrinkage)
         if shrinkage != 1.0 and self.ledger.takes_from_base(len(self.ledger)):
             raise InputError(f"shrinkage={shrinkage}: must be 1.0 with reinit={self.ledger.start.reinit}")
-        measures = self.ledger.start.measures and not last
-        if measures and self.awaits_start:
-            raise InputError(f"reinit={self.start.reinit}: the first round's start was not measured; begin() first")
-        self._check_start(start, measures)
+        if begins and self.awaits_start:
+            raise InputError(
+                f"reinit={self.start.reinit}: the start of round {self.round} was not measured; begin() first"
+            )
+        if begins and self.start.measures:
+            self._check_samples()
         trained = self.adapters.arena.master
         booster = MergedAdapter(
             round=self.round,
@@ -140,11 +141,11 @@ class Booster:
         )
         self._merge_or_undo(Term(booster.round, trained, booster.scale))
         self.ledger.add(booster)
-        if measures:
-            self._enter_start(start)
         if self.tape is not None:
             self.tape.record_merge(booster.round, step, shrinkage, booster.adapters)
         self._start_round()
+        if begins:
+            self.begin()
         return booster
 
     def enter_unmerged(self, *, step: int, epoch: float) -> None:
@@ -158,23 +159,31 @@ class Booster:
 
     @property
     def awaits_start(self) -> bool:
-        """Whether the first round's start is measured, and was not yet."""
-        return self.ledger.start.measures and not self.ledger.boosters and 0 not in self.ledger.measured
+        """Whether the start of the round in training is measured, and was not yet."""
+        return self.ledger.start.measures and len(self.ledger) not in self.ledger.measured
 
     @torch.no_grad()
     def begin(self, start: Tensor | None = None) -> None:
-        """Measure the start of the first round, before the first step; nothing where starts are not, or it is known.
+        """Measure the start of a round, before its first step, and record it; nothing where it is derived, or known.
 
         Args:
             start: the start, fp32 [P], where it is known from a record.
 
         Raises:
-            InputError: it is to be measured without `samples`, or cannot be.
+            InputError: it is to be measured without `samples`, or cannot be, or is given and not awaited.
         """
         if not self.awaits_start:
+            if start is not None:
+                raise InputError(f"start: with reinit={self.start.reinit} round {self.round} awaits none")
             return
-        self._check_start(start, measures=True)
-        self._enter_start(start)
+        round = len(self.ledger)
+        if start is None:
+            self._check_samples()
+            self.adapters.reinitialise(round=round)
+            start = self.start.measure(self.adapters, self.samples, round)
+        self.ledger.measured[round] = start.to("cpu", copy=True)
+        if self.tape is not None:
+            self.tape.record_start(start)
         self._start_round()
 
     def is_trained(self) -> bool:
@@ -188,9 +197,7 @@ class Booster:
         What a start that was not zero took from the base, and nothing was trained upon, is in it again.
         """
         if self.ledger.takes_from_base(len(self.ledger)):
-            self._reset_to_base()
-            for term in self.ledger.terms():
-                self._write(term)
+            self._write_anew(self.ledger.terms())
         self.adapters.reinitialise(round=len(self.ledger))
 
     @torch.no_grad()
@@ -223,30 +230,14 @@ class Booster:
             raise InputError(
                 f"the ledger belongs to another run: rounds start as {ledger.start} there and {self.ledger.start} here"
             )
-        self._reset_to_base()
-        for term in ledger.terms():
-            self._write(term)
-        refuse_overflow(self.adapters.layers, "base + boosters")
+        self._write_anew(ledger.terms())
+        self._reach.refuse_overflow("base + boosters")
         self.ledger = replace(ledger, boosters=list(ledger.boosters), measured=dict(ledger.measured))
         self._start_round()
 
-    def _check_start(self, start: Tensor | None, measures: bool) -> None:
-        # before anything is merged
-        reinit = self.ledger.start.reinit
-        if start is not None and not measures:
-            raise InputError(f"start: is for a round that starts as measured, and with reinit={reinit} none does here")
-        if start is None and measures and self.samples is None:
-            raise InputError(f"reinit={reinit}: measures how a round starts; give Booster(samples=...)")
-
-    def _enter_start(self, start: Tensor | None) -> None:
-        """Record the start of the round to come, measured now unless it is given."""
-        round = len(self.ledger)
-        if start is None:
-            self.adapters.reinitialise(round=round)
-            start = self.ledger.start.measure(self.adapters, self.samples, round)
-        self.ledger.measured[round] = start.to("cpu", copy=True)
-        if self.tape is not None:
-            self.tape.record_start(start)
+    def _check_samples(self) -> None:
+        if self.samples is None:
+            raise InputError(f"reinit={self.start.reinit}: measures how a round starts; give Booster(samples=...)")
 
     def _start_round(self) -> None:
         ledger, round = self.ledger, len(self.ledger)
@@ -268,7 +259,8 @@ class Booster:
         """`replay` the ledger in the file `path`."""
         self.replay(Ledger.load(path))
 
-    def _reset_to_base(self) -> None:
+    def _write_anew(self, terms: Iterable[Term]) -> None:
+        """Set the weights to base + `terms`, whatever was merged before."""
         for layer in self.adapters.layers.values():
             if not layer.mergeable:
                 layer.clear_bank()
@@ -276,11 +268,15 @@ class Booster:
             for weight, base in zip(self.adapters.weights(), self._base, strict=True):
                 weight.copy_(base)
             self._remainders = self._zero_remainders()
+            self._reach.forget()
+        for term in terms:
+            self._write(term)
 
     def _write(self, term: Term) -> None:
         if self._base is None:
             self._base = [weight.detach().to("cpu", copy=True) for weight in self.adapters.weights()]
             self._remainders = self._zero_remainders()
+        self._reach.add(term)
         rows = term.adapters.to(self.adapters.arena.master.device).unsqueeze(0)
         merged = []
         for slot, layer in zip(self.ledger.slots, self.adapters.layers.values(), strict=True):
@@ -304,12 +300,10 @@ class Booster:
         """Write the adapter in training; if that overflows, give the weights back what they were, bit for bit."""
         self._write(term)
         try:
-            refuse_overflow(self.adapters.layers, f"the merge of round {term.round} was not made")
+            self._reach.refuse_overflow(f"the merge of round {term.round} was not made")
         except MergeOverflow:
-            self._reset_to_base()
             offset = self.ledger.start_offset(len(self.ledger), self.adapters.arena.master.device)
-            for written in (*self.ledger.terms(), *([] if offset is None else [offset])):
-                self._write(written)
+            self._write_anew((*self.ledger.terms(), *([] if offset is None else [offset])))
             raise
 
     def _zero_remainders(self) -> list[Tensor] | None:

@@ -28,7 +28,7 @@ def finish(
     """
     left = booster.is_trained()
     if left:
-        booster.merge(step=step, epoch=epoch, held_out_loss=held_out_loss, last=True)
+        booster.merge(step=step, epoch=epoch, held_out_loss=held_out_loss, begins=False)
     booster.end()
     if booster.tape is not None:
         booster.tape.record_end(trained_hash(adapters))

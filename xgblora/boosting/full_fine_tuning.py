@@ -18,11 +18,13 @@ class FullFineTuning:
         boosters, measured_starts: none.
         rounding: "none", there are no merges.
         start: of rounds, of which there are none.
+        awaits_start: never.
         tape: where the end of training is recorded, None unless `start_tape` began one.
     """
 
     boosters = measured_starts = ()
     rounding = "none"
+    awaits_start = False
     start = RoundStart()
 
     def __init__(self, adapters: FullParameters):

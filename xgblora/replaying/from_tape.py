@@ -53,20 +53,15 @@ def replay(
     adapters, step = booster.adapters, tape.header.step
     rule = UpdateRule(step.optimizer, step.beta1, step.beta2, step.epsilon)
     optimizer = ArenaOptimizer(adapters.arena, rule, distribution=step.distribution, weight_decay=step.weight_decay)
-    verified, kept, start = False, None, None
+    verified, kept = False, None
     for record in tape.records() if records is None else records:
         if isinstance(record, StepRecord):
             _step(optimizer, step, record)
         elif isinstance(record, MergeRecord):
             _refuse_difference(f"the adapter of round {record.round}", checksum(adapters.arena.master), record.checksum)
-            # without a start the run took no step after this merge
-            booster.merge(step=record.step, shrinkage=record.shrinkage, start=start, last=start is None)
-            start = None
+            booster.merge(step=record.step, shrinkage=record.shrinkage, begins=False)
         elif isinstance(record, StartRecord):
-            start = record.adapter.to(adapters.arena.master.device)
-            if booster.awaits_start:
-                booster.begin(start)
-                start = None
+            booster.begin(record.adapter.to(adapters.arena.master.device))
         elif isinstance(record, RollbackRecord):
             booster.rollback(round=record.round)
         elif isinstance(record, KeepRecord):

@@ -31,7 +31,7 @@ class MergeRecord:
 
 @dataclass(frozen=True)
 class StartRecord:
-    """The adapter, measured, that the round after the next merge starts with; at the beginning, the first round.
+    """The adapter, measured, that the round starts with that the last merge began; at the beginning, the first round.
 
     Attributes:
         numbers: P, of the adapter.

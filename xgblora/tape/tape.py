@@ -11,8 +11,8 @@ missing, and two that changed places are all found:
     S step: uint32 step, float32 learning rate, int64 seed, float32 projected gradient x q
     X a step whose losses were not finite: the same, and nothing was changed by it
     M merge: uint32 round, uint32 step, float64 shrinkage, uint32 crc32 of the merged adapter
-    I start: uint32 n, uint32 P, and P numbers in n bytes (`StartRecord`); the adapter, measured, that the round after
-      the next merge starts with, or at the beginning the first round
+    I start: uint32 n, uint32 P, and P numbers in n bytes (`StartRecord`); the adapter, measured, that the round starts
+      with that the last merge began, or at the beginning the first one
     R rollback: uint32 round
     K keep: nothing more; the adapter in training, as it stands, is the one that a take brings back
     T take: nothing more; the adapter that was kept last is the one in training again
@@ -86,7 +86,7 @@ class Tape:
         self._append(b"M" + _MERGE.pack(round, step, shrinkage, checksum(adapters)))
 
     def record_start(self, adapter: Tensor) -> None:
-        """Record the measured adapter, fp32 [P], that the round after the next merge starts with."""
+        """Record the measured adapter, fp32 [P], that the round in training starts with."""
         start = StartRecord.of(adapter)
         self._append(b"I" + _COUNT.pack(len(start.packed)) + _COUNT.pack(start.numbers) + start.packed)
 

@@ -17,7 +17,8 @@ class MergeCallback(TrainerCallback):
 
     It acts after an optimizer step, before transformers logs, evaluates or saves there, so that a checkpoint at a merge
     holds the merge. The end of an epoch is its last step: `state.epoch` is then a whole number. By the adaptive rule it
-    acts after an evaluation, which comes before the checkpoint of that step too; as does early stopping.
+    acts after an evaluation, which comes before the checkpoint of that step too; as does early stopping. What a round
+    starts with is measured before its first step.
     """
 
     def __init__(
@@ -41,6 +42,14 @@ class MergeCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self._training = False
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        # not where the round before was merged: perhaps no step follows
+        if self._booster.awaits_start:
+            self._booster.begin()
+            if self._adaptive is not None:
+                # what the round starts from is its first candidate
+                self._adaptive.keep()
 
     def on_step_end(self, args, state, control, optimizer=None, **kwargs):
         if self._adaptive is not None and self._adaptive.at_its_limit(state.global_step):
@@ -91,7 +100,7 @@ class MergeCallback(TrainerCallback):
         """Merge, and log it with what there is to say `about` it; an adapter that a weight cannot take trains on."""
         place = self._policy.place(state.global_step, state.epoch)
         try:
-            self._booster.merge(step=state.global_step, epoch=state.epoch, **how)
+            self._booster.merge(step=state.global_step, epoch=state.epoch, begins=False, **how)
         except MergeOverflow as error:
             logger.warning("XGBLoRA: Not merging at %s: %s; the adapter trains on", place, error)
             return False

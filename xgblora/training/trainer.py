@@ -177,11 +177,10 @@ class XGBLoRATrainer(Trainer):
         if self.state.global_step >= self.state.max_steps or stalled:
             self.control.should_training_stop = True
         else:
-            if self.state.global_step == 0:
+            if self.state.global_step == 0 and self._adaptive is not None:
+                # what the first round starts from
                 self.booster.begin()
-                if self._adaptive is not None:
-                    # what the first round starts from
-                    self.evaluate()
+                self.evaluate()
             self._take_up_unlogged_losses()
             super()._run_epoch(*args, **kwargs)
 

@@ -137,6 +137,20 @@ def test_the_start_is_that_of_the_model_with_all_boosters(measure, make_toy):
     assert torch.equal(booster.adapters.arena.live, start.expand_as(booster.adapters.arena.live))
 
 
+def test_a_merge_may_leave_the_start_to_what_follows(measure, make_toy):
+    (booster, zo), (later, other) = make_run(make_toy), make_run(make_toy)
+    for one, steps in ((booster, zo), (later, other)):
+        train(one, steps, last=2)
+    booster.merge(step=2)
+    later.merge(step=2, begins=False)
+    assert later.awaits_start
+    assert list(later.ledger.measured) == [0]
+    assert not later.is_trained()
+    later.begin()
+    assert torch.equal(later.adapters.arena.master, booster.adapters.arena.master)
+    assert same(later.adapters.weights(), booster.adapters.weights())
+
+
 def test_a_run_goes_on_from_its_ledger_in_the_middle_of_a_round(measure, make_toy, tmp_path):
     whole, zo = make_run(make_toy)
     train(whole, zo, last=5)
@@ -193,12 +207,12 @@ def test_the_tape_of_a_stopped_run_is_replayed_and_what_is_left_is_merged(measur
     assert same(again.adapters.weights(), booster.adapters.weights())
 
 
-def test_the_first_start_stands_at_the_beginning_of_the_tape_and_each_other_before_a_merge(trained):
+def test_the_first_start_stands_at_the_beginning_of_the_tape_and_each_other_after_a_merge(trained):
     booster, _, tape = trained()
     kinds = [record for record in tape.records() if isinstance(record, MergeRecord | StartRecord)]
     starts = [record.adapter for record in kinds if isinstance(record, StartRecord)]
     assert isinstance(next(tape.records()), StartRecord)
-    assert [type(record) for record in kinds[:7]] == [StartRecord, *[StartRecord, MergeRecord] * 3]
+    assert [type(record) for record in kinds[:7]] == [StartRecord, *[MergeRecord, StartRecord] * 3]
     assert len(kinds) == 7 + len(booster.ledger) - 3
     assert all(map(torch.equal, starts, booster.ledger.measured.values()))
 
@@ -238,7 +252,7 @@ class TestWhatIsRefused:
         before = [weight.clone() for weight in booster.adapters.weights()]
         with pytest.raises(InputError, match=r"^reinit=inputs: measures how a round starts; give Booster\(samples="):
             booster.begin()
-        with pytest.raises(InputError, match=r"^reinit=inputs: the first round's start was not measured; begin"):
+        with pytest.raises(InputError, match=r"^reinit=inputs: the start of round 1 was not measured; begin"):
             booster.merge()
         assert same(booster.adapters.weights(), before)
         assert len(booster.ledger) == 0
@@ -247,8 +261,8 @@ class TestWhatIsRefused:
 
     def test_a_start_for_a_strategy_that_does_not_measure(self, make_toy):
         booster = xgblora.Booster(xgblora.attach(make_toy(), LAYERS, alpha=2.0))
-        with pytest.raises(InputError, match="start: is for a round that starts as measured, and with reinit=kaiming"):
-            booster.merge(start=booster.adapters.arena.master)
+        with pytest.raises(InputError, match=r"^start: with reinit=kaiming round 1 awaits none$"):
+            booster.begin(booster.adapters.arena.master)
 
     @pytest.mark.parametrize(
         ("make", "said"),
