@@ -98,8 +98,9 @@ def test_what_measured_starts_take_on_the_disk_is_foreseen(foreseen, run, start)
     assert not trainer.booster.measured_starts, "nothing is measured"
     disk, folder = forecast.disk_space(trainer, course, memory), run(*flags).folder
     tape, ledger = ((folder / name).stat().st_size for name in ("tape.bin", "boosters.safetensors"))
-    # starts of 128 numbers of 16 bits, those of layers that read one input the same: they are foreseen as others
-    assert tape < disk.tape < tape + 5 * 256
+    # four starts of 128 numbers of 16 bits, those of layers that read one input the same; one deflates like another
+    assert abs(disk.tape - tape) < 4 * 16
+    assert disk.tape < trainer.tape.size_after(8, 4, 256)
     assert 0 < ledger - disk.boosters < 4096
 
 

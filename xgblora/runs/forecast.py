@@ -20,6 +20,7 @@ from xgblora.errors import InputError
 from xgblora.records import checkpoint
 from xgblora.runs.tensor_bytes import TensorBytes
 from xgblora.scoring.packing import positions_of
+from xgblora.tape import StartRecord
 from xgblora.training.trainer import XGBLoRATrainer
 
 
@@ -193,8 +194,8 @@ def disk_space(trainer: XGBLoRATrainer, course: Course, memory: RunMemory) -> Di
     count = expected_boosters(trainer, course)
     adapters = trainer.adapters.arena.master.nbytes
     boosters = count * _recorded(trainer)
-    measured = _start_bytes(trainer)
-    tape = trainer.tape.size_after(course.last, count, measured) if trainer.tape is not None else 0
+    packed = _packed_start_bytes(trainer) if trainer.tape is not None else 0
+    tape = trainer.tape.size_after(course.last, count, packed) if trainer.tape is not None else 0
     return DiskSpace(boosters, tape, memory.weights, adapters + boosters + tape + memory.optimizer)
 
 
@@ -208,6 +209,16 @@ def _start_bytes(trainer: XGBLoRATrainer) -> int:
     if not trainer.booster.start.measures:
         return 0
     return 2 * sum(layer.a.numel() for layer in trainer.adapters.layers.values())
+
+
+@torch.no_grad()
+def _packed_start_bytes(trainer: XGBLoRATrainer) -> int:
+    """Of a measured start on the tape. One is tried: how far it deflates depends on which layers read one input."""
+    start, adapters = trainer.booster.start, trainer.adapters
+    if not start.measures:
+        return 0
+    adapters.reinitialise(round=0)
+    return len(StartRecord.of(start.measure(adapters, trainer.booster.samples, 0)).packed)
 
 
 def _peak_of_step(trainer: XGBLoRATrainer, batch: dict[str, Tensor]) -> tuple[int, int]:

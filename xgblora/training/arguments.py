@@ -6,6 +6,7 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+from xgblora.adapters import Depths
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.boosting import AdaptiveRule, MergePolicy
 from xgblora.boosting.shrinkage import FACTORS, Shrinkage
@@ -290,6 +291,7 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
         if self.shrinkage.factor is not None:
             # one spelling: a checkpoint compares it
             self.xgblora_shrinkage = str(self.shrinkage.factor)
+        self.xgblora_layers = str(self.depths)
         self.check()
         # transformers fills in a folder of its own
         self.names_its_folder = self.output_dir is not None
@@ -336,6 +338,11 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
     def method(self) -> str:
         """ "xgblora", "lora" or "full"."""
         return "full" if self.full else "lora" if self.lora else "xgblora"
+
+    @property
+    def depths(self) -> Depths:
+        """The depths of the model at which layers are adapted."""
+        return Depths.parse(self.xgblora_layers)
 
     @property
     def flags_of_optimizer(self) -> dict[str, str]:

@@ -5,7 +5,6 @@ from typing import Any
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from xgblora.adapters import Depths
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.boosting.shrinkage import Shrinkage
 from xgblora.boosting.starts import FIRST_STARTS, REINITS, check_share
@@ -30,7 +29,6 @@ def check_flags(args: Any) -> None:
     if args.full:
         _check_full(args)
     scale_of(args.lora_alpha, args.lora_r)
-    Depths.parse(args.xgblora_layers)
     _check_rounds(args)
     check_positive("zo_eps", args.zo_eps)
     for name in ("learning_rate", "weight_decay", "warmup_steps"):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from xgblora.adapters import Depths, FullParameters, Trainable, attach
+from xgblora.adapters import FullParameters, Trainable, attach
 from xgblora.boosting import Booster, FullFineTuning
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.zo import ZeroOrder
@@ -20,7 +20,7 @@ def trainable_of(model: nn.Module, args: XGBLoRAArguments) -> Trainable:
         alpha=args.lora_alpha,
         rank=args.rank,
         seed=args.seed,
-        depths=Depths.parse(args.xgblora_layers),
+        depths=args.depths,
     )
 
 

@@ -2,13 +2,13 @@
 
 from collections import defaultdict
 
-import torch
 from torch import Tensor
 
 from xgblora.adapters import AdapterSet
 from xgblora.boosting.starts.forwards import forwards
-from xgblora.boosting.starts.measured_a import adapter_of, some_of
+from xgblora.boosting.starts.measured_a import MOST_POSITIONS, adapter_of, by_layer, some_of
 from xgblora.boosting.starts.strategy import Measured, Samples
+from xgblora.boosting.starts.thinned import Thinned
 from xgblora.ops.noise import derive_seed, normal
 
 
@@ -18,18 +18,17 @@ def data(adapters: AdapterSet, samples: Samples, round: int) -> Tensor:
     A linear layer's gradient lies in the span of its inputs: a direction outside of it has none (AGZO,
     arXiv:2601.17261, draws its perturbations there). Layers that read one input share the sum.
     """
-    sums: dict[str, Tensor | float] = defaultdict(float)
-    inputs: dict[str, list[Tensor]] = defaultdict(list)
+    sums: dict[tuple[str, ...], Tensor | float] = defaultdict(float)
+    inputs: dict[tuple[str, ...], Thinned] = defaultdict(lambda: Thinned(MOST_POSITIONS))
     for batch, forward in enumerate(forwards(adapters, samples, round)):
         for number, read in enumerate(forward.reads):
             x = read.x if forward.there is None else read.x[forward.there]
             seed = derive_seed(adapters.seed, round, batch, number)
             z = normal(seed, adapters.rank * len(x), device=x.device).view(adapters.rank, -1)
-            of_batch, some = (z @ x.float()).double().cpu(), some_of(x, None)
-            for name in read.layers:
-                sums[name] = sums[name] + of_batch
-                inputs[name].append(some)
-    return adapter_of(adapters, round, sums, {name: torch.cat(of_layer) for name, of_layer in inputs.items()})
+            sums[read.layers] = sums[read.layers] + (z @ x.float()).double().cpu()
+            inputs[read.layers].add(some_of(x, None))
+    rows = {layers: held.rows for layers, held in inputs.items()}
+    return adapter_of(adapters, round, by_layer(sums), by_layer(rows))
 
 
 DATA = Measured(data)

@@ -9,19 +9,20 @@ from xgblora.adapters import AdapterSet
 from xgblora.adapters.adapter_set import fresh_adapter
 from xgblora.boosting.starts.strategy import a_of
 
-# positions of a forward by which the length of `a` is judged
+# positions by which the length of `a` is judged: of a forward, and of all
 POSITIONS = 64
-
-
-def thinned(rows: Tensor, most: int) -> Tensor:
-    """`most` of the rows at most, evenly spread."""
-    return rows[:: -(-len(rows) // most) or 1]
+MOST_POSITIONS = 256
 
 
 def some_of(x: Tensor, there: Tensor | None) -> Tensor:
-    """About `POSITIONS` of the rows of `x` [M, K] that are `there`, evenly spread: fp64 on the host."""
+    """About `POSITIONS` of the rows of `x` [M, K] that are `there`, evenly spread."""
     numbers = torch.arange(len(x), device=x.device) if there is None else there.nonzero().squeeze(1)
-    return x[thinned(numbers, POSITIONS)].double().cpu()
+    return x[numbers[:: -(-len(numbers) // POSITIONS) or 1]]
+
+
+def by_layer(of_readers: Mapping[tuple[str, ...], Tensor]) -> dict[str, Tensor]:
+    """What was found for the readers of each input, by the name of every one of them."""
+    return {name: found for layers, found in of_readers.items() for name in layers}
 
 
 def adapter_of(
@@ -35,12 +36,12 @@ def adapter_of(
 
     Args:
         directions: fp64 [rank, K] on the host, by layer, or fewer rows.
-        inputs: fp64 [m, K] on the host, by layer.
+        inputs: [m, K] on the host, by layer.
     """
     adapter = fresh_adapter(adapters.arena.slots, adapters.seed, round, adapters.arena.master.device)
     for slot in adapters.arena.slots:
         if slot.name in directions:
-            a, x = directions[slot.name], inputs[slot.name]
+            a, x = directions[slot.name], inputs[slot.name].double()
             # the variance of a uniform number in +-1/sqrt(K) is 1 / 3K
             wanted = x.square().sum(dim=1).mean() / (3 * slot.in_features)
             length = (wanted / (x @ a.T).square().mean(dim=0)).sqrt()

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from xgblora.adapters import AdapterSet
 from xgblora.boosting.starts.forwards import forwards
-from xgblora.boosting.starts.measured_a import adapter_of, some_of, thinned
+from xgblora.boosting.starts.measured_a import MOST_POSITIONS, adapter_of, by_layer, some_of
 from xgblora.boosting.starts.strategy import Measured, Samples
+from xgblora.boosting.starts.thinned import Thinned
 
 logger = logging.getLogger("xgblora")
 
@@ -24,8 +25,9 @@ logger = logging.getLogger("xgblora")
 RIDGE = 0.3
 # residuals lie in few directions, as many as there are answers to choose from
 COMPONENTS = 16
-# a fit costs the cube of this; where all tokens of a text are predicted there are more
-MOST_POSITIONS = 256
+# A fit costs the cube of this; where all tokens of a text are predicted there are more. On the host lie as many rows of
+# each input, and as many again that its length is judged by: of a model of 7 billion parameters in 16 bits 0.8 GB.
+MOST_PULLS = 256
 # of the best direction: of two answers to choose from there is one, and what stands beside it is rounding
 LEAST_SHARE = 1e-4
 
@@ -33,50 +35,47 @@ LEAST_SHARE = 1e-4
 def residual(adapters: AdapterSet, samples: Samples, round: int) -> Tensor:
     """`a` the ridge regression of the residuals on the layer's inputs, `b` zero; fp32 [P].
 
-    Residuals are vectors; the direction of theirs is taken that the layer's inputs tell best, for rank r the best r.
-    Where there are fewer, the rest of `a` is fresh.
+    Layers that read one input share the fit. Residuals are vectors; the direction of theirs is taken that the layer's
+    inputs tell best, for rank r the best r. Where there are fewer, the rest of `a` is fresh.
 
     Raises:
         InputError: the model has no output embeddings, or the objective no gradient at them or several forwards.
     """
-    pulls: list[Tensor] = []
-    at_pulls: dict[str, list[Tensor]] = defaultdict(list)
-    inputs: dict[str, list[Tensor]] = defaultdict(list)
+    pulls = Thinned(MOST_PULLS)
+    at_pulls: dict[tuple[str, ...], Thinned] = defaultdict(lambda: Thinned(MOST_PULLS))
+    inputs: dict[tuple[str, ...], Thinned] = defaultdict(lambda: Thinned(MOST_POSITIONS))
     for forward in forwards(adapters, samples, round, pulls=True):
         size = forward.pull.abs().amax(dim=1)
         where = (size > 0) & size.isfinite()
-        pulls.append(forward.pull[where].double().cpu())
+        pulls.add(forward.pull[where])
         for read in forward.reads:
             # inputs of other positions than those of the text (an encoder's, an expert's) have no residual
             if len(read.x) == len(where):
-                x, some = read.x[where].double().cpu(), some_of(read.x, forward.there)
-                for name in read.layers:
-                    at_pulls[name].append(x)
-                    inputs[name].append(some)
-    directions = _fits(at_pulls, thinned(torch.cat(pulls), MOST_POSITIONS), adapters.rank, round, len(pulls))
-    return adapter_of(adapters, round, directions, {name: torch.cat(inputs[name]) for name in directions})
+                at_pulls[read.layers].add(read.x[where])
+                inputs[read.layers].add(some_of(read.x, forward.there))
+    # what was not read in every forward has no fit
+    read = {layers: held.rows for layers, held in at_pulls.items() if held.seen == pulls.seen}
+    directions = _fits(read, pulls.rows, adapters.rank, round)
+    return adapter_of(
+        adapters, round, by_layer(directions), by_layer({layers: inputs[layers].rows for layers in directions})
+    )
 
 
 RESIDUAL = Measured(residual, trains_a=False, needs_gradient=True)
 
 
-def _fits(at_pulls: dict[str, list[Tensor]], pulls: Tensor, rank: int, round: int, batches: int) -> dict[str, Tensor]:
-    """fp64 [rank, K] for each layer that read in all batches; layers that read one input share the fit.
+def _fits(
+    at_pulls: dict[tuple[str, ...], Tensor], pulls: Tensor, rank: int, round: int
+) -> dict[tuple[str, ...], Tensor]:
+    """fp64 [rank, K] for the readers of each input.
 
     Of fewer rows where residuals lie in fewer directions, and none where there are no residuals.
     """
     if not len(pulls):
         logger.warning("XGBLoRA: Round %d finds no residuals that it could start at; it starts fresh", round + 1)
         return {}
-    targets = _principal(pulls)
-    fits: dict[tuple[int, ...], tuple[Tensor, float]] = {}
-    directions = {}
-    for name, of_batches in at_pulls.items():
-        if len(of_batches) == batches:
-            which = tuple(map(id, of_batches))
-            if which not in fits:
-                fits[which] = _fit(thinned(torch.cat(of_batches), MOST_POSITIONS), targets, rank)
-            directions[name] = fits[which][0]
+    targets = _principal(pulls.double())
+    fits = {layers: _fit(x.double(), targets, rank) for layers, x in at_pulls.items()}
     shares = [share for _, share in fits.values()]
     if shares:
         logger.info(
@@ -86,7 +85,7 @@ def _fits(at_pulls: dict[str, list[Tensor]], pulls: Tensor, rank: int, round: in
             100 * min(shares),
             100 * max(shares),
         )
-    return directions
+    return {layers: direction for layers, (direction, _) in fits.items()}
 
 
 def _fit(x: Tensor, targets: Tensor, rank: int) -> tuple[Tensor, float]:
