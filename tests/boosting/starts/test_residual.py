@@ -9,6 +9,8 @@ import xgblora
 from tests.boosting.starts.reader import SAMPLES, Reader, next_words, one_of_two, texts
 from xgblora.adapters.adapter_set import fresh_adapter
 from xgblora.boosting import Samples
+from xgblora.boosting.finish import finish
+from xgblora.boosting.peft_adapter import export_peft
 from xgblora.boosting.starts import residual as module
 from xgblora.boosting.starts.forwards import EXAMPLES
 from xgblora.boosting.starts.residual import RIDGE, residual
@@ -157,3 +159,23 @@ class Headless(Reader):
 def test_what_it_cannot_start_at_is_said_in_one_line(make, objective, said):
     with pytest.raises(InputError, match=f"^reinit=residual: {said}$"):
         measured(model=make(), samples=Samples(objective, texts()))
+
+
+def test_peft_computes_what_the_merged_model_does(tmp_path):
+    peft = pytest.importorskip("peft")
+    adapters = xgblora.attach(Reader(), LAYERS, alpha=2.0, seed=3)
+    booster = xgblora.Booster(adapters, reinit="residual", samples=SAMPLES)
+    zo = xgblora.ZeroOrder(adapters, next_words, eps=1e-2, lr=0.5, seed=3)
+    for step, batch in enumerate(texts()(7, 20), start=1):
+        zo.step_index = step
+        zo.step(batch)
+        if step in (2, 4):
+            booster.merge(step=step)
+    finish(adapters, booster, step=5, epoch=1.0)
+    assert (len(booster.ledger), list(booster.ledger.measured)) == (3, [0, 1, 2])
+    export_peft(booster.ledger, tmp_path / "adapter", task_type=None)
+    adapted, ids = peft.PeftModel.from_pretrained(Reader(), tmp_path / "adapter"), texts()(8, 4)[0]["input_ids"]
+    with torch.no_grad():
+        merged = adapters.model(ids)
+        assert torch.allclose(adapted(ids), merged, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(Reader()(ids), merged, rtol=1e-2, atol=1e-2)
