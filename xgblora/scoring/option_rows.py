@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from xgblora.eval_mode import in_eval_mode
+from xgblora.scoring.blocks import blocks_of
 from xgblora.spelling import one_line
 
 # of the scores, relative to the largest: what rounding does to a small batch. A token that sees its neighbours, or has
@@ -100,15 +100,14 @@ class OptionRows:
         Returns:
             Why the last layer computes all rows; None: it does not.
         """
-        layer = _last_layer(model)
-        if layer is None:
+        blocks = blocks_of(model)
+        if not blocks:
             return "the model has no list of layers"
+        *_, layer = blocks.values()
         embeddings = model.get_input_embeddings()
         if embeddings.weight.is_meta:
             return "the model has no weights yet"
-        columns = [[2, 5], [3]]
-        ids = torch.tensor([[5, 9, 2, 7, 4, 6, 3], [4, 3, 8, 2, 5, 1, 7]], device=embeddings.weight.device)
-        ids.clamp_(max=embeddings.num_embeddings - 1)
+        columns, ids = [[2, 5], [3]], short_texts(model)
         places = ids.new_tensor(places_of(columns, ids.shape[1]))
         rows = places[places < ids.numel()]
         try:
@@ -129,6 +128,13 @@ class OptionRows:
         return "its rows are others then"
 
 
+def short_texts(model: nn.Module) -> Tensor:
+    """int64 [2, 7]: token ids of two texts that every vocabulary has."""
+    embeddings = model.get_input_embeddings()
+    ids = torch.tensor([[5, 9, 2, 7, 4, 6, 3], [4, 3, 8, 2, 5, 1, 7]], device=embeddings.weight.device)
+    return ids.clamp_(max=embeddings.num_embeddings - 1)
+
+
 def agree(scores: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     """Whether scores that a model of `dtype` gave in another way are the same up to rounding."""
     return bool((scores - expected).abs().max() <= TOLERANCES.get(dtype, 2e-2) * expected.abs().max())
@@ -137,13 +143,6 @@ def agree(scores: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
 def _gather(rows: Tensor, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     hidden = inputs[0]
     return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows).unsqueeze(0), *inputs[1:])
-
-
-def _last_layer(model: nn.Module) -> nn.Module | None:
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and module and isinstance(module[-1], GradientCheckpointingLayer):
-            return module[-1] if len(module) == getattr(model.config, "num_hidden_layers", None) else None
-    return None
 
 
 class _LastLayer:

@@ -37,6 +37,8 @@ CAPTURES = ("auto", "never")
 # A stacked forward needs the activations of all its copies of a batch at once. Past this many input elements a batch
 # fills the device by itself and stacking saves nothing.
 AUTO_PAIRING_ELEMENTS = 1 << 14
+# of a batch what is known of its forward: the step runs as it would without
+STATES = "states"
 
 
 @dataclass(frozen=True)
@@ -280,13 +282,16 @@ class ZeroOrder:
             self._announce("ZO: signs and directions run one after the other (the batch cannot be stacked)")
             return False
         if self.pairing == "auto":
-            elements = max(value.numel() for value in batch.values() if isinstance(value, Tensor))
+            elements = max(
+                value.numel() for name, value in batch.items() if name != STATES and isinstance(value, Tensor)
+            )
             return elements * self.forwards <= AUTO_PAIRING_ELEMENTS
         return True
 
     def _paired_losses(self, batch: Any, groups: int) -> Tensor:
         rows = len(self._losses)
-        losses = self._losses_with(0, rows, stacked(batch, self.forwards, rows))
+        trunk = self.adapters.first_block()
+        losses = self._losses_with(0, rows, stacked(batch, self.forwards, rows, trunk))
         if losses.shape[:1] != (self.forwards * _examples(batch),):
             if self.pairing == "paired":
                 raise InputError(
@@ -336,13 +341,14 @@ def is_stackable(batch: Any) -> bool:
     return bool(tensors) and len({tensor.shape[:1] for tensor in tensors}) == 1 and tensors[0].ndim > 0
 
 
-def stacked(batch: Any, copies: int, groups: int) -> dict[str, Any]:
+def stacked(batch: Any, copies: int, groups: int, trunk: str = "") -> dict[str, Any]:
     """`batch` repeated `copies` times along the examples: copy c is rows `c * B .. (c + 1) * B - 1`.
 
-    A batch that has entries `copies` and `groups` is told in them how often it stands there, and how many adapters read
-    it, each its share of the rows. Others are told nothing: their entries may be the arguments of a model.
+    A batch that has entries `copies`, `groups` and `trunk` is told in them how often it stands there, how many adapters
+    read it, each its share of the rows, and below which block all copies are the same. Others are told nothing: their
+    entries may be the arguments of a model.
     """
-    told = {"copies": copies, "groups": groups}
+    told = {"copies": copies, "groups": groups, "trunk": trunk}
     return {
         name: value.repeat(copies, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else told.get(name, value)
         for name, value in batch.items()
