@@ -63,6 +63,21 @@ def test_blocks_below_run_one_copy_and_those_above_all(adapters, packs):
 
 
 @torch.no_grad()
+def test_copies_share_what_lies_above_remembered_states_too(adapters):
+    model, batch = adapters.model, Collator(0)(MIXED)
+    scorer, (zeroth, first, *_) = OptionScorer(model), blocks_of(model)
+    known = {**batch, "states": scorer.states(model, batch, first), "states_at": first}
+    expected = scorer.scores(model, copies_of(adapters, batch))
+    seen = []
+    for name in (zeroth, first):
+        model.get_submodule(name).register_forward_hook(lambda _, args, output: seen.append(output is args[0]))
+    scores = scorer.scores(model, copies_of(adapters, known))
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
+    # in the call with one copy the block between runs, and in that with all of them none
+    assert seen == [True, False, True, True]
+
+
+@torch.no_grad()
 def test_the_model_is_as_it_was(adapters):
     model, ids = adapters.model, torch.arange(2, 26).view(3, 8)
     before = model(input_ids=ids).logits

@@ -32,6 +32,7 @@ from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback, RoundProgress
 from xgblora.training.flag import Needs, asked_for
 from xgblora.training.from_flags import booster_of, trainable_of, zero_order_of
+from xgblora.training.remembered_trunk import RememberedTrunk, remembered_trunk
 from xgblora.training.round_samples import samples_of
 from xgblora.training.run_identity import identity_of_flags
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer, without_gradients
@@ -57,6 +58,7 @@ class XGBLoRATrainer(Trainer):
             nothing at all.
         zo: the zeroth-order estimator; None with `trainer="regular"`.
         tape: what the zeroth-order run decided; None with `trainer="regular"`.
+        trunk: what is remembered below the adapters; None where nothing is.
         best_round: the round that `load_best_round_at_end` kept; None before.
         steps_taken: optimizer steps of this process, those before a resumed checkpoint not among them.
     """
@@ -84,6 +86,7 @@ class XGBLoRATrainer(Trainer):
         self._unlogged: dict | None = None
         self._identity = {
             **identity_of_flags(args),
+            **_identity_of_trunk(self.adapters, args),
             **(identity or {}),
             **_identity_of_size(kwargs.get("train_dataset")),
         }
@@ -91,11 +94,14 @@ class XGBLoRATrainer(Trainer):
             # now, and not when training begins: nothing is written yet
             self._check_checkpoint(args.resume_from_checkpoint)
         self._loss_of_step: Tensor | None = None
+        self.trunk: RememberedTrunk | None = None
         super().__init__(model=model, args=args, **kwargs)
         _refuse_without_one_held_out_set(args, self.eval_dataset)
         self.model_accepts_loss_kwargs = False
         self.zo = zero_order_of(self.adapters, self.objective, args) if args.trainer == "zo" else None
         self.tape = start_tape(self.zo, self.booster) if self.zo is not None else None
+        first = self.adapters.first_block(in_use=False) if self.zo is not None else ""
+        self.trunk = remembered_trunk(self, self.objective, first)
         self._forward_parameters = sum(parameter.numel() for parameter in model.parameters())
         if self.booster.start.measures:
             self.booster.samples = samples_of(self, self.objective)
@@ -126,6 +132,8 @@ class XGBLoRATrainer(Trainer):
             self._keep_best_round()
             if self._run_files is not None:
                 self._run_files.rewrite_tape()
+        if self.trunk is not None:
+            self.trunk.forget()
         return output
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
@@ -145,6 +153,9 @@ class XGBLoRATrainer(Trainer):
             self._loss_of_step = None
             self.steps_taken += 1
         return loss
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        return super()._prepare_inputs(inputs if self.trunk is None else self.trunk.add_to(inputs))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
         # what transformers would find among all parameters in every step, 0.6 ms of the demonstration's 35
@@ -352,6 +363,12 @@ class XGBLoRATrainer(Trainer):
 def _identity_of_size(train_dataset: object) -> dict[str, int]:
     # how many steps an epoch has, and the order of its examples
     return {"the number of training examples": len(train_dataset)} if hasattr(train_dataset, "__len__") else {}
+
+
+def _identity_of_trunk(adapters: Trainable, args: XGBLoRAArguments) -> dict[str, bool]:
+    # remembered states are those of other batches, and differ in their last bits
+    remembers = args.trainer == "zo" and args.trunk_cache_gb != 0 and adapters.first_block(in_use=False) != ""
+    return {"that hidden states are remembered (trunk_cache_gb)": True} if remembers else {}
 
 
 def _refuse_without_one_held_out_set(args: XGBLoRAArguments, held_out: object) -> None:
