@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from xgblora.adapters.memory import memory_of
+from xgblora.boosting.base_copy import BaseCopy
 from xgblora.errors import InputError
 from xgblora.records import checkpoint
 from xgblora.runs.tensor_bytes import TensorBytes
@@ -116,7 +117,7 @@ class RunMemory:
         step: the peak of what a step on the largest batch makes: activations, and gradients with backpropagation.
         evaluation: likewise, of the largest evaluation batch of the development set.
         remainders: what merging keeps beside 16-bit weights.
-        host: on the host, the copy of the base weights that merging keeps, and all boosters.
+        host: on the host, the copy of the base weights that lie in no file, and all boosters.
         trunk: on the host, the hidden states that are remembered.
     """
 
@@ -164,7 +165,7 @@ def memory_of_run(trainer: XGBLoRATrainer, batches: Batches | None, boosters: in
         evaluation=evaluation,
         # the adapter that is left at the end is merged too, so that every run that trains merges
         remainders=merging.remainders if trainer.args.rounding == "remainder" else 0,
-        host=merging.host_copy + boosters * _recorded(trainer),
+        host=BaseCopy(trainer.adapters).nbytes + boosters * _recorded(trainer),
         trunk=trunk.memory.in_memory if trunk is not None else 0,
     )
 
