@@ -11,6 +11,7 @@ from xgblora.adapters import Depths
 from xgblora.objectives.texts import CandidateObjective, classification
 from xgblora.scoring import Collator, OptionScorer
 from xgblora.scoring.blocks import blocks_of
+from xgblora.scoring.together import ALL
 from xgblora.zo.stacking import stacked
 
 COPIES = 3
@@ -123,3 +124,15 @@ def test_a_paired_step_shares_its_trunk_and_agrees_with_a_sequential_one(make_mo
             gradients.append(zo.step(Collator(0)(MIXED)).projected_grad)
     torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-4)
     assert caplog.text.count("All copies of a batch share 1 of 2 layers") == 1
+
+
+@torch.no_grad()
+def test_batches_that_are_padded_on_the_right_run_all_blocks(adapters, scorer, caplog):
+    model, batch = adapters.model, Collator(0)(MIXED)
+    scorer.packs, scorer._together = False, ALL
+    expected = scorer.scores(model, stacked(batch, COPIES, COPIES))
+    with caplog.at_level(logging.INFO, logger="xgblora"):
+        assert not scorer.can_skip(model, adapters.first_block())
+        assert not scorer.can_skip(model, adapters.first_block())
+    assert caplog.text.count("Every copy of a batch runs all layers: batches are padded on the right") == 1
+    assert torch.equal(scorer.scores(model, copies_of(adapters, batch)), expected)
