@@ -26,9 +26,14 @@ def common_flags(tiny_flags):
 
 @pytest.fixture
 def started(monkeypatch, train_tiny) -> list[str]:
-    """Let runs be run in this process, and nothing be drawn; the names of those that were started."""
+    """Let runs be run in this process, and figures be empty; the names of those that were started."""
     names = []
-    monkeypatch.setattr(figures, "draw", lambda *args, **keywords: None)
+
+    def draw(path, *args, **keywords) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(figures, "draw", draw)
 
     def start(run, keep_open=()) -> int:
         names.append(run.name)
@@ -247,7 +252,7 @@ def test_in_processes_of_their_own(common_flags, tmp_path):
     assert "[1/1] xgblora_zo-seed0 ... held-out accuracy" in done.stdout
     root = tmp_path / "cmp"
     names = {"comparison.json", "summary.txt", "loss.png", "loss_by_forwards.png", "metric.png", "loss_at_merges.png"}
-    assert names <= {path.name for path in root.iterdir()}
+    assert {*names, "report.html"} <= {path.name for path in root.iterdir()}
     assert json.loads((root / "comparison.json").read_text())["methods"]["xgblora_zo"]["held_out"]["n"] == 1
     assert "Merging and reinitializing at step 3" in (root / "xgblora_zo-seed0" / "console.log").read_text()
 

@@ -79,9 +79,10 @@ class TestFigures:
         drawn = {path.name: path.read_bytes()[:8] for path in in_folder.iterdir()}
         assert drawn == dict.fromkeys(("loop.png", "memory.png", "speed.png"), b"\x89PNG\r\n\x1a\n")
 
-    def test_the_figures_of_the_page_are_those_three(self):
+    def test_the_figures_of_the_page_are_those_three_after_the_comparison(self):
         shown = re.findall(r"!\[.*?\]\((.*?)\)", TEXT)
-        assert shown == [f"docs/images/{name}.png" for name in ("loop", "memory", "speed")]
+        ours = [f"docs/images/{name}.png" for name in ("loop", "memory", "speed")]
+        assert shown == ["docs/comparison/boost.png", *ours]
         assert all((ROOT / path).is_file() for path in shown)
 
     def test_without_a_file_it_says_so(self, in_folder):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.runs import unchanged_logger
 from xgblora.training.progress import Progress, fitted
 
 ROOT = Path(__file__).parents[2]
@@ -151,9 +152,10 @@ class TestTerminal:
 
 
 def test_where_there_is_no_terminal_every_logging_step_is_a_line(flags, train_tiny, caplog):
-    logger = logging.getLogger("xgblora")
-    logger.addHandler(caplog.handler)
-    train_tiny(None, "--disable_tqdm=false", *flags)
+    with unchanged_logger():
+        # which a command does not hand on
+        logging.getLogger("xgblora").addHandler(caplog.handler)
+        train_tiny(None, "--disable_tqdm=false", *flags)
     lines = [message for message in caplog.messages if message.startswith("step ")]
     assert [line.partition(",")[0] for line in lines] == [f"step {step}/20" for step in (5, 10, 15, 20)]
     assert all(LINE.fullmatch(line) for line in lines)

@@ -11,7 +11,7 @@ from xgblora.atomic_file import write_text
 from xgblora.cli import train
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.cli.flags import FlagParser
-from xgblora.comparison import figures, methods, report, runs, sweep, table
+from xgblora.comparison import figures, methods, report, runs, sweep, table, web_page
 from xgblora.comparison.methods import METHODS, SET_BY_THE_COMPARISON, Method
 from xgblora.comparison.results import FinishedRun
 from xgblora.comparison.runs import Ended, PlannedRun
@@ -288,6 +288,8 @@ def show(comparison: Comparison, ended: dict[str, Ended]) -> None:
             made, root, title=comparison.title, loss_figure=comparison.loss_figure, pdf=comparison.args.figure_pdf
         )
         print(f"figures: {', '.join(map(str, drawn))}")
+        write_text(root / web_page.NAME, web_page.page(made, comparison.title, drawn))
+        print(f"report:  {root / web_page.NAME}")
     print(f"result:  {root / RESULT}")
     if not made.chosen:
         sys.exit(1)

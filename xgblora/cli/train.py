@@ -74,11 +74,11 @@ def set_defaults(parser: FlagParser, arguments: list[str]) -> None:
         InputError: there is no such recipe.
     """
     given = names_of(arguments)
-    demonstration = {} if "model_name" in given else flags_of_demonstration(given)
-    parser.set_defaults(**demonstration)
     # help ends the program, and shows the defaults of the flags themselves
     if given & {"help", "help_all", "h"}:
         return
+    demonstration = {} if "model_name" in given else flags_of_demonstration(given)
+    parser.set_defaults(**demonstration)
     known, _ = parser.parse_known_args(arguments)
     values = {name: getattr(known, name) for name in {*given, "objective"} if hasattr(known, name)}
     recipe = flags_of_recipe(known.recipe, values) if known.recipe else {}

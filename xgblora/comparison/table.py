@@ -14,12 +14,12 @@ from xgblora.spelling import memory_size
 def summary(report: Report) -> list[str]:
     """The lines of the summary."""
     if report.metric is None:
-        return ["no run has finished", *_failures(report)]
-    lines = [*_loss_plot(report), "", *_table(*_results(report)), *_notes(report)]
+        return ["no run has finished", *failures(report)]
+    lines = [*_loss_plot(report), "", *_table(*results(report)), *notes(report)]
     if any(candidate.setting for candidate in report.candidates):
-        lines += ["", "chosen (*) on the development set:", *_table(*_settings(report))]
+        lines += ["", "chosen (*) on the development set:", *_table(*settings(report))]
     lines += ["", *(about(difference, report.metric) for difference in report.differences)]
-    return [*lines, *_same_curves(report), *_failures(report)]
+    return [*lines, *same_curves(report), *failures(report)]
 
 
 def plan(planned: list[PlannedRun]) -> list[str]:
@@ -75,7 +75,8 @@ def plain(spread: Spread, digits: int) -> str:
     return f"{spread.mean:.{digits}f}{deviation}"
 
 
-def _results(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def results(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Heading and rows: zero-shot, and every method with its best setting."""
     heading = ("", f"held-out {report.metric}", f"dev {report.metric}", "dev loss", "seeds", "steps/s", "forwards")
     before = report.chosen[0]
     rows = [
@@ -108,7 +109,8 @@ def _row(candidate: Candidate) -> tuple[str, ...]:
     )
 
 
-def _notes(report: Report) -> list[str]:
+def notes(report: Report) -> list[str]:
+    """What the numbers of `results` are."""
     lines = ["mean ± standard deviation over seeds; forwards of training, a first-order step counted as 3"]
     run = report.chosen[0].runs[0]
     share, examples = run.measured("eval", run.metric), run.metrics["results"]["trained"]["eval"]["examples"]
@@ -120,7 +122,8 @@ def _notes(report: Report) -> list[str]:
     return lines
 
 
-def _settings(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def settings(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Heading and rows: every method with every setting, the chosen ones marked."""
     rows = [
         (
             candidate.method.name + (" *" if candidate in report.chosen else ""),
@@ -135,7 +138,8 @@ def _settings(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     return ("", "setting", f"dev {report.metric}", "dev loss", f"held-out {report.metric}", "seeds"), rows
 
 
-def _same_curves(report: Report) -> list[str]:
+def same_curves(report: Report) -> list[str]:
+    """Which methods are one and the same by their losses."""
     same = [pair for pair in report.same_curves if pair.everywhere]
     if not same:
         return ["no two methods have the same losses step by step"] if report.same_curves else []
@@ -146,7 +150,8 @@ def _same_curves(report: Report) -> list[str]:
     ]
 
 
-def _failures(report: Report) -> list[str]:
+def failures(report: Report) -> list[str]:
+    """The runs that did not finish, and their last words."""
     lines = []
     for run, ended in report.failures:
         last = ended.last_lines[-1] if ended.last_lines else "it printed nothing"
