@@ -32,13 +32,17 @@ def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> OPTFor
 
 def random_batch(model: OPTForCausalLM, length: int) -> dict[str, torch.Tensor]:
     """16 examples of `length` tokens with two candidates of one token, the last."""
+    return on_device(Collator(pad_token_id=1)(random_examples(model, length, EXAMPLES)), model.device)
+
+
+def random_examples(model: OPTForCausalLM, length: int, count: int) -> list[EncodedExample]:
+    """Examples as those of `random_batch`, the same ones first."""
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(4, model.config.vocab_size, (EXAMPLES, length - 1), generator=generator)
-    examples = [
+    ids = torch.randint(4, model.config.vocab_size, (count, length - 1), generator=generator)
+    return [
         EncodedExample((tuple(row.tolist()),), ((0, length - 2),), (((0, 5),), ((0, 6),)), label=i % 2)
         for i, row in enumerate(ids)
     ]
-    return on_device(Collator(pad_token_id=1)(examples), model.device)
 
 
 def on_device(batch: dict, device: torch.device) -> dict:

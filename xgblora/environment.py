@@ -2,6 +2,7 @@
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -26,6 +27,16 @@ def peak_memory(device: torch.device) -> int | None:
         return None
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kibibytes if platform.system() == "Darwin" else 1024 * kibibytes
+
+
+def free_memory() -> int | None:
+    """Bytes of the host's memory that a process may take without others being moved out; None where unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:  # only Linux has it
+        return None
+    kibibytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kibibytes is None else 1024 * int(kibibytes)
 
 
 def installed(package: str) -> str | None:

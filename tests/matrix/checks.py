@@ -87,7 +87,7 @@ def examine(kind: str, folder: Path) -> Row:
     batch, base = Collator(0)(EXAMPLES), plain_scores(model)
     assert_near(evaluated, base, "evaluation")
     with torch.no_grad():
-        assert_near(objective._scorer.scores(model, batch), base, "training")
+        assert_near(objective.scorer.scores(model, batch), base, "training")
     adapters = xgblora.attach(model, ALL_LINEAR, alpha=1.0)
     layers = by_kind(adapters.layers)
     booster, keys = xgblora.Booster(adapters), set(build(kind).state_dict())

@@ -16,6 +16,7 @@ CASES = {
     "zo, merged by epochs": ("--trainer=zo", "--xgblora_merge_frequency=1"),
     # the checkpoint at step 10 lies inside a round, whose moments it must hold
     "zo, Adam, merged by steps": ("--trainer=zo", "--xgblora_steps_per_iteration=4", "--zo_optimizer=adam"),
+    "zo, upper half, merged by steps": ("--xgblora_layers=0.5:1.0", "--xgblora_steps_per_iteration=5"),
     "zo, LoRA": ("--trainer=zo", "--lora", "--lora_r=2"),
     "regular, merged by steps": ("--trainer=regular", "--xgblora_steps_per_iteration=4"),
     "regular, merged by epochs": ("--trainer=regular", "--xgblora_merge_frequency=1"),

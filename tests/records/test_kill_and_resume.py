@@ -33,6 +33,7 @@ CASES = {
         *STEPS,
         *SELDOM,
         "--zo_pairing=paired",
+        "--xgblora_layers=0.5:1.0",
         "--dtype=bfloat16",
         "--rounding=stochastic",
         "--xgblora_reinit=warm",

@@ -118,7 +118,8 @@ def test_memory_is_counted(foreseen):
     parameters = trainer.adapters.num_parameters()
     # AdamW: two moments in fp32, and a step count for each of 8 tensors
     assert memory.optimizer == 2 * 4 * parameters + 4 * 8
-    assert memory.host == 4 * 32 * 32 * 4 + trainer.adapters.arena.master.nbytes
+    # the base lies in the model's file
+    assert memory.host == trainer.adapters.arena.master.nbytes
     assert batches.most_tokens == positions_of(batches.largest) >= batches.tokens
     *_, without_backward = foreseen("--max_steps=3", "--zo_pairing=sequential")
     assert without_backward.optimizer == 0

@@ -58,11 +58,11 @@ def test_all_indices_are_in_range_padding_included():
 
 def test_a_batch_is_int64_and_can_be_repeated_along_the_examples():
     batch = Collator(PAD)([ONE, TWO, ONE])
-    plain = {name: batch.pop(name) for name in ("grid", "queries", "copies", "groups")}
+    plain = {name: batch.pop(name) for name in ("grid", "queries", "copies", "groups", "trunk")}
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
     assert is_stackable({**batch, **plain})
-    twice = stacked({**batch, **plain}, 2, 6)
-    assert {name: twice[name] for name in plain} == {**plain, "copies": 2, "groups": 6}
+    twice = stacked({**batch, **plain}, 2, 6, "layers.3")
+    assert {name: twice[name] for name in plain} == {**plain, "copies": 2, "groups": 6, "trunk": "layers.3"}
     for name, tensor in batch.items():
         assert torch.equal(twice[name][3:], tensor)
 

@@ -10,6 +10,7 @@ OF_ESTIMATES = {
     "zo_directions": 2,
     "zo_pairing": "sequential",
     "zo_capture": "never",
+    "trunk_cache_gb": 0.5,
     "zo_distribution": "rademacher",
     "zo_two_sided": False,
     "zo_normalise": True,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from xgblora.adapters.arena import Arena, Slot, arena_size
 from xgblora.adapters.base_layer import rest_tensors, stored_tensors
+from xgblora.adapters.depth import first_block
 from xgblora.adapters.identity import origin_of
 from xgblora.adapters.origin import Origin
 from xgblora.adapters.rank1_linear import Rank1Linear, scale_of, starting_a
@@ -38,6 +39,7 @@ class AdapterSet:
     known_rest: str | None = None
     arena: Arena = field(init=False)
     _origin: Origin | None = field(init=False, default=None, repr=False)
+    _first_blocks: dict[tuple[str, ...], str] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self):
         self.arena = Arena(self.layers)
@@ -77,6 +79,18 @@ class AdapterSet:
         """
         self._origin = origin_of(self)
         return self._origin
+
+    def first_block(self, *, in_use: bool = True) -> str:
+        """The name of the model's first block that holds an adapter, see `xgblora.adapters.depth.first_block`.
+
+        Args:
+            in_use: count the adapters alone that the round trains; those of other layers are not read.
+        """
+        names = tuple(name for name, layer in self.layers.items() if layer.active or not in_use)
+        # looking through the modules takes a hundredth of a small model's step
+        if names not in self._first_blocks:
+            self._first_blocks[names] = first_block(self.model, names)
+        return self._first_blocks[names]
 
     def num_parameters(self) -> int:
         """Trainable numbers: rank * (in + out features), summed over the layers."""

@@ -1,7 +1,8 @@
-"""A range of depths: the share of a model's blocks whose layers are adapted."""
+"""Depths: which of a model's blocks hold adapted layers: those of a range, and the first one that does."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -50,24 +51,50 @@ class Depths:
         """
         if self == WHOLE:
             return list(names)
-        lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+        lists = _lists(model)
         kept = [name for name in names if self._holds(_place(lists, name))]
         if not kept:
             raise InputError(f"xgblora_layers={self}: none of the {len(names)} target layers lies there")
         return kept
 
-    def _holds(self, place: tuple[int, int] | None) -> bool:
-        return place is not None and self.start <= (place[0] + 0.5) / place[1] < self.stop
+    def _holds(self, place: "_Place | None") -> bool:
+        return place is not None and self.start <= (place.number + 0.5) / place.count < self.stop
 
 
 WHOLE = Depths()
 
 
-def _place(lists: dict[str, int], name: str) -> tuple[int, int] | None:
-    """The number of the outermost block that the layer `name` is in, and how many blocks there are."""
+def first_block(model: nn.Module, names: Collection[str]) -> str:
+    """The name of the first block that holds one of the layers `names`.
+
+    "" where it is the first of all, and where the layers do not lie in the blocks of one list: then nothing is known to
+    run before all of them.
+    """
+    lists = _lists(model)
+    places = [_place(lists, name) for name in names]
+    if not places or None in places or len({place.blocks for place in places}) > 1:
+        return ""
+    first = min(places, key=lambda place: place.number)
+    return f"{first.blocks}.{first.number}" if first.number else ""
+
+
+class _Place(NamedTuple):
+    """A block: its number in the list called `blocks`, which has `count` of them."""
+
+    blocks: str
+    number: int
+    count: int
+
+
+def _lists(model: nn.Module) -> dict[str, int]:
+    return {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+
+
+def _place(lists: dict[str, int], name: str) -> _Place | None:
+    """The outermost block that the layer `name` is in; None outside of all."""
     parts = name.split(".")
     for end in range(1, len(parts)):
         path = ".".join(parts[:end])
         if path in lists and parts[end].isdigit():
-            return int(parts[end]), lists[path]
+            return _Place(path, int(parts[end]), lists[path])
     return None

@@ -171,6 +171,10 @@ class FullParameters:
         self._origin = origin_of(self)
         return self._origin
 
+    def first_block(self, *, in_use: bool = True) -> str:
+        """ "": a perturbation reaches every block."""
+        return ""
+
     def num_parameters(self) -> int:
         """Trainable numbers, those of shared parameters once."""
         return sum(parameter.numel() for parameter in self.parameters.values())

@@ -18,7 +18,7 @@ class Memory:
         weights: of the adapted weights as they are stored (quantised ones with their scales and tables).
         adapters: of the arena's `master`, fp32.
         remainders: on the device, 2 for each element of a 16-bit weight that is merged into with rounding "remainder".
-        host_copy: on the host, the copy of the mergeable weights that rolling back starts from.
+        host_copy: on the host, the copy of the mergeable weights that rolling back starts from, unless a file has them.
     """
 
     weights: int

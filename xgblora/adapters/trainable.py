@@ -85,6 +85,12 @@ class Trainable(Protocol):
     def identify(self) -> Origin:
         """Take the model as it is now for the base that `origin` says; to be called before it is trained."""
 
+    def first_block(self, *, in_use: bool = True) -> str:
+        """The name of the model's first block that holds an adapter (`in_use`: one that is read); "" if none is known.
+
+        The blocks before it give the same whatever row of `live` is read.
+        """
+
     def num_parameters(self) -> int:
         """Trainable numbers."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xgblora import ops
 from xgblora.adapters import AdapterSet
+from xgblora.boosting.base_copy import BaseCopy
 from xgblora.boosting.ledger import Ledger, MergedAdapter, Term
 from xgblora.boosting.overflow import MergeOverflow, Reach
 from xgblora.boosting.starts import RoundStart, Samples, check_share
@@ -37,8 +38,8 @@ class Booster:
         samples: as given; may be set as long as no start is to be measured.
         tape: where merges and rollbacks are recorded, None unless `start_tape` began one.
 
-    A weight that cannot be written (quantised) keeps its boosters in a bank beside it. The first merge keeps a copy of
-    the adapted base weights on the host, from which `rollback` starts again.
+    A weight that cannot be written (quantised) keeps its boosters in a bank beside it. The first merge keeps
+    the adapted base weights, from which `rollback` starts again: see `BaseCopy`.
 
     Raises:
         InputError: rounding or reinit is unknown, or colsample out of range.
@@ -58,7 +59,7 @@ class Booster:
         self.adapters, self.rounding, self.samples = adapters, rounding, samples
         self.tape: Tape | None = None
         self.ledger = Ledger(adapters.identify(), adapters.arena.slots, rounding, RoundStart(reinit, colsample))
-        self._base: list[Tensor] | None = None
+        self._base: BaseCopy | None = None
         self._remainders: list[Tensor] | None = None
         self._reach = Reach(adapters)
         if rounding == "nearest" and adapters.compute_dtype != torch.float32:
@@ -265,8 +266,7 @@ class Booster:
             if not layer.mergeable:
                 layer.clear_bank()
         if self._base is not None:
-            for weight, base in zip(self.adapters.weights(), self._base, strict=True):
-                weight.copy_(base)
+            self._base.restore()
             self._remainders = self._zero_remainders()
             self._reach.forget()
         for term in terms:
@@ -274,7 +274,7 @@ class Booster:
 
     def _write(self, term: Term) -> None:
         if self._base is None:
-            self._base = [weight.detach().to("cpu", copy=True) for weight in self.adapters.weights()]
+            self._base = BaseCopy(self.adapters)
             self._remainders = self._zero_remainders()
         self._reach.add(term)
         rows = term.adapters.to(self.adapters.arena.master.device).unsqueeze(0)

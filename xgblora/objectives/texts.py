@@ -53,22 +53,25 @@ class CandidateObjective:
         model: the model that will be trained.
         loss: of scores [B, C] and labels [B]: `option_nll`, `classification`, `zero_one` or another.
         longest: the tokens of the longest text, see `OptionScorer`.
+
+    Attributes:
+        scorer: what runs the batches.
     """
 
     def __init__(self, model: nn.Module, loss: LossOfScores = option_nll, *, longest: int | None = None):
-        self._scorer = OptionScorer(model, longest)
+        self.scorer = OptionScorer(model, longest)
         self.loss = loss
 
     @property
     def packs(self) -> bool:
         """Whether batches run without padding."""
-        return self._scorer.packs
+        return self.scorer.packs
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return self.loss(self._scorer.scores(model, batch), batch["label"])
+        return self.loss(self.scorer.scores(model, batch), batch["label"])
 
     def losses_and_choices(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        scores = self._scorer.scores(model, batch)
+        scores = self.scorer.scores(model, batch)
         return self.loss(scores, batch["label"]), scores.argmax(dim=1)
 
 
@@ -80,21 +83,24 @@ class LanguageModelObjective:
     Args:
         model: the model that will be trained.
         longest: the tokens of the longest text, see `OptionScorer`.
+
+    Attributes:
+        scorer: what runs the batches.
     """
 
     def __init__(self, model: nn.Module, *, longest: int | None = None):
-        self._scorer = OptionScorer(model, longest)
+        self.scorer = OptionScorer(model, longest)
 
     @property
     def packs(self) -> bool:
         """Whether batches run without padding."""
-        return self._scorer.packs
+        return self.scorer.packs
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return -self._scorer.scores(model, batch)[:, 0]
+        return -self.scorer.scores(model, batch)[:, 0]
 
     def losses_and_choices(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        scores = self._scorer.scores(model, batch)
+        scores = self.scorer.scores(model, batch)
         return -scores[:, 0], scores[:, 1:].argmax(dim=1) + 1
 
 

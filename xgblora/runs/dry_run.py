@@ -83,13 +83,16 @@ def _memory(trainer: XGBLoRATrainer, memory: RunMemory) -> Rows:
             ("Memory of merges on the device (remainders)", memory.remainders),
             ("Memory of merges on the host (base weights, boosters)", memory.host),
         ]
+    if memory.trunk:
+        rows.append(("Memory of remembered hidden states on the host", memory.trunk))
     if memory.evaluation:
         rows.append(("Memory of an evaluation (activations, largest batch of the development set)", memory.evaluation))
     shown = [(name, memory_size(size)) for name, size in rows]
+    host = memory.host + memory.trunk
     if device.type == "cpu":
-        together = f"{memory_size(memory.device + memory.host)} on the cpu"
+        together = f"{memory_size(memory.device + host)} on the cpu"
     else:
-        together = f"{memory_size(memory.device)} on {device}, {memory_size(memory.host)} on the host"
+        together = f"{memory_size(memory.device)} on {device}, {memory_size(host)} on the host"
     return [
         *shown,
         ("Memory at the peak", f"{together}, beside Python, the libraries and the scratch space of kernels"),

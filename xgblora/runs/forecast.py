@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from xgblora.adapters.memory import memory_of
+from xgblora.boosting.base_copy import BaseCopy
 from xgblora.errors import InputError
 from xgblora.records import checkpoint
 from xgblora.runs.tensor_bytes import TensorBytes
@@ -117,7 +118,8 @@ class RunMemory:
         step: the peak of what a step on the largest batch makes: activations, and gradients with backpropagation.
         evaluation: likewise, of the largest evaluation batch of the development set.
         remainders: what merging keeps beside 16-bit weights.
-        host: on the host, the copy of the base weights that merging keeps, and all boosters.
+        host: on the host, the copy of the base weights that lie in no file, and all boosters.
+        trunk: on the host, the hidden states that are remembered.
     """
 
     weights: int
@@ -127,6 +129,7 @@ class RunMemory:
     evaluation: int
     remainders: int
     host: int
+    trunk: int = 0
 
     @property
     def device(self) -> int:
@@ -136,7 +139,7 @@ class RunMemory:
 
 
 def memory_of_run(trainer: XGBLoRATrainer, batches: Batches | None, boosters: int) -> RunMemory:
-    """Count the memory of a run by trying a step; the adapters in training are spoilt afterwards.
+    """Count the memory of a run by trying a step; the trainer is spoilt afterwards.
 
     Args:
         trainer: before training.
@@ -147,6 +150,8 @@ def memory_of_run(trainer: XGBLoRATrainer, batches: Batches | None, boosters: in
         InputError: a batch does not fit into the memory.
     """
     arena, merging = trainer.adapters.arena, memory_of(trainer.adapters)
+    # filling it is no part of a step, and may write a file; without it a step holds more
+    trunk, trainer.trunk = trainer.trunk, None
     evaluation = _peak_of_evaluation(trainer)
     if batches is None:
         return RunMemory(base_bytes(trainer), 0, 0, 0, evaluation, 0, 0)
@@ -161,7 +166,8 @@ def memory_of_run(trainer: XGBLoRATrainer, batches: Batches | None, boosters: in
         evaluation=evaluation,
         # the adapter that is left at the end is merged too, so that every run that trains merges
         remainders=merging.remainders if trainer.args.rounding == "remainder" else 0,
-        host=merging.host_copy + boosters * _recorded(trainer),
+        host=BaseCopy(trainer.adapters).nbytes + boosters * _recorded(trainer),
+        trunk=trunk.memory.in_memory if trunk is not None else 0,
     )
 
 

@@ -64,6 +64,8 @@ def log_configuration(
                 rows.append(("Rounding of merges", args.rounding))
         if args.trainer == "zo":
             rows.append(("Zeroth order", estimate_and_rule(args)))
+        if trainer.trunk is not None:
+            rows.append(("Hidden states remembered", trainer.trunk))
         rows += [
             (
                 "Learning rate",

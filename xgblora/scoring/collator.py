@@ -36,6 +36,11 @@ class Collator:
     - `grid`: (rows, positions a row) of the packed grid.
     - `copies`: how often the batch stands in it, one below the other, and `groups`: how many adapters read it, each an
       equal share of the rows. 1 and 1, unless what repeats a batch says otherwise.
+    - `trunk`: the name of the model's first block that treats the copies differently; "", unless what repeats a batch
+      says otherwise.
+
+    What remembers hidden states (`xgblora.scoring.trunk_memory`) adds `states` [B, S, T, D] and the name of the block
+    that is given them, `states_at`.
 
     What runs the batch chooses between the padded and the packed form; without `grid` it is a padded batch.
 
@@ -90,6 +95,7 @@ class Collator:
             "grid": (layout.rows, layout.length),
             "copies": 1,
             "groups": 1,
+            "trunk": "",
         }
 
 

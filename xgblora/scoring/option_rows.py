@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from xgblora.scoring.blocks import blocks_of
 
 # of the rows that the last layer computes; with more, taking them out and putting them back costs what it saves
 MOST_SPARED = 0.5
@@ -105,10 +106,7 @@ def _gather(rows: Tensor, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[
 
 def last_layer(model: nn.Module) -> nn.Module | None:
     """The last of the layers of `model`, if there is one list of them."""
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and module and isinstance(module[-1], GradientCheckpointingLayer):
-            return module[-1] if len(module) == getattr(model.config, "num_hidden_layers", None) else None
-    return None
+    return next(reversed(blocks_of(model).values()), None)
 
 
 class _LastLayer:

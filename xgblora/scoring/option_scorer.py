@@ -3,15 +3,18 @@
 Batches run packed, without padding, on models that give the right scores so (`xgblora.scoring.truth`). Those that do
 not pad them on the left, with a mask and positions; on the right, where a causal model does not see it; or run texts of
 one length at a time. What does not predict an option token is spared the end of the model
-(`xgblora.scoring.option_rows`).
+(`xgblora.scoring.option_rows`), and what is the same in all copies of a batch its beginning (`xgblora.scoring.trunk`).
 """
 
 import inspect
 import logging
 import math
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from xgblora.errors import InputError
 from xgblora.scoring.collator import Collator
@@ -19,6 +22,7 @@ from xgblora.scoring.masked import fills_masks, without_cache
 from xgblora.scoring.option_rows import OptionRows, Rows
 from xgblora.scoring.packing import for_attention, keeps_apart, power_of_two, reason_not_to_pack
 from xgblora.scoring.together import ALL, Together, rules_for
+from xgblora.scoring.trunk import Trunk
 from xgblora.scoring.truth import SHORTEST, Truth, can_be_tried, truth_of
 
 logger = logging.getLogger("xgblora")
@@ -45,7 +49,7 @@ class OptionScorer:
             raise InputError(f"{type(model).__name__} has no output embeddings: it is no language model")
         self._arguments = list(inspect.signature(model.forward).parameters)
         self._takes_positions = "position_ids" in self._arguments
-        self._rows = OptionRows(model)
+        self._rows, self._trunk = OptionRows(model), Trunk(model)
         self.packs = False
         # tokens of the longest text that was tried; of a model without weights none can be
         self._tried = math.inf
@@ -58,17 +62,41 @@ class OptionScorer:
 
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean log-probability of the option tokens of each candidate: fp32 [B, C], -inf for padding candidates."""
-        if batch["input_ids"].shape[-1] > self._tried and batch.get("groups", 1) == 1:
-            # nobody said that texts would be so long
-            self._try(model, int(batch["attention_mask"].sum(dim=-1).max()))
+        self._try_longer(model, batch)
         packed = self.packs and "grid" in batch and batch["groups"] == batch["copies"]
         if not packed and self._together is not None:
             logits = self._logits_on_the_right(model, batch)
         else:
-            arguments, rows = _packed(model, batch) if packed else self._padded(model, batch)
-            with self._rows.only(rows):
+            arguments, rows = self._inputs(model, batch, packed)
+            with self._below_skipped(model, batch, packed), self._rows.only(rows):
                 logits = model(**arguments, use_cache=False).logits.float()
         return _mean_log_probabilities(logits.view(len(batch["label"]), -1, logits.shape[-1]), batch)
+
+    def states(self, model: nn.Module, batch: dict[str, Tensor], first: str) -> Tensor:
+        """The hidden states of a batch that the block called `first` is given: [B, S, T, D], zero for padding."""
+        self._try_longer(model, batch)
+        packed = self.packs and "grid" in batch
+        hidden = self._run_below(model, batch, packed, first)
+        if not packed:
+            there = batch["attention_mask"].bool().unsqueeze(-1)
+            return hidden.view(*batch["input_ids"].shape, -1).masked_fill(~there, 0)
+        # what has no cell of its own stands in the row after the last
+        of_cells = pad(hidden.flatten(0, 1), (0, 0, 0, 1))
+        return of_cells.index_select(0, batch["cells"].flatten()).view(*batch["cells"].shape, -1)
+
+    def can_skip(self, model: nn.Module, first: str, groups: int = 1) -> bool:
+        """Whether forwards may begin at the block called `first`, see `Trunk.fits`; `groups` adapters are read.
+
+        Those that pad on the right may not, unless they are packed: their texts stand elsewhere.
+        """
+        if not self.packs and self._together is not None:
+            return self._trunk.refuses(first, "batches are padded on the right")
+        return self._trunk.fits(model, first, partial(_apart if self.packs else _plain, model), groups)
+
+    def _try_longer(self, model: nn.Module, batch: dict[str, Tensor]) -> None:
+        if batch["input_ids"].shape[-1] > self._tried and batch.get("groups", 1) == 1:
+            # nobody said that texts would be so long
+            self._try(model, int(batch["attention_mask"].sum(dim=-1).max()))
 
     def _try(self, model: nn.Module, longest: int | None) -> None:
         """Choose how batches of texts of up to `longest` tokens are run."""
@@ -79,6 +107,33 @@ class OptionScorer:
         reason = reason or self._reason_not_to_pack(model, truth)
         if reason:
             logger.info("Batches are padded, not packed: %s", reason)
+
+    def _below_skipped(self, model: nn.Module, batch: dict[str, Tensor], packed: bool) -> AbstractContextManager[None]:
+        """Within the block a forward skips what is known of the batch, or the same in all its copies and run here."""
+        first, copies, known = batch.get("trunk", ""), batch.get("copies", 1), batch.get("states_at", "")
+        if copies > 1 and first not in ("", known) and self.can_skip(model, first, batch["groups"]):
+            one = {name: value[: len(value) // copies] for name, value in batch.items() if isinstance(value, Tensor)}
+            hidden = self._run_below(model, {**batch, **one, "copies": 1, "groups": 1}, packed, first)
+            return self._trunk.skipped(first, hidden.repeat(copies, 1, 1))
+        return self._known_skipped(batch, packed)
+
+    def _known_skipped(self, batch: dict[str, Tensor], packed: bool) -> AbstractContextManager[None]:
+        """Within the block a forward begins at the block whose `states` are in the batch, if there are any."""
+        if "states" not in batch:
+            return nullcontext()
+        states = batch["states"]
+        return self._trunk.skipped(batch["states_at"], _in_grid(states, batch) if packed else states.flatten(0, 1))
+
+    def _run_below(self, model: nn.Module, batch: dict[str, Tensor], packed: bool, first: str) -> Tensor:
+        """The hidden states that the block called `first` is given, as the model has them; no other is run."""
+        arguments, rows = self._inputs(model, batch, packed)
+        # some row must go through the vocabulary
+        with self._known_skipped(batch, packed), self._rows.only(Rows(rows.rows[:1])):
+            return self._trunk.states(lambda: model(**arguments, use_cache=False), first)
+
+    def _inputs(self, model: nn.Module, batch: dict[str, Tensor], packed: bool) -> tuple[dict[str, Tensor], Rows]:
+        """What the model takes, and the rows that predict option tokens."""
+        return _packed(model, batch) if packed else self._padded(model, batch)
 
     def _padded(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Rows]:
         """What the model takes, and the rows of its B * S * T that predict option tokens."""
@@ -205,6 +260,18 @@ def _packed(model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tenso
     return arguments, Rows(wanted.view(-1), _places(wanted, batch, rows))
 
 
+def _in_grid(states: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Hidden states [B, S, T, D] where their tokens stand in the packed grids: [copies * rows, length, D]."""
+    copies, (rows, length) = batch["copies"], batch["grid"]
+    cells = batch["cells"].view(copies, -1)
+    first = torch.arange(copies, device=cells.device).unsqueeze(1) * (rows * length)
+    # one cell more takes all padding
+    cells = torch.where(cells < rows * length, cells + first, copies * rows * length)
+    filled = states.new_zeros(copies * rows * length + 1, states.shape[-1])
+    filled.index_copy_(0, cells.flatten(), states.flatten(0, 2))
+    return filled[:-1].view(copies * rows, length, -1)
+
+
 def _places(wanted: Tensor, batch: dict[str, Tensor], rows: int) -> Tensor | None:
     """The cells `wanted` [copies, B * R] by row of their grids: [copies * rows, Q], as `Rows.places` has them."""
     if not batch["queries"]:
@@ -212,6 +279,18 @@ def _places(wanted: Tensor, batch: dict[str, Tensor], rows: int) -> Tensor | Non
     copies, (_, length) = batch["copies"], batch["grid"]
     places = wanted.new_full((copies, rows * batch["queries"]), copies * rows * length)
     return places.scatter_(1, batch["slots"].view(copies, -1), wanted).view(copies * rows, -1)
+
+
+def _apart(model: nn.Module, ids: Tensor) -> Tensor:
+    """The logits of texts `ids` [N, T], run as a grid in which each has a row."""
+    there = torch.ones_like(ids)
+    mask = for_attention(model, keeps_apart(there, torch.zeros_like(ids)))
+    return model(input_ids=ids, position_ids=_positions(there), attention_mask=mask, use_cache=False).logits
+
+
+def _plain(model: nn.Module, ids: Tensor) -> Tensor:
+    """The logits of texts `ids` [N, T]."""
+    return model(input_ids=ids, use_cache=False).logits
 
 
 def _is_on_gpu(tensor: Tensor) -> bool:

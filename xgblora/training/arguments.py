@@ -220,6 +220,14 @@ class AdapterArguments:
         "auto: on a GPU the step is captured as CUDA graphs, one a batch shape; never: it is not.",
         decides=Decides.PASSING,
     )
+    trunk_cache_gb: float | None = _of_estimates(
+        None,
+        "GB of memory for the hidden states of texts below all adapters, each computed once; what has no room lies in "
+        "a file of the run's folder. A quarter of what is free without it; 0: nothing is remembered.",
+        decides=Decides.PASSING,
+        needs=(Needs.ESTIMATE, Needs.ADAPTERS),
+        idle={"regular": "backpropagation runs all layers"},
+    )
     zo_distribution: Literal["gaussian", "rademacher"] = _of_estimates("gaussian", "Distribution of the directions.")
     zo_two_sided: bool = _of_estimates(
         True, "Losses on both sides of the weights (2 forwards a direction); false: on one side, and one without noise."

@@ -41,6 +41,8 @@ def check_flags(args: Any) -> None:
     if args.trainer == "zo":
         for flag, name in args.flags_of_optimizer.items():
             (check_positive if name == "epsilon" else check_beta)(flag, getattr(args, flag))
+    if args.trunk_cache_gb is not None:
+        check_not_negative("trunk_cache_gb", args.trunk_cache_gb)
     if args.zo_directions < 1:
         raise InputError(f"zo_directions={args.zo_directions}: must be 1 or more")
     check_normalise("zo_normalise", args.zo_normalise, args.zo_two_sided, args.zo_directions)

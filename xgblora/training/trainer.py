@@ -35,6 +35,7 @@ from xgblora.training.check_flags import check_batches
 from xgblora.training.flag import Needs, asked_for
 from xgblora.training.from_flags import booster_of, trainable_of, zero_order_of
 from xgblora.training.progress import ShowProgress
+from xgblora.training.remembered_trunk import RememberedTrunk, identity_of_trunk, remembered_trunk
 from xgblora.training.round_samples import samples_of
 from xgblora.training.run_identity import identity_of_flags
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer, without_gradients
@@ -60,6 +61,7 @@ class XGBLoRATrainer(Trainer):
             nothing at all.
         zo: the zeroth-order estimator; None with `trainer="regular"`.
         tape: what the zeroth-order run decided; None with `trainer="regular"`.
+        trunk: what is remembered below the adapters; None where nothing is.
         best_round: the round that `load_best_round_at_end` kept; None before.
         steps_taken: optimizer steps of this process, those before a resumed checkpoint not among them.
     """
@@ -88,6 +90,7 @@ class XGBLoRATrainer(Trainer):
         self._unlogged: dict | None = None
         self._identity = {
             **identity_of_flags(args),
+            **identity_of_trunk(self.adapters, args),
             **(identity or {}),
             **_identity_of_size(kwargs.get("train_dataset")),
         }
@@ -97,11 +100,14 @@ class XGBLoRATrainer(Trainer):
         if hasattr(kwargs.get("train_dataset"), "__len__"):
             check_batches(args, len(kwargs["train_dataset"]))
         self._loss_of_step: Tensor | None = None
+        self.trunk: RememberedTrunk | None = None
         super().__init__(model=model, args=args, **kwargs)
         _refuse_without_one_held_out_set(args, self.eval_dataset)
         self.model_accepts_loss_kwargs = False
         self.zo = zero_order_of(self.adapters, self.objective, args) if args.trainer == "zo" else None
         self.tape = start_tape(self.zo, self.booster) if self.zo is not None else None
+        first = self.adapters.first_block(in_use=False) if self.zo is not None else ""
+        self.trunk = remembered_trunk(self, self.objective, first)
         self._forward_parameters = sum(parameter.numel() for parameter in model.parameters())
         if self.booster.start.measures:
             self.booster.samples = samples_of(self, self.objective)
@@ -133,6 +139,8 @@ class XGBLoRATrainer(Trainer):
             self._keep_best_round()
             if self._run_files is not None:
                 self._run_files.rewrite_tape()
+        if self.trunk is not None:
+            self.trunk.forget()
         return output
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
@@ -152,6 +160,9 @@ class XGBLoRATrainer(Trainer):
             self._loss_of_step = None
             self.steps_taken += 1
         return loss
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        return super()._prepare_inputs(inputs if self.trunk is None else self.trunk.add_to(inputs))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
         # what transformers would find among all parameters in every step, 0.6 ms of the demonstration's 35

@@ -15,6 +15,8 @@ FAR_APART = 0.03
 # of what lies between the largest and the smallest loss, and of the losses themselves, by what they are computed in
 _SHARE = 0.05
 _ROUNDING = {torch.float32: 1e-4}
+# of a batch what is known of its forward: the step runs as it would without
+_STATES = "states"
 
 
 def same_losses(stacked: Tensor, alone: Tensor, dtype: torch.dtype) -> bool:
@@ -36,13 +38,19 @@ def is_stackable(batch: Any) -> bool:
     return bool(tensors) and len({tensor.shape[:1] for tensor in tensors}) == 1 and tensors[0].ndim > 0
 
 
-def stacked(batch: Any, copies: int, groups: int) -> dict[str, Any]:
+def elements_of(batch: Any) -> int:
+    """The elements of the largest tensor that a stackable batch holds, remembered hidden states apart."""
+    return max(value.numel() for name, value in batch.items() if name != _STATES and isinstance(value, Tensor))
+
+
+def stacked(batch: Any, copies: int, groups: int, trunk: str = "") -> dict[str, Any]:
     """`batch` repeated `copies` times along the examples: copy c is rows `c * B .. (c + 1) * B - 1`.
 
-    A batch that has entries `copies` and `groups` is told in them how often it stands there, and how many adapters read
-    it, each its share of the rows. Others are told nothing: their entries may be the arguments of a model.
+    A batch that has entries `copies`, `groups` and `trunk` is told in them how often it stands there, how many adapters
+    read it, each its share of the rows, and below which block all copies are the same. Others are told nothing: their
+    entries may be the arguments of a model.
     """
-    told = {"copies": copies, "groups": groups}
+    told = {"copies": copies, "groups": groups, "trunk": trunk}
     return {
         name: value.repeat(copies, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else told.get(name, value)
         for name, value in batch.items()

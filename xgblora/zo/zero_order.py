@@ -25,7 +25,7 @@ from xgblora.tape import Tape
 from xgblora.zo.cuda_recorder import CudaRecorder
 from xgblora.zo.estimator import Estimator, check_estimator, direction_seeds
 from xgblora.zo.one_sided import OneSided, check_normalise
-from xgblora.zo.stacking import FAR_APART, is_stackable, same_losses, stacked
+from xgblora.zo.stacking import FAR_APART, elements_of, is_stackable, same_losses, stacked
 from xgblora.zo.step_graphs import StepGraphs
 from xgblora.zo.two_sided import TwoSided
 from xgblora.zo.update_rule import ArenaOptimizer, UpdateRule
@@ -319,13 +319,12 @@ class ZeroOrder:
             self._announce("ZO: signs and directions run one after the other (the batch cannot be stacked)")
             return False
         if self.pairing == "auto":
-            elements = max(value.numel() for value in batch.values() if isinstance(value, Tensor))
-            return elements * self.forwards <= AUTO_PAIRING_ELEMENTS
+            return elements_of(batch) * self.forwards <= AUTO_PAIRING_ELEMENTS
         return True
 
     def _paired_losses(self, batch: Any, groups: int) -> Tensor:
         rows = len(self._losses)
-        losses = self._losses_with(0, rows, stacked(batch, self.forwards, rows))
+        losses = self._losses_with(0, rows, stacked(batch, self.forwards, rows, self.adapters.first_block()))
         if losses.shape[:1] != (self.forwards * _examples(batch),):
             if self.pairing == "paired":
                 raise InputError(
