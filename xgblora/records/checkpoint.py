@@ -14,6 +14,7 @@ import shutil
 import time
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 from safetensors.torch import load_file, save_file
 
@@ -31,6 +32,7 @@ ADAPTERS = "adapters.safetensors"
 LEDGER = "boosters.safetensors"
 TAPE = "tape.bin"
 ROUND = "round.safetensors"
+EXAMPLES = "examples.safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)")
 # nanoseconds; clocks of file systems tick every few milliseconds, of FAT every two seconds
 _SETTLED_AFTER = 2_000_000_000
@@ -38,16 +40,30 @@ _SETTLED_AFTER = 2_000_000_000
 _NEEDED_TO_GO_ON = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
 
+class State(Protocol):
+    """Something of a run that writes and takes up a file of its own."""
+
+    def save(self, path: Path) -> None: ...
+
+    def load(self, path: Path) -> None: ...
+
+
 def save(
-    folder: Path, adapters: Trainable, booster: Booster | FullFineTuning, adaptive: AdaptiveMerging | None = None
+    folder: Path,
+    adapters: Trainable,
+    booster: Booster | FullFineTuning,
+    adaptive: AdaptiveMerging | None = None,
+    hard: State | None = None,
 ) -> None:
-    """Write what is in training, the ledger, the tape if there is one, and the adaptive round, into `folder`."""
+    """Write what is in training, the ledger, the tape if there is one, the adaptive round, and what was found hard."""
     save_file({"master": adapters.arena.master}, folder / ADAPTERS)
     booster.save_ledger(folder / LEDGER)
     if booster.tape is not None:
         booster.tape.save(folder / TAPE)
     if adaptive is not None:
         adaptive.save(folder / ROUND)
+    if hard is not None:
+        hard.save(folder / EXAMPLES)
 
 
 def seal(folder: Path, origin: Origin, *, step: int, epoch: float, run: dict, unlogged: dict) -> None:
@@ -85,9 +101,13 @@ def check(folder: Path, origin: Origin, run: dict) -> dict:
 
 
 def load(
-    folder: Path, adapters: Trainable, booster: Booster | FullFineTuning, adaptive: AdaptiveMerging | None = None
+    folder: Path,
+    adapters: Trainable,
+    booster: Booster | FullFineTuning,
+    adaptive: AdaptiveMerging | None = None,
+    hard: State | None = None,
 ) -> None:
-    """Set the model to what `save` wrote: base + ledger, what is in training, the tape up to there, and the round.
+    """Set a run to what `save` wrote: base + ledger, what is in training, the tape up to there, and the rest.
 
     Raises:
         InputError: a file cannot be read, or belongs to another run; `check` says so before.
@@ -105,6 +125,8 @@ def load(
     adapters.arena.restore()
     if adaptive is not None:
         adaptive.load(folder / ROUND)
+    if hard is not None:
+        hard.load(folder / EXAMPLES)
 
 
 def ledger_of(folder: Path) -> Ledger:

@@ -58,6 +58,8 @@ def log_configuration(
                 ("Shrinkage", args.shrinkage),
                 ("Layers a round trains (colsample)", f"{start.count(len(adapters.layers))} of {len(adapters.layers)}"),
             ]
+            if trainer.hard is not None:
+                rows.append(("Hard examples", trainer.hard))
             if args.early_stopping_rounds:
                 rows.append(("Early stopping", f"after {args.early_stopping_rounds} round(s) without a better one"))
             if weights != torch.float32:

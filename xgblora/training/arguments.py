@@ -1,6 +1,6 @@
 """The flags of a run: which model and task, which adapters, when to merge, how to train."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Literal
 
@@ -98,9 +98,7 @@ class TaskArguments:
         in_comparison="use --skip_completed false",
     )
     dry_run: bool = declare(
-        False,
-        "Check everything, show the configuration, the steps, merges and memory to come, and write nothing.",
-        Decides.NOTHING,
+        False, "Check everything, show the steps, merges and memory to come, and write nothing.", Decides.NOTHING
     )
 
 
@@ -188,6 +186,12 @@ class AdapterArguments:
     )
     xgblora_colsample: float = _of_rounds(
         1.0, "Share of the layers that a round trains, drawn for every round; 1.0: all."
+    )
+    xgblora_hard_examples: float = _of_estimates(
+        0.0,
+        "Share of each batch that is drawn from the fifth of the examples that had the highest losses; 0: none.",
+        decides=Decides.RUN,
+        needs=(Needs.ROUNDS, Needs.ESTIMATE),
     )
     rounding: Literal["remainder", "stochastic", "nearest"] = declare(
         "remainder",
@@ -300,10 +304,10 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
             # one spelling: a checkpoint compares it
             self.xgblora_shrinkage = str(self.shrinkage.factor)
         self.xgblora_layers = str(self.depths)
-        self.check()
+        check_flags(self)
         # transformers fills in a folder of its own
         self.names_its_folder = self.output_dir is not None
-        # in the order of declaration: early stopping turns on the best round, and that one staged evaluation
+        # in their order: early stopping turns on the best round, and that one staged evaluation
         for name, flag in flags_of(self).items():
             if flag.turns_on and getattr(self, name):
                 setattr(self, flag.turns_on, True)
@@ -379,27 +383,17 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
     @property
     def merge_policy_of_flags(self) -> MergePolicy:
         """The merge rule that the flags say, whatever the method."""
-        adaptive = AdaptiveRule(
-            ema=self.xgblora_adaptive_ema,
-            patience=self.xgblora_adaptive_patience,
-            threshold=self.xgblora_adaptive_threshold,
-            min_steps=self.xgblora_adaptive_min_steps,
-            max_steps=self.xgblora_adaptive_max_steps,
-        )
+        rule = AdaptiveRule(**{of.name: getattr(self, f"xgblora_adaptive_{of.name}") for of in fields(AdaptiveRule)})
         return MergePolicy.from_flags(
             steps_per_iteration=self.xgblora_steps_per_iteration,
             merge_frequency=self.xgblora_merge_frequency,
-            adaptive=adaptive if self.xgblora_adaptive_merge else None,
+            adaptive=rule if self.xgblora_adaptive_merge else None,
         )
 
     @property
     def shrinkage(self) -> Shrinkage:
         """How much of an adapter a merge takes."""
         return Shrinkage.from_flag("xgblora_shrinkage", self.xgblora_shrinkage)
-
-    def check(self) -> None:
-        """Raise InputError if a flag is out of range or two contradict each other."""
-        check_flags(self)
 
 
 # what every flag of `xgblora-train` says of itself

@@ -10,7 +10,7 @@ from xgblora.boosting.shrinkage import Shrinkage
 from xgblora.boosting.starts import FIRST_STARTS, REINITS, check_share
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.ops.update import RULES
-from xgblora.training.flag import OF_ADAPTERS, Needs, needing
+from xgblora.training.flag import OF_ADAPTERS, Needs, asked_for, needing
 from xgblora.training.refused_flags import check_refused
 from xgblora.zo.one_sided import check_normalise
 from xgblora.zo.update_rule import check_beta
@@ -86,6 +86,7 @@ def _check_rounds(args: Any) -> None:
     if args.lora_init not in FIRST_STARTS:
         raise InputError(f"lora_init={args.lora_init}: must be one of {', '.join(FIRST_STARTS)}")
     check_share("xgblora_colsample", args.xgblora_colsample)
+    _check_hard_examples(args)
     if args.shrinkage != Shrinkage() and not REINITS[args.xgblora_reinit].starts_at_zero:
         raise InputError(
             f"xgblora_reinit={args.xgblora_reinit}: the base takes back all that a round started with; use "
@@ -110,6 +111,24 @@ def _check_rounds(args: Any) -> None:
     for name in ("early_stopping_rounds", "load_best_round_at_end"):
         if getattr(args, name) and args.load_best_model_at_end:
             raise InputError(f"--{name} and --load_best_model_at_end: choose one of them")
+
+
+def _check_hard_examples(args: Any) -> None:
+    share = args.xgblora_hard_examples
+    if not 0.0 <= share < 1.0:
+        raise InputError(f"xgblora_hard_examples={share}: must be 0 or more and below 1")
+    others = {"train_sampling_strategy": "random", "dataloader_num_workers": 0, "ignore_data_skip": False}
+    for name, needed in others.items():
+        if share and getattr(args, name) != needed:
+            raise InputError(f"{name}={getattr(args, name)}: --xgblora_hard_examples draws the batches; leave it out")
+
+
+def check_development_set(args: Any, held_out: object) -> None:
+    """Raise InputError if a flag needs one development set and `held_out` is not one."""
+    wanted = asked_for(args, Needs.ONE_DEVELOPMENT_SET)
+    if wanted and args.trainer != "none" and (held_out is None or isinstance(held_out, dict)):
+        found = "none" if held_out is None else f"a dict of {len(held_out)}"
+        raise InputError(f"eval_dataset: {wanted[0]} needs one development set to measure rounds on, not {found}")
 
 
 def check_batches(args: Any, examples: int) -> None:

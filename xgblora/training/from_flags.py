@@ -1,12 +1,14 @@
 """What the flags make of a model: what is trained, what merges it, and the zeroth-order step over it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 from torch import nn
 
 from xgblora.adapters import FullParameters, Trainable, attach
 from xgblora.boosting import Booster, FullFineTuning
+from xgblora.errors import InputError
 from xgblora.training.arguments import XGBLoRAArguments
+from xgblora.training.hard_examples import HardExamples
 from xgblora.zo import ZeroOrder
 
 
@@ -29,6 +31,27 @@ def booster_of(adapters: Trainable, args: XGBLoRAArguments) -> Booster | FullFin
     if args.full:
         return FullFineTuning(adapters)
     return Booster(adapters, rounding=args.rounding, reinit=args.start, colsample=args.xgblora_colsample)
+
+
+def hard_examples_of(examples: Sized | None, args: XGBLoRAArguments) -> HardExamples | None:
+    """What draws the batches from `examples`; None where hard ones are drawn as all others.
+
+    Raises:
+        InputError: nobody knows how many there are.
+    """
+    if not args.xgblora_hard_examples or args.trainer != "zo" or examples is None:
+        return None
+    if not isinstance(examples, Sized):
+        raise InputError("xgblora_hard_examples: the training set must have a length")
+    return HardExamples(
+        len(examples),
+        args.train_batch_size,
+        args.xgblora_hard_examples,
+        seed=args.seed,
+        # of a step all, and one more
+        ahead=args.gradient_accumulation_steps + 1,
+        drop_last=args.dataloader_drop_last,
+    )
 
 
 def zero_order_of(adapters: Trainable, objective: Callable, args: XGBLoRAArguments) -> ZeroOrder:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -31,9 +32,9 @@ from xgblora.training import processes
 from xgblora.training.advice import Advise
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback
-from xgblora.training.check_flags import check_batches
-from xgblora.training.flag import Needs, asked_for
-from xgblora.training.from_flags import booster_of, trainable_of, zero_order_of
+from xgblora.training.check_flags import check_batches, check_development_set
+from xgblora.training.from_flags import booster_of, hard_examples_of, trainable_of, zero_order_of
+from xgblora.training.hard_examples import weighing
 from xgblora.training.progress import ShowProgress
 from xgblora.training.remembered_trunk import RememberedTrunk, identity_of_trunk, remembered_trunk
 from xgblora.training.round_samples import samples_of
@@ -60,6 +61,7 @@ class XGBLoRATrainer(Trainer):
         booster: merges and records; for plain LoRA it has nothing to do before training ends, for full parameters
             nothing at all.
         zo: the zeroth-order estimator; None with `trainer="regular"`.
+        hard: what draws the batches with `xgblora_hard_examples`; None without.
         tape: what the zeroth-order run decided; None with `trainer="regular"`.
         trunk: what is remembered below the adapters; None where nothing is.
         best_round: the round that `load_best_round_at_end` kept; None before.
@@ -102,9 +104,11 @@ class XGBLoRATrainer(Trainer):
         self._loss_of_step: Tensor | None = None
         self.trunk: RememberedTrunk | None = None
         super().__init__(model=model, args=args, **kwargs)
-        _refuse_without_one_held_out_set(args, self.eval_dataset)
+        check_development_set(args, self.eval_dataset)
         self.model_accepts_loss_kwargs = False
-        self.zo = zero_order_of(self.adapters, self.objective, args) if args.trainer == "zo" else None
+        self.hard = hard_examples_of(self.train_dataset, args)
+        objective = self.objective if self.hard is None else weighing(self.objective)
+        self.zo = zero_order_of(self.adapters, objective, args) if args.trainer == "zo" else None
         self.tape = start_tape(self.zo, self.booster) if self.zo is not None else None
         first = self.adapters.first_block(in_use=False) if self.zo is not None else ""
         self.trunk = remembered_trunk(self, self.objective, first)
@@ -151,7 +155,10 @@ class XGBLoRATrainer(Trainer):
             # the directions follow from the step, so a resumed run draws what the first would have drawn
             self.zo.step_index = self.state.global_step
             weight = 1.0 / self.current_gradient_accumulation_steps
-            loss = self.zo.estimate(self._prepare_inputs(inputs), weight=weight) * weight
+            inputs = self._prepare_inputs(inputs if self.hard is None else self.hard.weighted(inputs))
+            loss = self.zo.estimate(inputs, weight=weight) * weight
+            if self.hard is not None:
+                self.hard.see(self.zo.example_losses, inputs, self.booster.round)
         self._loss_of_step = loss if self._loss_of_step is None else self._loss_of_step + loss
         if self.accelerator.sync_gradients:
             loss_of_step = processes.mean_over_processes(self.args, self._loss_of_step)
@@ -160,6 +167,9 @@ class XGBLoRATrainer(Trainer):
             self._loss_of_step = None
             self.steps_taken += 1
         return loss
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+        return self.hard or super()._get_train_sampler(train_dataset)
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         return super()._prepare_inputs(inputs if self.trunk is None else self.trunk.add_to(inputs))
@@ -188,6 +198,8 @@ class XGBLoRATrainer(Trainer):
         if self.state.global_step >= self.state.max_steps or stalled:
             self.control.should_training_stop = True
         else:
+            if self.state.global_step == 0 and self.hard is not None:
+                self.hard.forget()
             if self.state.global_step == 0 and self._adaptive is not None:
                 # what the first round starts from
                 self.booster.begin()
@@ -312,13 +324,13 @@ class XGBLoRATrainer(Trainer):
         if processes.writes(self.args):
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.save(folder, self.adapters, self.booster, self._adaptive)
+            checkpoint.save(folder, self.adapters, self.booster, self._adaptive, self.hard)
 
     def _check_checkpoint(self, folder: str | Path) -> dict:
         return checkpoint.check(Path(folder), self.adapters.origin, self._identity)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster, self._adaptive)
+        checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster, self._adaptive, self.hard)
         if self.tape is not None:
             self.zo.skipped_steps.fill_(self.tape.skipped_steps())
 
@@ -373,13 +385,6 @@ class XGBLoRATrainer(Trainer):
 def _identity_of_size(train_dataset: object) -> dict[str, int]:
     # how many steps an epoch has, and the order of its examples
     return {"the number of training examples": len(train_dataset)} if hasattr(train_dataset, "__len__") else {}
-
-
-def _refuse_without_one_held_out_set(args: XGBLoRAArguments, held_out: object) -> None:
-    wanted = asked_for(args, Needs.ONE_DEVELOPMENT_SET)
-    if wanted and args.trainer != "none" and (held_out is None or isinstance(held_out, dict)):
-        found = "none" if held_out is None else f"a dict of {len(held_out)}"
-        raise InputError(f"eval_dataset: {wanted[0]} needs one development set to measure rounds on, not {found}")
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from xgblora.tape import Tape
 from xgblora.zo.cuda_recorder import CudaRecorder
 from xgblora.zo.estimator import Estimator, check_estimator, direction_seeds
 from xgblora.zo.one_sided import OneSided, check_normalise
+from xgblora.zo.out_of_memory import is_out_of_memory
 from xgblora.zo.stacking import FAR_APART, elements_of, is_stackable, same_losses, stacked
 from xgblora.zo.step_graphs import StepGraphs
 from xgblora.zo.two_sided import TwoSided
@@ -85,6 +86,8 @@ class ZeroOrder:
     Attributes:
         estimator: the one at work.
         forwards: how often a step runs a batch: 2q or q + 1 without an estimator of one's own.
+        example_losses: fp32 [B], of the batch that was estimated last, the mean over its forwards; fp32 scalar where
+            the objective gives no loss an example.
         graphs: the step's CUDA graphs; None on a CPU and with `capture="never"`.
         optimizer: the rule at work, with its moments.
         tape: where steps are recorded, None unless `xgblora.start_tape` began one.
@@ -135,6 +138,7 @@ class ZeroOrder:
         self._signs = torch.tensor(estimator.signs, **fp32)
         self._seeds = torch.zeros(len(estimator.noise), dtype=torch.int64, device=device)
         self._losses = torch.zeros_like(self._signs)
+        self.example_losses = self._losses.mean()
         self._first_seed = 0
         self._weight = self._share = 0.0
         self._announced: set[str] = set()
@@ -174,15 +178,16 @@ class ZeroOrder:
         if self.adapters.model.training:
             self.adapters.model.eval()
         try:
-            losses = self._losses_or_none(batch)
-            if losses is None:
+            found = self._losses_or_none(batch)
+            if found is None:
                 # here, where nothing holds what the stacked forward had allocated
-                (losses,) = self._run(("losses", self.pairing, self._active_layers()), self._losses_of, batch)
+                found = self._run(("losses", self.pairing, self._active_layers()), self._losses_of, batch)
         except BaseException:
             self.abandon_step()
             raise
         finally:
             self.adapters.arena.read_one_row()
+        losses, self.example_losses = found
         self._losses.add_(losses, alpha=weight)
         self._weight += weight
         self._share += weight * groups / rows
@@ -226,10 +231,10 @@ class ZeroOrder:
         self._weight = self._share = 0.0
         self.adapters.arena.restore()
 
-    def _losses_or_none(self, batch: Any) -> Tensor | None:
+    def _losses_or_none(self, batch: Any) -> tuple[Tensor, ...] | None:
         """`_losses_of` the batch; None, and one after the other from now on, if a stacked forward does not fit."""
         try:
-            return self._run(("losses", self.pairing, self._active_layers()), self._losses_of, batch)[0]
+            return self._run(("losses", self.pairing, self._active_layers()), self._losses_of, batch)
         except (RuntimeError, MemoryError) as error:
             if self.pairing == "sequential" or not is_out_of_memory(error):
                 raise
@@ -271,14 +276,14 @@ class ZeroOrder:
         self._losses.zero_()
         self.adapters.arena.perturb(self._seeds, self._eps, self._signs, self.optimizer.distribution)
 
-    def _losses_of(self, batch: Any) -> tuple[Tensor]:
-        """fp32 [G]: for each row of `live` the mean loss of the examples that are run at it."""
+    def _losses_of(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """For each row of `live` the mean loss of the examples that are run at it, fp32 [G]; and `example_losses`."""
         groups = self.estimator.groups(_examples(batch))
         pairs = self._should_pair(batch, groups)
         if pairs and not self._stacking_was_tried:
             self._stacking_was_tried = True
             pairs = self._stacks_right(batch, groups)
-        return (self._paired_losses(batch, groups) if pairs else self._sequential_losses(batch, groups),)
+        return self._paired_losses(batch, groups) if pairs else self._sequential_losses(batch, groups)
 
     def _stacks_right(self, batch: Any, groups: int) -> bool:
         """Whether each row of `live` has the same losses in a stacked forward as in one of its own."""
@@ -286,7 +291,7 @@ class ZeroOrder:
         # so far apart that rows which were confused would show
         arena.perturb(self._seeds, torch.full_like(self._eps, FAR_APART), *noise)
         try:
-            together, alone = self._paired_losses(batch, groups), self._sequential_losses(batch, groups)
+            (together, _), (alone, _) = self._paired_losses(batch, groups), self._sequential_losses(batch, groups)
         finally:
             # also where the stacked forward does not fit, and the step goes on one after the other
             arena.perturb(self._seeds, self._eps, *noise)
@@ -322,7 +327,7 @@ class ZeroOrder:
             return elements_of(batch) * self.forwards <= AUTO_PAIRING_ELEMENTS
         return True
 
-    def _paired_losses(self, batch: Any, groups: int) -> Tensor:
+    def _paired_losses(self, batch: Any, groups: int) -> tuple[Tensor, Tensor]:
         rows = len(self._losses)
         losses = self._losses_with(0, rows, stacked(batch, self.forwards, rows, self.adapters.first_block()))
         if losses.shape[:1] != (self.forwards * _examples(batch),):
@@ -333,15 +338,17 @@ class ZeroOrder:
             self._announce("ZO: signs and directions run one after the other (the objective gives no loss an example)")
             self.pairing = "sequential"
             return self._sequential_losses(batch, groups)
-        return losses.float().view(rows, -1).mean(dim=1)
+        losses = losses.float()
+        return losses.view(rows, -1).mean(dim=1), losses.view(self.forwards, -1).mean(dim=0)
 
-    def _sequential_losses(self, batch: Any, groups: int) -> Tensor:
-        rows, means = len(self._losses) // self.forwards, []
+    def _sequential_losses(self, batch: Any, groups: int) -> tuple[Tensor, Tensor]:
+        rows, means, of_examples = len(self._losses) // self.forwards, [], []
         batch = stacked(batch, 1, groups) if groups > 1 else batch
         for first in range(0, len(self._losses), rows):
             losses = self._losses_with(first, first + groups, batch).float()
             means.append(pad(self._means_of(losses, groups, batch), (0, rows - groups)))
-        return torch.cat(means)
+            of_examples.append(losses)
+        return torch.cat(means), torch.stack(of_examples).mean(dim=0)
 
     def _means_of(self, losses: Tensor, groups: int, batch: Any) -> Tensor:
         """fp32 [groups]: the mean over each one's share of the examples."""
@@ -364,12 +371,6 @@ class ZeroOrder:
         if message not in self._announced:
             self._announced.add(message)
             logger.info(message)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on a CPU."""
-    said = ("DefaultCPUAllocator", "not enough memory", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 def _examples(batch: Any) -> int | None:
