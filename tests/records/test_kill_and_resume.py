@@ -46,7 +46,7 @@ CASES = {
     "by epochs, paired, accumulating": (
         *(*EPOCHS, *SELDOM, "--zo_pairing=paired", "--gradient_accumulation_steps=2"),
         *("--lr_scheduler_type=cosine", "--warmup_steps=4", "--weight_decay=0.1"),
-        *("--xgblora_reinit=orthogonal", "--xgblora_shrinkage=line_search"),
+        *("--xgblora_reinit=orthogonal", "--xgblora_shrinkage=line_search", "--xgblora_hard_examples=0.5"),
     ),
     "no merge, LoRA, sequential": ("--lora", "--lora_r=2", "--lora_init=data", *SELDOM, "--zo_pairing=sequential"),
     "no merge, paired": ("--xgblora", "--xgblora_merge_frequency=0", *SELDOM, "--zo_pairing=paired"),

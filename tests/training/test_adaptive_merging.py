@@ -97,6 +97,31 @@ def test_a_resumed_run_is_the_same_run(run, run_in, tmp_path, step):
         assert torch.equal(weight, whole.weights()[name]), name
 
 
+def test_where_starts_are_measured_each_is_a_rounds_first_candidate(run, run_in, tmp_path, tiny_model_folder):
+    from transformers import AutoModelForCausalLM
+
+    from xgblora.replaying import replay
+    from xgblora.tape import MergeRecord, StartRecord, Tape
+
+    flags = (
+        *("--xgblora_adaptive_merge", "--xgblora_reinit=residual", "--max_steps=7", "--eval_steps=1"),
+        *("--xgblora_adaptive_patience=1", "--learning_rate=0.3", "--save_strategy=steps", "--save_steps=1"),
+    )
+    whole = run(*flags)
+    tape = Tape.load(whole.folder / "tape.bin")
+    kinds = [type(record) for record in tape.records() if isinstance(record, MergeRecord | StartRecord)]
+    assert kinds.count(MergeRecord) > 2
+    # the run's last merge is followed by no step
+    assert kinds == [StartRecord, *[MergeRecord, StartRecord] * (kinds.count(MergeRecord) - 1), MergeRecord]
+    _, verified = replay(AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32), tape)
+    assert verified
+    for merge in whole.entries("merges.jsonl")[:2]:
+        step = merge["step"]
+        checkpoint = whole.folder / f"checkpoint-{step}"
+        resumed = run_in(tmp_path / str(step), *flags, f"--resume_from_checkpoint={checkpoint}")
+        assert (resumed.folder / "tape.bin").read_bytes() == (whole.folder / "tape.bin").read_bytes()
+
+
 def test_a_checkpoint_of_another_rule_is_refused(run, run_in, tmp_path, capsys):
     whole = run("--xgblora_steps_per_iteration=3", "--max_steps=4", "--save_strategy=steps", "--save_steps=2")
     with pytest.raises(SystemExit):

@@ -90,9 +90,11 @@ def test_a_batch_without_weights_has_the_losses_that_it_had():
     assert torch.equal(weighed(nn.Identity(), {"x": x, "weights": weights}), x * weights)
 
 
-@pytest.mark.parametrize("pairing", ["paired", "sequential"])
-def test_a_resumed_run_is_the_run_that_was_not_stopped(run, run_in, tmp_path, pairing):
-    flags = (*HARD, f"--zo_pairing={pairing}")
+@pytest.mark.parametrize(
+    "more", [["--zo_pairing=paired"], ["--zo_pairing=sequential", "--gradient_accumulation_steps=2"]], ids=str
+)
+def test_a_resumed_run_is_the_run_that_was_not_stopped(run, run_in, tmp_path, more):
+    flags = (*HARD, *more)
     whole = run(*flags)
     assert "Hard examples: 2 of a batch of 4, of the hardest 20%, weighted" in whole.log
     # in a round, at a merge, in the next one where batches of before are still drawn, at the end of an epoch
