@@ -87,9 +87,12 @@ class TestPython:
         names["zo"].step(texts())
         assert len(list(names["tape"].records())) == 1
 
+    def test_the_page_about_rewards(self):
+        assert self.run("rewards.md", {})["told"].round == 3
+
     def test_no_page_has_a_block_that_is_not_run(self):
         with_blocks = {path.name for path in PAGES if blocks(path, "python")}
-        assert with_blocks == {"README.md", "python.md", "objectives.md", "full_parameters.md"}
+        assert with_blocks == {"README.md", "python.md", "objectives.md", "full_parameters.md", "rewards.md"}
 
 
 def printed(program: str) -> list[tuple[str, list[str]]]:
