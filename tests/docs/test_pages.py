@@ -39,6 +39,7 @@ def of_python() -> dict:
         **{"a_q": vectors, "a_k": vectors, "a_v": vectors},
         **{"master": master, "live": torch.empty(2, 30), "signs": torch.tensor([1.0, -1.0]), "seed": 3, "eps": 1e-3},
         **{"seeds": torch.tensor([3]), "projected_grads": torch.tensor([0.5]), "lr": 1e-3},
+        **{"coefficients": torch.tensor([0.1])},
         **{"weights": merged, "adapters": [(torch.randn(8), torch.randn(6))]},
     }
 

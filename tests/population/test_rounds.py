@@ -232,3 +232,26 @@ def test_terms_are_kept_as_they_were_given(world):
     assert isinstance(merged, MergedNoise)
     assert (merged.round, merged.step, merged.epoch, merged.held_out_loss) == (1, 3, 0.5, 1.5)
     assert merged.seeds.tolist() == [2**62, -5]
+
+
+def moves_as_its_members_say(model):
+    """A step of one pair, the first of which won, moves every matrix by `lr` perturbations of it."""
+    adapters = xgblora.attach(model, "all-linear", alpha=2.0)
+    booster = xgblora.Booster(adapters)
+    population = population_of(booster)
+    row = population.ask(2).adapter(0).unsqueeze(0)
+    before = [weight.clone() for weight in adapters.weights()]
+    population.tell([1.0, 0.0])
+    pairs = [pair for slot in adapters.arena.slots for pair in zip(*(part[0] for part in slot.views(row)), strict=True)]
+    for old, new, (a, b) in zip(before, adapters.weights(), pairs, strict=True):
+        expected = 0.05 / 0.05 * adapters.scale * torch.outer(b, a)
+        torch.testing.assert_close(new - old, expected, rtol=1e-3, atol=1e-5)
+        assert bool((new != old).any())
+
+
+def test_every_kind_of_layer_moves_as_its_members_say(make_model):
+    moves_as_its_members_say(make_model())
+
+
+def test_every_expert_of_a_mixture_moves_by_noise_of_its_own(make_mixture):
+    moves_as_its_members_say(make_mixture())
