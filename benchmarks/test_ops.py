@@ -216,3 +216,29 @@ def test_merge_against_a_copy(benchmark, device, rounding):
     torch.testing.assert_close(weights[0][:64].float(), expected, rtol=2e-2, atol=2e-2)
     compare(benchmark, "merge", {"merge": merge, "copy": copy}, rounds=ROUNDS, device=device)
     benchmark.extra_info["bytes_moved"] = 2 * sum(tensor.numel() * tensor.element_size() for tensor in moved)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+def test_merge_of_noise_against_a_merge_a_term(benchmark, device, weight_dtype):
+    """256 terms from their seeds in one call, against a call of `merge_rank1_` for each, whose noise is made before."""
+    size, layers, terms = (2048, 4, 256) if device.type == "cuda" else (512, 2, 256)
+    weights = [torch.randn(size, size, device=device).to(weight_dtype) for _ in range(layers)]
+    starts = [(2 * layer * size, (2 * layer + 1) * size) for layer in range(layers)]
+    seeds, coefficients = torch.arange(terms, device=device), torch.randn(terms, device=device) * 1e-3
+    noise = [ops.noise.normal(seed, 2 * layers * size, device=device) for seed in seeds]
+    pairs = [[(z[a : a + size], z[b : b + size]) for a, b in starts] for z in noise]
+    remainders, scales = ops.new_remainders(weights), coefficients.tolist()
+    expected = weights[0].float() + sum(
+        scale * torch.outer(its[0][1], its[0][0]) for scale, its in zip(scales, pairs, strict=True)
+    )
+
+    def at_once():
+        ops.merge_noise_(weights, starts, seeds, coefficients, "remainder", remainders=remainders)
+
+    def a_term():
+        for scale, its in zip(scales, pairs, strict=True):
+            ops.merge_rank1_(weights, its, scale, "remainder", remainders=remainders)
+
+    at_once()
+    torch.testing.assert_close(weights[0].float(), expected, rtol=1e-2, atol=1e-3)
+    compare(benchmark, "at_once", {"at_once": at_once, "a_term": a_term}, rounds=5, device=device)

@@ -22,33 +22,53 @@ static_assert(FLT_EVAL_METHOD == 0, "each operation must be rounded to its own t
 
 namespace xgblora {
 
+// A tile of a merge of noise, and how many terms are summed at once: a panel of 64 columns and 256 terms is 64 KB.
+constexpr int TILE_ROWS = 4, TILE_COLUMNS = 64;
+constexpr int64_t TERMS = 256;
+
+// The noise of terms first .. first + count - 1, tile after tile, and the sums of tiles where there are more terms.
+struct NoisePanels {
+  float *rows, *columns;
+  float* sums;  // null where these are all terms
+  int64_t first, count;
+  bool is_last;
+};
+
 // Each instruction set says what its lanes are, and multiplies their low halves.
 #ifndef XGBLORA_X86_SETS
 namespace baseline {
 using Lanes = uint64_t;
+using Reals = float;
 inline Lanes product(Lanes x, Lanes y) { return (x & 0xFFFFFFFFu) * (y & 0xFFFFFFFFu); }
 #include "host_lanes.h"
+#include "host_noise_sum.h"
 }  // namespace baseline
 #else
 namespace baseline {
 typedef uint64_t Lanes __attribute__((vector_size(16)));
+typedef float Reals __attribute__((vector_size(16)));
 inline Lanes product(Lanes x, Lanes y) { return (Lanes)_mm_mul_epu32((__m128i)x, (__m128i)y); }
 #include "host_lanes.h"
+#include "host_noise_sum.h"
 }  // namespace baseline
 #pragma GCC push_options
 #pragma GCC target("avx2")
 namespace avx2 {
 typedef uint64_t Lanes __attribute__((vector_size(32)));
+typedef float Reals __attribute__((vector_size(32)));
 inline Lanes product(Lanes x, Lanes y) { return (Lanes)_mm256_mul_epu32((__m256i)x, (__m256i)y); }
 #include "host_lanes.h"
+#include "host_noise_sum.h"
 }  // namespace avx2
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")
 namespace avx512 {
 typedef uint64_t Lanes __attribute__((vector_size(64)));
+typedef float Reals __attribute__((vector_size(64)));
 inline Lanes product(Lanes x, Lanes y) { return (Lanes)_mm512_mul_epu32((__m512i)x, (__m512i)y); }
 #include "host_lanes.h"
+#include "host_noise_sum.h"
 }  // namespace avx512
 #pragma GCC pop_options
 #endif
@@ -60,6 +80,8 @@ struct InstructionSet {
   void (*perturb)(const Perturbation&, int64_t, int64_t);
   void (*update)(const Update&, int64_t, int64_t);
   void (*merge)(const Merge&, int64_t, int64_t);
+  void (*fill_terms)(const NoiseMerge&, const NoisePanels&, int64_t, int64_t);
+  void (*sum_tiles)(const NoiseMerge&, const NoisePanels&, int64_t, int64_t);
 };
 
 std::vector<InstructionSet> find_sets() {
@@ -68,11 +90,16 @@ std::vector<InstructionSet> find_sets() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl")) {
-    found.push_back({"AVX-512", avx512::run_perturb, avx512::update_range, avx512::merge_rows});
+    found.push_back({"AVX-512", avx512::run_perturb, avx512::update_range, avx512::merge_rows, avx512::fill_terms,
+                     avx512::sum_tiles});
   }
-  if (__builtin_cpu_supports("avx2")) found.push_back({"AVX2", avx2::run_perturb, avx2::update_range, avx2::merge_rows});
+  if (__builtin_cpu_supports("avx2")) {
+    found.push_back({"AVX2", avx2::run_perturb, avx2::update_range, avx2::merge_rows, avx2::fill_terms,
+                     avx2::sum_tiles});
+  }
 #endif
-  found.push_back({"baseline", baseline::run_perturb, baseline::update_range, baseline::merge_rows});
+  found.push_back({"baseline", baseline::run_perturb, baseline::update_range, baseline::merge_rows,
+                   baseline::fill_terms, baseline::sum_tiles});
   return found;
 }
 
@@ -132,6 +159,26 @@ void update(const Update& job, int threads, int set) { in_blocks(job, threads, s
 void merge(const Merge& job, int threads, int set) {
   const auto run = set_number(set).merge;
   in_threads(job.rows, job.columns, threads, [&job, run](int64_t begin, int64_t end) { run(job, begin, end); });
+}
+
+void merge_noise(const NoiseMerge& job, int threads, int set) {
+  const InstructionSet& run = set_number(set);
+  const int64_t down = (job.rows + TILE_ROWS - 1) / TILE_ROWS;
+  const int64_t across = (job.columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
+  // beyond the edges of the weight the panels are zero
+  std::vector<float> rows(down * TILE_ROWS * TERMS), columns(across * TILE_COLUMNS * TERMS);
+  std::vector<float> sums(job.terms > TERMS ? down * across * TILE_ROWS * TILE_COLUMNS : 0);
+  NoisePanels panels = {rows.data(), columns.data(), sums.empty() ? nullptr : sums.data(), 0, 0, false};
+  do {
+    panels.count = job.terms - panels.first < TERMS ? job.terms - panels.first : TERMS;
+    panels.is_last = panels.first + panels.count == job.terms;
+    in_threads(panels.count, job.rows + job.columns, threads, [&](int64_t begin, int64_t end) {
+      run.fill_terms(job, panels, begin, end);
+    });
+    in_threads(down, TILE_ROWS * across * TILE_COLUMNS * (1 + panels.count / 8), threads,
+               [&](int64_t begin, int64_t end) { run.sum_tiles(job, panels, begin, end); });
+    panels.first += panels.count;
+  } while (!panels.is_last);
 }
 
 }  // namespace xgblora

@@ -1,4 +1,4 @@
-// xgblora._host: `perturb`, `update_` and the merge of CPU tensors, bit for bit those of the eager reference.
+// xgblora._host: `perturb`, `update_` and the merges of CPU tensors, bit for bit those of the eager reference.
 #pragma once
 
 #include <cstdint>
@@ -47,6 +47,20 @@ struct Merge {
   const float *row_factors, *column_factors;
 };
 
+// weight[r][c] += sum over terms of z_term[row_start + r] * z_term[column_start + c] of a weight without gaps, the noise
+// of the rows or of the columns multiplied by the term's coefficient first; rounded as a Merge.
+struct NoiseMerge {
+  void* weight;
+  int16_t* remainder;
+  int64_t weight_code;  // as live_code
+  int64_t rows, columns;
+  int64_t row_start, column_start;
+  bool scales_rows;
+  const uint64_t* seeds;
+  const float* coefficients;
+  int64_t terms;
+};
+
 // The instruction sets that this machine can run, best first; the last one is the compiler's default.
 std::vector<std::string> instruction_sets();
 
@@ -55,5 +69,6 @@ std::vector<std::string> instruction_sets();
 void perturb(const Perturbation& job, int threads, int set = 0);
 void update(const Update& job, int threads, int set = 0);
 void merge(const Merge& job, int threads, int set = 0);
+void merge_noise(const NoiseMerge& job, int threads, int set = 0);
 
 }  // namespace xgblora

@@ -88,4 +88,28 @@ PYBIND11_MODULE(_host, module) {
       py::arg("weight"), py::arg("remainder"), py::arg("weight_code"), py::arg("rows"), py::arg("columns"),
       py::arg("row_factors"), py::arg("column_factors"), py::arg("threads"), py::arg("set") = 0,
       "Add row_factors[r] * column_factors[c] to a weight without gaps; remainder 0 rounds to nearest.");
+
+  module.def(
+      "merge_noise",
+      [](uintptr_t weight, uintptr_t remainder, int64_t weight_code, int64_t rows, int64_t columns, int64_t row_start,
+         int64_t column_start, bool scales_rows, uintptr_t seeds, uintptr_t coefficients, int64_t terms, int threads,
+         int set) {
+        const xgblora::NoiseMerge job = {at<void>(weight),
+                                         at<int16_t>(remainder),
+                                         weight_code,
+                                         rows,
+                                         columns,
+                                         row_start,
+                                         column_start,
+                                         scales_rows,
+                                         at<const uint64_t>(seeds),
+                                         at<const float>(coefficients),
+                                         terms};
+        const py::gil_scoped_release release;
+        xgblora::merge_noise(job, threads, set);
+      },
+      py::arg("weight"), py::arg("remainder"), py::arg("weight_code"), py::arg("rows"), py::arg("columns"),
+      py::arg("row_start"), py::arg("column_start"), py::arg("scales_rows"), py::arg("seeds"), py::arg("coefficients"),
+      py::arg("terms"), py::arg("threads"), py::arg("set") = 0,
+      "xgblora.ops.merge_noise_ of one weight without gaps; remainder 0 rounds to nearest.");
 }

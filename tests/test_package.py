@@ -55,7 +55,7 @@ class TestNames:
         )
         assert printed == "[]\n"
 
-    @pytest.mark.parametrize("name", ["rank1_linear", "row_dots", "perturb", "update_", "merge_rank1_"])
+    @pytest.mark.parametrize("name", ["rank1_linear", "row_dots", "perturb", "update_", "merge_rank1_", "merge_noise_"])
     def test_operations_are_there(self, name):
         assert callable(getattr(xgblora.ops, name))
 

@@ -29,6 +29,7 @@ RANKS = {
     "zo": 5,
     "boosting": 5,
     "replaying": 6,
+    "population": 6,
     "destinations": 6,
     "tasks": 1,
     "scoring": 2,
@@ -41,7 +42,7 @@ RANKS = {
     "cli": 11,
 }
 # Below the trainer stand two towers, one of weights and one of texts, and neither knows the other.
-OF_WEIGHTS = {"kernels", "_C", "ops", "adapters", "tape", "zo", "boosting", "replaying", "destinations"}
+OF_WEIGHTS = {"kernels", "_C", "ops", "adapters", "tape", "zo", "boosting", "replaying", "population", "destinations"}
 OF_TEXTS = {"tasks", "scoring", "evaluation", "objectives"}
 
 

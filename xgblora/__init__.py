@@ -19,6 +19,7 @@ _HOMES = {
     "FullFineTuning": "xgblora.boosting",
     "Ledger": "xgblora.boosting",
     "MergePolicy": "xgblora.boosting",
+    "Population": "xgblora.population",
     "Tape": "xgblora.tape",
     "start_tape": "xgblora.replaying",
     "replay": "xgblora.replaying",

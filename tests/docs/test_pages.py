@@ -39,6 +39,7 @@ def of_python() -> dict:
         **{"a_q": vectors, "a_k": vectors, "a_v": vectors},
         **{"master": master, "live": torch.empty(2, 30), "signs": torch.tensor([1.0, -1.0]), "seed": 3, "eps": 1e-3},
         **{"seeds": torch.tensor([3]), "projected_grads": torch.tensor([0.5]), "lr": 1e-3},
+        **{"coefficients": torch.tensor([0.1])},
         **{"weights": merged, "adapters": [(torch.randn(8), torch.randn(6))]},
     }
 
@@ -87,9 +88,12 @@ class TestPython:
         names["zo"].step(texts())
         assert len(list(names["tape"].records())) == 1
 
+    def test_the_page_about_rewards(self):
+        assert self.run("rewards.md", {})["told"].round == 3
+
     def test_no_page_has_a_block_that_is_not_run(self):
         with_blocks = {path.name for path in PAGES if blocks(path, "python")}
-        assert with_blocks == {"README.md", "python.md", "objectives.md", "full_parameters.md"}
+        assert with_blocks == {"README.md", "python.md", "objectives.md", "full_parameters.md", "rewards.md"}
 
 
 def printed(program: str) -> list[tuple[str, list[str]]]:

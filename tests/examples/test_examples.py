@@ -66,6 +66,14 @@ def test_the_operations_agree_with_their_formulas(printed, capsys):
     assert "100% of a thousand" in text
 
 
+def test_a_pole_is_balanced_and_a_server_is_pleased_by_rewards_alone(printed, capsys):
+    before, *stood = printed("black_box", capsys).splitlines()[:4]
+    assert figures(stood[-1])[-1] > 5 * figures(before)[0]
+    rewards = figures(printed("any_server", capsys))[1::3]
+    # the log-likelihoods are negative, and `figures` reads no signs
+    assert rewards == sorted(rewards, reverse=True)
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_it_fits_on_a_page(path):
     assert path.read_text(encoding="utf-8").count("\n") <= 75

@@ -21,7 +21,18 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from xgblora.kernels import column_sum, few_rows, fused_gemm, merge_rank1, perturb, philox, rank1_pass, row_dot, update
+from xgblora.kernels import (
+    column_sum,
+    few_rows,
+    fused_gemm,
+    merge_noise,
+    merge_rank1,
+    perturb,
+    philox,
+    rank1_pass,
+    row_dot,
+    update,
+)
 
 ARCHITECTURES = (80, 90, 100)
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
@@ -38,6 +49,9 @@ LAYOUTS = {"": {"weight_k_stride": 1}, " transposed": {"weight_n_stride": 1}}
 TRANSPOSED_MATVEC = {**MATVEC, "BLOCK_N": few_rows.TRANSPOSED_BLOCK_N, "BLOCK_K": 128}
 TRANSPOSED_FEW_ROWS = {**FEW_ROWS, "BLOCK_N": few_rows.TRANSPOSED_BLOCK_N, "BLOCK_K": 64}
 MERGE = {"BLOCK_R": merge_rank1.BLOCK_R, "BLOCK_C": merge_rank1.BLOCK_C, "SEARCH": merge_rank1.SEARCH}
+SUMMED = {"BLOCK_R": merge_noise.BLOCK_R, "BLOCK_C": merge_noise.BLOCK_C, "FIRST": True, "LAST": True}
+IN_PARTS = {**SUMMED, "DTYPE": tl.float32, "ROUNDING": "nearest", "FIRST": False, "LAST": False}
+SUMS_IN_FP32 = {"remainder_ptr": "i16", **dict.fromkeys(("sum_ptr", "row_factors_ptr", "column_factors_ptr"), "fp32")}
 DTYPES = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 # the pointers that a launch gives as None
 MISSING_MOMENTS = {
@@ -47,7 +61,7 @@ MISSING_MOMENTS = {
     "adam": (),
 }
 # compiled for every architecture: what matrix instructions are fed with, and a kernel of two variants
-EVERYWHERE = ("gemm fp16 groups", "gemm bf16 one group transposed", "few_rows bf16", "noise gaussian")
+EVERYWHERE = ("gemm fp16 groups", "gemm bf16 one group transposed", "few_rows bf16", "noise gaussian", "factors scaled")
 FUSION = {"enable_fp_fusion": True}
 NO_FUSION = {"enable_fp_fusion": False}
 
@@ -96,6 +110,19 @@ def variants():
                 name = f"merge {dtype} {rounding}{'' if aligned else ' misaligned'}"
                 options = {**NO_FUSION, "num_warps": merge_rank1.WARPS}
                 yield name, merge_rank1.merge_rank1_fwd_kernel, dtype, {}, constants, options
+            constants = {**SUMMED, "DTYPE": triton_dtype, "ROUNDING": rounding}
+            yield (
+                f"summed {dtype} {rounding}",
+                merge_noise.noise_sum_fwd_kernel,
+                dtype,
+                SUMS_IN_FP32,
+                constants,
+                options,
+            )
+    yield "summed in parts", merge_noise.noise_sum_fwd_kernel, "fp32", SUMS_IN_FP32, IN_PARTS, NO_FUSION
+    for name, scales in (("factors plain", False), ("factors scaled", True)):
+        constants = {"SCALES": scales, "BLOCK": merge_noise.BLOCK}
+        yield name, merge_noise.factors_fwd_kernel, "fp32", {}, constants, NO_FUSION
 
 
 def variants_for(architecture):

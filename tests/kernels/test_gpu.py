@@ -119,6 +119,23 @@ def test_merge_has_the_bits_of_the_cpu(dtype, rounding, shapes):
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("terms", [7, 1100])
+def test_merge_of_noise_has_the_bits_of_the_cpu(dtype, rounding, terms):
+    seeds, coefficients = torch.arange(terms) * 7 - 3, torch.linspace(-1e-2, 1e-2, terms)
+    results = []
+    for place in (CUDA, torch.device("cpu")):
+        generator = torch.Generator().manual_seed(0)
+        weights = [torch.randn(shape, generator=generator).to(place, dtype) for shape in ((300, 77), (64, 256))]
+        weights[1] = weights[1].T
+        remainders = new_remainders(weights)
+        arguments = (weights, [(0, 77), (401, 602)], seeds.to(place), coefficients.to(place), rounding)
+        ops.merge_noise_(*arguments, remainders=remainders, seed=5)
+        results.append([part.cpu() for part in (*weights, *remainders)])
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_merge_of_every_weight_of_16_bits(dtype, rounding):
     results = []

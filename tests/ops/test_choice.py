@@ -14,7 +14,7 @@ from xgblora.ops import choice as choices
 from xgblora.ops.backends import backend
 from xgblora.ops.backends.registry import BUILT_IN, Registry
 
-OPERATIONS = {"row_dots", "rank1_linear", "rank1_linear_backward", "perturb", "update_", "merge_rank1_"}
+OPERATIONS = {"row_dots", "rank1_linear", "rank1_linear_backward", "perturb", "update_", "merge_rank1_", "merge_noise_"}
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_cpu_tensors_run_the_host_extension_where_it_is_written_and_built(
     monkeypatch.setenv("XGBLORA_BACKEND", wanted)
     backends(host={"obstacle": lambda device_type: missing})
     choice = ops.choose(operation, "cpu")
-    if operation in ("perturb", "update_", "merge_rank1_"):
+    if operation in ("perturb", "update_", "merge_rank1_", "merge_noise_"):
         assert choice.backend == ("eager" if missing else "host")
         assert (missing or "") in choice.reason
     else:

@@ -3,7 +3,8 @@
 from xgblora.boosting.adaptive import AdaptiveMerging, AdaptiveRule
 from xgblora.boosting.booster import Booster
 from xgblora.boosting.full_fine_tuning import FullFineTuning
-from xgblora.boosting.ledger import Ledger, MergedAdapter
+from xgblora.boosting.ledger import Ledger
+from xgblora.boosting.merged import MergedAdapter, MergedNoise
 from xgblora.boosting.overflow import MergeOverflow
 from xgblora.boosting.policy import MergePolicy
 from xgblora.boosting.starts import RoundStart, Samples
@@ -17,6 +18,7 @@ __all__ = [
     "MergeOverflow",
     "MergePolicy",
     "MergedAdapter",
+    "MergedNoise",
     "RoundStart",
     "Samples",
 ]

@@ -35,11 +35,15 @@ class BaseCopy:
             for matrix in layer.matrices if layer.mergeable else ():
                 self._kept.append(files.reader_of(f"{name}.weight", matrix) or self._copied(matrix))
 
+    def __getitem__(self, index: int) -> Tensor:
+        """The weight that is number `index` of `adapters.weights()`, on the host."""
+        return self._kept[index]()
+
     @torch.no_grad()
     def restore(self) -> None:
         """Write the base into the weights again."""
-        for weight, kept in zip(self._adapters.weights(), self._kept, strict=True):
-            weight.copy_(kept())
+        for index, weight in enumerate(self._adapters.weights()):
+            weight.copy_(self[index])
 
     def _copied(self, matrix: Tensor) -> Callable[[], Tensor]:
         copied = matrix.detach().to("cpu", copy=True)

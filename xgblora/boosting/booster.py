@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xgblora import ops
 from xgblora.adapters import AdapterSet
 from xgblora.boosting.base_copy import BaseCopy
-from xgblora.boosting.ledger import Ledger, MergedAdapter, Term
+from xgblora.boosting.ledger import Ledger
+from xgblora.boosting.merged import Merged, MergedAdapter, MergedNoise
 from xgblora.boosting.overflow import MergeOverflow, Reach
 from xgblora.boosting.starts import RoundStart, Samples, check_share
+from xgblora.boosting.terms import Fade, NoiseTerm, Target, Term
 from xgblora.errors import InputError
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
-from xgblora.ops.noise import derive_seed
 from xgblora.spelling import dtype_name
 from xgblora.tape import Tape
 
@@ -73,7 +73,7 @@ class Booster:
             self.begin()
 
     @property
-    def boosters(self) -> Sequence[MergedAdapter]:
+    def boosters(self) -> Sequence[Merged]:
         """All that were merged so far, as the ledger has them."""
         return self.ledger.boosters
 
@@ -140,13 +140,46 @@ class Booster:
             held_out_loss=held_out_loss,
             kept_step=kept_step,
         )
-        self._merge_or_undo(Term(booster.round, trained, booster.scale))
+        self._merge_or_undo([Term(booster.round, trained, booster.scale)])
         self.ledger.add(booster)
         if self.tape is not None:
             self.tape.record_merge(booster.round, step, shrinkage, booster.adapters)
         self._start_round()
         if begins:
             self.begin()
+        return booster
+
+    @torch.no_grad()
+    def merge_noise(
+        self,
+        seeds: Tensor,
+        coefficients: Tensor,
+        *,
+        step: int = 0,
+        epoch: float = 0.0,
+        decay: float = 1.0,
+        held_out_loss: float | None = None,
+    ) -> MergedNoise:
+        """Make a weighted sum of rank-1 noise the booster of this round, in one pass, and start the next round.
+
+        Args:
+            seeds, coefficients: int64 [T] and fp32 [T], see `xgblora.ops.merge_noise_`.
+            step, epoch, held_out_loss: as of `merge`.
+            decay: what all earlier boosters are multiplied with first, above 0 and at most 1.
+
+        Raises:
+            MergeOverflow: a weight would pass the range of its dtype; nothing was changed.
+            InputError: `refuse_noise` says why, or the adapter in training does something.
+        """
+        refuse_noise(self, decay)
+        if self.is_trained():
+            raise InputError("merge_noise: the adapter in training is not empty; merge() it first")
+        # never the caller's own
+        parts = seeds.to("cpu", torch.int64, copy=True), coefficients.to("cpu", torch.float32, copy=True)
+        booster = MergedNoise(self.round, step, epoch, *parts, decay, held_out_loss)
+        self._merge_or_undo(booster.terms())
+        self.ledger.add(booster)
+        self._start_round()
         return booster
 
     def enter_unmerged(self, *, step: int, epoch: float) -> None:
@@ -272,35 +305,19 @@ class Booster:
         for term in terms:
             self._write(term)
 
-    def _write(self, term: Term) -> None:
+    def _write(self, term: Term | NoiseTerm | Fade) -> None:
         if self._base is None:
             self._base = BaseCopy(self.adapters)
             self._remainders = self._zero_remainders()
         self._reach.add(term)
-        rows = term.adapters.to(self.adapters.arena.master.device).unsqueeze(0)
-        merged = []
-        for slot, layer in zip(self.ledger.slots, self.adapters.layers.values(), strict=True):
-            a, b = (part[0] for part in slot.views(rows))
-            if layer.mergeable:
-                # of every matrix of the layer its own rows
-                merged.extend(zip(*(part.unflatten(0, (-1, self.adapters.rank)) for part in (a, b)), strict=True))
-            elif bool(b.any()):
-                layer.extend_bank(a, b * term.scale)
-        for row in range(self.adapters.rank if merged else 0):
-            ops.merge_rank1_(
-                self.adapters.weights(),
-                [(a[row], b[row]) for a, b in merged],
-                term.scale,
-                self.rounding,
-                remainders=self._remainders,
-                seed=_rounding_seed(self.adapters.seed, term.round, row + self.adapters.rank * term.is_start),
-            )
+        term.write(Target(self.adapters, self.rounding, self._base, self._remainders))
 
-    def _merge_or_undo(self, term: Term) -> None:
-        """Write the adapter in training; if that overflows, give the weights back what they were, bit for bit."""
-        self._write(term)
+    def _merge_or_undo(self, terms: Iterable[Term | NoiseTerm | Fade]) -> None:
+        """Write what a round came to; if that overflows, give the weights back what they were, bit for bit."""
+        for term in terms:
+            self._write(term)
         try:
-            self._reach.refuse_overflow(f"the merge of round {term.round} was not made")
+            self._reach.refuse_overflow(f"the merge of round {self.round} was not made")
         except MergeOverflow:
             offset = self.ledger.start_offset(len(self.ledger), self.adapters.arena.master.device)
             self._write_anew((*self.ledger.terms(), *([] if offset is None else [offset])))
@@ -310,6 +327,16 @@ class Booster:
         return new_remainders(self.adapters.weights()) if self.rounding == "remainder" else None
 
 
-def _rounding_seed(seed: int, round: int, row: int) -> int:
-    """Seed of stochastic rounding: another for each round, and for each of the rank-1 terms of an adapter."""
-    return derive_seed(seed, round, row) if row else derive_seed(seed, round)
+def refuse_noise(booster: Booster, decay: float = 1.0) -> None:
+    """Raise InputError where `booster` cannot take noise into the weights, in a line that says what could be done."""
+    check_share("decay", decay)
+    if booster.tape is not None:
+        raise InputError("noise in the weights: is recorded in the ledger alone; leave the tape out")
+    if booster.start != RoundStart():
+        raise InputError(f"noise in the weights: goes with rounds that start as {RoundStart()}, not {booster.start}")
+    if booster.adapters.rank != 1:
+        raise InputError(f"noise in the weights: is of rank 1, and rank={booster.adapters.rank}; attach with rank=1")
+    if not all(layer.mergeable for layer in booster.adapters.layers.values()):
+        raise InputError("noise in the weights: a weight cannot be written (quantised); perturb the adapters instead")
+    if decay != 1.0 and booster.rounding != "remainder":
+        raise InputError(f"decay={decay}: needs rounding=remainder, not {booster.rounding}")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from xgblora.boosting.ledger import MergedAdapter
+from xgblora.boosting.merged import MergedAdapter
 
 
 def best_of(boosters: Sequence[MergedAdapter]) -> MergedAdapter | None:

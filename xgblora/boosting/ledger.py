@@ -16,55 +16,16 @@ from xgblora.adapters.arena import arena_size, lay_out
 from xgblora.adapters.identity import layout_hash
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.atomic_file import replacing
+from xgblora.boosting.merged import Merged, MergedAdapter, is_noise, merged_from, noise_tensors
 from xgblora.boosting.starts import RoundStart
+from xgblora.boosting.terms import Fade, NoiseTerm, Term
 from xgblora.errors import InputError
 from xgblora.spelling import one_line
 
-FORMAT = "xgblora-ledger-3"
+# the second is that of ledgers with boosters of noise, which programs of before cannot read
+FORMAT, FORMAT_WITH_NOISE = "xgblora-ledger-3", "xgblora-ledger-4"
 _PARTS, _PARTS_OF_STARTS = ("a", "b"), ("start_a", "start_b")
 _ZERO_IF_MISSING = "start_b"
-
-
-@dataclass(frozen=True)
-class MergedAdapter:
-    """One booster: the adapter that a round trained, and where it was merged.
-
-    Attributes:
-        round: 1 for the first.
-        step, epoch: how far training was.
-        scale: what its `outer(b, a)` was multiplied with.
-        adapters: fp32 [P] on the host, laid out as the arena was.
-        held_out_loss: of the model with this booster, if it was measured.
-        kept_step: the step whose weights the round went back to before the merge; None where it was the merge's own.
-    """
-
-    round: int
-    step: int
-    epoch: float
-    scale: float
-    adapters: Tensor
-    held_out_loss: float | None = None
-    kept_step: int | None = None
-
-
-@dataclass(frozen=True)
-class Term:
-    """What is written into the weights at once: `scale * outer(b, a)`.
-
-    Attributes:
-        round: 1 for the first.
-        adapters: fp32 [P].
-        scale: negative for the start of a round that the base takes back.
-    """
-
-    round: int
-    adapters: Tensor
-    scale: float
-
-    @property
-    def is_start(self) -> bool:
-        """Whether it is the negative start of its round, and not the round's booster."""
-        return self.scale < 0
 
 
 @dataclass
@@ -84,13 +45,13 @@ class Ledger:
     slots: tuple[Slot, ...]
     rounding: str
     start: RoundStart = RoundStart()
-    boosters: list[MergedAdapter] = field(default_factory=list)
+    boosters: list[Merged] = field(default_factory=list)
     measured: dict[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.boosters)
 
-    def add(self, booster: MergedAdapter) -> None:
+    def add(self, booster: Merged) -> None:
         """Enter the booster that was merged last."""
         self.boosters.append(booster)
 
@@ -117,7 +78,7 @@ class Ledger:
         """The adapter that the round after `round` boosters starts with, fp32 [P]."""
         if round in self.measured:
             return self.measured[round].to(device)
-        earlier = [booster.adapters for booster in self.boosters[:round]]
+        earlier = self._adapters(self.boosters[:round])
         return self.start.adapter(self.slots, self.origin.seed, round, earlier, device)
 
     def takes_from_base(self, round: int) -> bool:
@@ -135,13 +96,13 @@ class Ledger:
             return None
         return Term(round + 1, self.start_of(round, device), -self.full_scale)
 
-    def terms(self) -> Iterator[Term]:
+    def terms(self) -> Iterator[Term | NoiseTerm | Fade]:
         """All that was written into the weights after the last merge, in order."""
         for index, booster in enumerate(self.boosters):
             offset = self.start_offset(index)
             if offset is not None:
                 yield offset
-            yield Term(booster.round, booster.adapters, booster.scale)
+            yield from booster.terms()
 
     def is_trained(self, adapter: Tensor) -> bool:
         """Whether `adapter`, fp32 [P], in training after the last booster, does anything that its start does not."""
@@ -151,28 +112,34 @@ class Ledger:
         return started_at_zero or not torch.equal(adapter, self.start_of(len(self), adapter.device))
 
     def rows(self) -> Tensor:
-        """The adapters of all boosters, fp32 [T, P]."""
-        return _stacked([booster.adapters for booster in self.boosters], self.slots)
+        """The adapters of all boosters that are adapters, fp32 [T, P]."""
+        return _stacked(self._adapters(self.boosters), self.slots)
+
+    @staticmethod
+    def _adapters(boosters: list[Merged]) -> list[Tensor]:
+        return [booster.adapters for booster in boosters if isinstance(booster, MergedAdapter)]
 
     def save(self, path: str | Path, *, about: dict | None = None) -> None:
         """Write the ledger as safetensors, atomically.
 
         The tensors are `<layer>.a` fp32 [T, rank, K] and `<layer>.b` fp32 [T, rank, N], likewise `<layer>.start_a` and
         `<layer>.start_b` of the starts that were measured, if any, in bf16 where that is all there is to them, and
-        no `start_b` that is zero; the header, JSON under "xgblora", holds the rest and a sha256 of it all.
+        no `start_b` that is zero; of boosters that are noise `noise.seeds` int64 and `noise.coefficients` fp32, one
+        booster after the other; the header, JSON under "xgblora", holds the rest and a sha256 of it all.
 
         Args:
             path: the file.
             about: more to say in the header (versions); JSON values.
         """
-        tensors = _by_layer(self.rows(), self.slots, _PARTS)
+        noise = noise_tensors(self.boosters)
+        tensors = _by_layer(self.rows(), self.slots, _PARTS) | noise
         header = {
-            "format": FORMAT,
+            "format": FORMAT_WITH_NOISE if noise else FORMAT,
             "origin": self.origin.to_json(),
             "rounding": self.rounding,
             "start": asdict(self.start),
             "slots": [asdict(slot) for slot in self.slots],
-            "boosters": [{k: v for k, v in vars(booster).items() if k != "adapters"} for booster in self.boosters],
+            "boosters": [booster.entry() for booster in self.boosters],
             "about": about or {},
         }
         if self.measured:
@@ -196,8 +163,8 @@ class Ledger:
         try:
             with safe_open(path, "pt") as file:
                 header = json.loads((file.metadata() or {}).get("xgblora", "{}"))
-                if not isinstance(header, dict) or header.get("format") != FORMAT:
-                    raise InputError(f"{path}: not a ledger of format {FORMAT}")
+                if not isinstance(header, dict) or header.get("format") not in (FORMAT, FORMAT_WITH_NOISE):
+                    raise InputError(f"{path}: not a ledger of format {FORMAT} or {FORMAT_WITH_NOISE}")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if header.pop("sha256", None) != _digest(header, tensors):
                 raise InputError(f"{path}: the ledger is damaged or was changed (its sha256 does not fit)")
@@ -211,14 +178,13 @@ class Ledger:
     def _from_parts(cls, header: dict, tensors: dict[str, Tensor]) -> "Ledger":
         slots = tuple(Slot(**slot) for slot in header["slots"])
         rounds = header.get("measured", [])
-        counts = {_PARTS: len(header["boosters"]), **({_PARTS_OF_STARTS: len(rounds)} if rounds else {})}
+        adapters = sum(not is_noise(entry) for entry in header["boosters"])
+        counts = {_PARTS: adapters, **({_PARTS_OF_STARTS: len(rounds)} if rounds else {})}
         _refuse_other_sizes(slots, tensors, counts)
         origin = Origin.from_json(header["origin"])
         if layout_hash(slots) != origin.layout:
             raise ValueError("the layout is not the one that its origin names")
-        rows = _rows_of(tensors, slots, _PARTS, len(header["boosters"]))
-        entries = zip(header["boosters"], rows, strict=True)
-        boosters = [MergedAdapter(**entry, adapters=row) for entry, row in entries]
+        boosters = merged_from(header["boosters"], _rows_of(tensors, slots, _PARTS, adapters), tensors)
         starts = _rows_of(tensors, slots, _PARTS_OF_STARTS, len(rounds)) if rounds else []
         measured = dict(zip(rounds, starts, strict=True))
         return cls(origin, slots, header["rounding"], RoundStart(**header["start"]), boosters, measured)

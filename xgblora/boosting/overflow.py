@@ -5,7 +5,7 @@ import math
 import torch
 
 from xgblora.adapters import AdapterSet
-from xgblora.boosting.ledger import Term
+from xgblora.boosting.terms import Fade, NoiseTerm, Term
 from xgblora.errors import InputError
 from xgblora.spelling import dtype_name
 
@@ -17,9 +17,9 @@ class MergeOverflow(InputError):
 class Reach:
     """How far from zero weights are at most, kept from merge to merge, so that a merge need not look at all of them.
 
-    A row of a term moves a weight by its scale times two numbers of the adapter, and the sum is rounded: that bounds
-    the weights after it. They are looked at where nothing is known of them, and where the bound comes to the end of
-    their dtype; from then on it is what they are.
+    A term says how far it moves a weight at most, and the sum is rounded: that bounds the weights after it. They are
+    looked at where nothing is known of them, and where the bound comes to the end of their dtype; from then on it is
+    what they are.
 
     Args:
         adapters: those whose weights are merged into.
@@ -29,15 +29,14 @@ class Reach:
         self._adapters = adapters
         self._most = math.nan
 
-    def add(self, term: Term) -> None:
+    def add(self, term: Term | NoiseTerm | Fade) -> None:
         """`term` is written into the weights."""
         if math.isnan(self._most):
             return
-        largest = float(term.adapters.abs().max())
         # two roundings are those of fp32; the last is to a neighbour of the sum in the weights' dtype
         rounding = 1.0 + 2.0 * max(torch.finfo(weight.dtype).eps for weight in self._adapters.weights())
         for _ in range(self._adapters.rank):
-            self._most = (self._most + abs(term.scale) * largest * largest) * rounding
+            self._most = (self._most + term.reach) * rounding
 
     def forget(self) -> None:
         """The weights were set to others."""

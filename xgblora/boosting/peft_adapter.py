@@ -72,6 +72,11 @@ def export_peft(
     return cost
 
 
+def peft_tensors(ledger: Ledger, rank: int | None = None) -> dict[str, torch.Tensor]:
+    """What `export_peft` writes as `adapter_model.safetensors`; raises what it raises."""
+    return _state(ledger, adapter_factors(ledger, rank)[0])
+
+
 def _state(ledger: Ledger, factors: dict[str, Factors]) -> dict[str, torch.Tensor]:
     """PEFT's names: `lora_A` fp32 [rank, K], `lora_B` fp32 [N, rank].
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from xgblora.adapters import Slot
 from xgblora.boosting.ledger import Ledger
+from xgblora.boosting.merged import MergedNoise
 from xgblora.errors import InputError
 
 
@@ -50,12 +51,15 @@ def adapter_factors(ledger: Ledger, rank: int | None = None) -> tuple[dict[str, 
         rank: at most this rank, by the nearest adapter that has it.
 
     Raises:
-        InputError: the ledger is empty or holds numbers that are not finite, or rank is below 1.
+        InputError: the ledger is empty or holds numbers that are not finite, rank is below 1, or there is none though a
+            population's terms have a higher rank than any weight.
     """
     if not len(ledger):
         raise InputError("the ledger is empty: there is no booster to export")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise InputError(f"rank={rank}: must be a whole number, 1 or more")
+    if rank is None:
+        _refuse_more_rows_than_a_weight_has(ledger)
     factors = stacked_factors(ledger)
     for name, layer in factors.items():
         if not (layer.a.isfinite().all() and layer.b.isfinite().all()):
@@ -63,6 +67,18 @@ def adapter_factors(ledger: Ledger, rank: int | None = None) -> tuple[dict[str, 
     if rank is None or rank >= rank_of(factors):
         return factors, None
     return truncated(factors, rank)
+
+
+def _refuse_more_rows_than_a_weight_has(ledger: Ledger) -> None:
+    rank, fullest = (
+        sum(term.count for term in ledger.terms()),
+        max(min(s.in_features, s.out_features) for s in ledger.slots),
+    )
+    if rank > fullest and any(isinstance(booster, MergedNoise) for booster in ledger.boosters):
+        raise InputError(
+            f"the terms of a population have rank {rank}, and no weight has more than {fullest}: give a rank, by which "
+            "the nearest adapter is taken, or export the merged model"
+        )
 
 
 def rank_of(factors: dict[str, Factors]) -> int:
@@ -75,9 +91,10 @@ def stacked_factors(ledger: Ledger) -> dict[str, Factors]:
 
     A layer is one matrix, and the experts of a mixture are several: see `matrix_names`.
     """
-    terms = list(ledger.terms())
-    rows = torch.stack([term.adapters for term in terms])
-    scales = torch.tensor([term.scale for term in terms], dtype=torch.float32).view(-1, 1, 1)
+    stacked: tuple[list[Tensor], list[float]] = ([], [])
+    for term in ledger.terms():
+        term.stack(*stacked, ledger.slots)
+    rows, scales = torch.stack(stacked[0]), torch.tensor(stacked[1], dtype=torch.float32).view(-1, 1, 1)
     factors = {}
     for slot in ledger.slots:
         a, b = slot.views(rows)

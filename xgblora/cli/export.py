@@ -189,7 +189,7 @@ def write_adapter(
     if args.model_name is not None:
         ledger = replace(ledger, origin=replace(ledger.origin, model=args.model_name, revision=None))
     origin = ledger.origin
-    full = len(list(ledger.terms())) * origin.rank
+    full = sum(term.count for term in ledger.terms()) * origin.rank
     adapter = Adapter(min(export.rank or full, full), origin.layers, origin.model, _skeleton(origin))
     checked = DESTINATIONS[export.destination].check(adapter) if export.destination else []
     with writing(folder):

@@ -53,13 +53,11 @@ def merge_rank1_(
     Raises:
         InputError: the rounding is unknown, or lists, shapes or dtypes do not fit together.
     """
-    if rounding not in ROUNDINGS:
-        raise InputError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
+    check_rounding(rounding)
     if len(weights) != len(adapters):
         raise InputError(f"{len(weights)} weights and {len(adapters)} adapters: must be equal")
     for weight, (a, b) in zip(weights, adapters, strict=True):
-        if weight.dtype not in WEIGHT_DTYPES:
-            raise InputError(f"weights must be fp32, bf16 or fp16 to be merged into, not {weight.dtype}")
+        check_weight(weight)
         if weight.shape != (b.numel(), a.numel()):
             raise InputError(f"a {tuple(a.shape)} and b {tuple(b.shape)} do not fit the weight {tuple(weight.shape)}")
         if not weight.device == a.device == b.device == weights[0].device:
@@ -67,7 +65,7 @@ def merge_rank1_(
     if remainders is None:
         remainders = []
     if rounding == "remainder":
-        _check_remainders(weights, remainders)
+        check_remainders(weights, remainders)
     if not weights:
         return
     torch.ops.xgblora.merge_rank1_(
@@ -85,7 +83,20 @@ def new_remainders(weights: list[Tensor]) -> list[Tensor]:
     ]
 
 
-def _check_remainders(weights: list[Tensor], remainders: list[Tensor]) -> None:
+def check_rounding(rounding: str) -> None:
+    """Raise InputError unless `rounding` is one of `ROUNDINGS`."""
+    if rounding not in ROUNDINGS:
+        raise InputError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
+
+
+def check_weight(weight: Tensor) -> None:
+    """Raise InputError unless `weight` is of one of `WEIGHT_DTYPES`."""
+    if weight.dtype not in WEIGHT_DTYPES:
+        raise InputError(f"weights must be fp32, bf16 or fp16 to be merged into, not {weight.dtype}")
+
+
+def check_remainders(weights: list[Tensor], remainders: list[Tensor]) -> None:
+    """Raise InputError unless there is a plane for each weight, as `new_remainders` makes them."""
     if len(remainders) != len(weights):
         raise InputError(f"rounding=remainder: {len(weights)} weights and {len(remainders)} remainders: must be equal")
     for weight, remainder in zip(weights, remainders, strict=True):
@@ -158,19 +169,28 @@ def _merge(
     start = 0
     for index, weight in enumerate(weights):
         update = (b[index].float() * scale).unsqueeze(1) * a[index].float()
-        if weight.dtype == torch.float32:
-            weight += update
-        elif rounding == "nearest":
-            weight.copy_(weight.float() + update)
-        elif rounding == "remainder":
-            total = running_sum(weight, remainders[index]) + update
-            rounded, remainder = round_with_remainder(total, weight.dtype)
-            weight.copy_(rounded)
-            remainders[index].copy_(remainder)
-        else:
-            words = _words_of(weight, start, seed)
-            weight.copy_(round_stochastically(weight.float() + update, weight.dtype, words))
+        add_rounded(weight, update, remainders[index] if remainders else None, rounding, start, seed)
         start += weight.numel()
+
+
+def add_rounded(weight: Tensor, update: Tensor, remainder: Tensor | None, rounding: str, start: int, seed: int) -> None:
+    """Add an fp32 update to a weight and round the sum once, in place.
+
+    Args:
+        remainder: the weight's plane, for "remainder".
+        start, seed: for "stochastic": the number of the weight's first element, and the seed of this merge.
+    """
+    if weight.dtype == torch.float32:
+        weight += update
+    elif rounding == "nearest":
+        weight.copy_(weight.float() + update)
+    elif rounding == "remainder":
+        rounded, left = round_with_remainder(running_sum(weight, remainder) + update, weight.dtype)
+        weight.copy_(rounded)
+        remainder.copy_(left)
+    else:
+        words = _words_of(weight, start, seed)
+        weight.copy_(round_stochastically(weight.float() + update, weight.dtype, words))
 
 
 def _words_of(weight: Tensor, start: int, seed: int) -> Tensor:

@@ -8,6 +8,7 @@ quack, Dao-AILab). Eager code itself is compared with its formulas in fp64, and 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -177,6 +178,9 @@ def _check_eager_layers() -> Iterator[Check]:
     merged = weight.clone()
     eager("merge_rank1_")([merged], [a], [b], new_remainders([merged]), 0.37, "nearest", 11)
     yield _near("merge_rank1_", merged, weight.double() + 0.37 * torch.outer(b.double(), a.double()))
+    summed, z = weight.clone(), normal(7, 98, device=CPU).double()
+    eager("merge_noise_")([summed], [], [0], [65], torch.tensor([7]), torch.tensor([0.37]), "nearest", 11)
+    yield _near("merge_noise_", summed, weight.double() + 0.37 * torch.outer(z[65:], z[:65]))
     x, weight, bias, a, b, scale = _linear_arguments(CPU, torch.float32, 16, 65, 77, 2)
     grad = _values(16, 77, seed=9)
     for operation, arguments in (
@@ -254,25 +258,30 @@ def _updated(side: Tested, optimizer: str, size: int, count: int) -> Tensor:
     return torch.cat((master, *moments.values()))
 
 
-def _check_merge(tested: Tested) -> Iterator[Check]:
+def _check_merge(operation: str, tested: Tested) -> Iterator[Check]:
     for rounding in ROUNDINGS:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            results = [_merged(side, dtype, rounding) for side in (tested, REFERENCE)]
+            results = [_merged(side, operation, dtype, rounding) for side in (tested, REFERENCE)]
             for name, parts in zip(("weights", "remainders"), zip(*results, strict=True), strict=True):
-                yield _same_bits("merge_rank1_", tested, f"{dtype_name(dtype)} {rounding}, {name}", *parts)
+                yield _same_bits(operation, tested, f"{dtype_name(dtype)} {rounding}, {name}", *parts)
 
 
-def _merged(side: Tested, dtype: torch.dtype, rounding: str) -> tuple[Tensor, Tensor]:
+def _merged(side: Tested, operation: str, dtype: torch.dtype, rounding: str) -> tuple[Tensor, Tensor]:
     """All weights and all remainders, flat, after two merges into an odd, a transposed and a row-major weight."""
     place = side.device
     shapes = ((33, 65), (96, 40), (128, 7))
     weights = [_values(*shape, seed=index).to(place, dtype) for index, shape in enumerate(shapes)]
     weights[1] = weights[1].T.contiguous().T
-    a = [_values(columns, seed=3).to(place) for _, columns in shapes]
-    b = [_values(rows, seed=4).to(place) for rows, _ in shapes]
     remainders = new_remainders(weights)
+    if operation == "merge_noise_":
+        terms = torch.arange(5, device=place) - 2, torch.linspace(-1, 1, 5).to(place)
+        arguments = (weights, remainders, [0, 300, 500], [100, 400, 700], *terms)
+    else:
+        a = [_values(columns, seed=3).to(place) for _, columns in shapes]
+        b = [_values(rows, seed=4).to(place) for rows, _ in shapes]
+        arguments = (weights, a, b, remainders, 0.37)
     for merge in range(2):
-        side.on("merge_rank1_")(weights, a, b, remainders, 0.37, rounding, 11 + merge)
+        side.on(operation)(*arguments, rounding, 11 + merge)
     return tuple(torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (weights, remainders))
 
 
@@ -365,7 +374,8 @@ REFERENCE = Tested(CPU, {operation: ("eager", eager(operation)) for operation in
 _COMPARISONS = {
     "perturb": _check_perturb,
     "update_": _check_update,
-    "merge_rank1_": _check_merge,
+    "merge_rank1_": partial(_check_merge, "merge_rank1_"),
+    "merge_noise_": partial(_check_merge, "merge_noise_"),
     "row_dots": _check_row_dots,
     "rank1_linear": _check_linear,
     "rank1_linear_backward": _check_linear_backward,

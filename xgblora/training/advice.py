@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from xgblora.boosting import Booster, FullFineTuning
 from xgblora.boosting.early_stopping import best_of, has_stalled
-from xgblora.boosting.ledger import MergedAdapter
+from xgblora.boosting.merged import MergedAdapter
 from xgblora.spelling import dtype_name
 from xgblora.tape import StepRecord, Tape
 

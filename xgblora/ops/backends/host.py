@@ -1,4 +1,4 @@
-"""`host`: `perturb`, `update_` and `merge_rank1_` of CPU tensors by `xgblora._host`, C++ in one pass over memory.
+"""`host`: `perturb`, `update_` and the merges of CPU tensors by `xgblora._host`, C++ in one pass over memory.
 
 Each is as the eager reference, bit for bit, on `torch.get_num_threads()` threads at most.
 """
@@ -77,10 +77,9 @@ def merge_rank1_(
         eager("merge_rank1_")(weights, a, b, remainders, scale, rounding, seed)
         return
     for index, weight in enumerate(weights):
-        plane = remainders[index] if rounding == "remainder" and weight.dtype != torch.float32 else None
         transposed = is_transposed(weight)
-        stored, stored_plane = (matrix.T if transposed and matrix is not None else matrix for matrix in (weight, plane))
-        if not stored.is_contiguous() or not (stored_plane is None or stored_plane.is_contiguous()):
+        storage = _storage(weight, remainders[index] if rounding == "remainder" else None, transposed)
+        if storage is None:
             eager("merge_rank1_")(
                 [weight], [a[index]], [b[index]], remainders[index : index + 1], scale, rounding, seed
             )
@@ -88,15 +87,47 @@ def merge_rank1_(
         # outputs first, as the reference multiplies; the product of two numbers is rounded the same either way round
         factors = [(b[index].float() * scale).contiguous(), a[index].float().contiguous()]
         of_rows, of_columns = reversed(factors) if transposed else factors
-        host_extension().module.merge(
-            stored.data_ptr(),
-            0 if stored_plane is None else stored_plane.data_ptr(),
-            DTYPE_CODES[weight.dtype],
-            *stored.shape,
-            of_rows.data_ptr(),
-            of_columns.data_ptr(),
-            torch.get_num_threads(),
-        )
+        host_extension().module.merge(*storage, of_rows.data_ptr(), of_columns.data_ptr(), torch.get_num_threads())
+
+
+def merge_noise_(
+    weights: list[Tensor],
+    remainders: list[Tensor],
+    a_starts: list[int],
+    b_starts: list[int],
+    seeds: Tensor,
+    coefficients: Tensor,
+    rounding: str,
+    rounding_seed: int,
+) -> None:
+    """One pass over each weight, a tile at a time; arguments as of `torch.ops.xgblora.merge_noise_`.
+
+    The reference itself does what it does in `merge_rank1_`.
+    """
+    if rounding == "stochastic":
+        eager("merge_noise_")(weights, remainders, a_starts, b_starts, seeds, coefficients, rounding, rounding_seed)
+        return
+    seeds, coefficients = seeds.contiguous(), coefficients.contiguous()
+    for index, (weight, a_start, b_start) in enumerate(zip(weights, a_starts, b_starts, strict=True)):
+        transposed = is_transposed(weight)
+        storage = _storage(weight, remainders[index] if rounding == "remainder" else None, transposed)
+        if storage is None:
+            one, its_starts = slice(index, index + 1), ([a_start], [b_start])
+            eager("merge_noise_")([weight], remainders[one], *its_starts, seeds, coefficients, rounding, 0)
+            continue
+        places = (a_start, b_start, False) if transposed else (b_start, a_start, True)
+        terms = seeds.data_ptr(), coefficients.data_ptr(), seeds.numel()
+        host_extension().module.merge_noise(*storage, *places, *terms, torch.get_num_threads())
+
+
+def _storage(weight: Tensor, plane: Tensor | None, transposed: bool) -> tuple[int, int, int, int, int] | None:
+    """Addresses of a weight and its plane, dtype and shape, as they are stored; None where they have gaps."""
+    parts = [weight] if plane is None or weight.dtype == torch.float32 else [weight, plane]
+    stored = [part.T if transposed else part for part in parts]
+    if not all(part.is_contiguous() for part in stored):
+        return None
+    addresses = [part.data_ptr() for part in stored] + [0] * (2 - len(stored))
+    return *addresses, DTYPE_CODES[weight.dtype], *stored[0].shape
 
 
 def obstacle(device_type: str) -> str | None:
@@ -116,7 +147,7 @@ BACKEND = Backend(
     name="host",
     title="the host extension",
     device_types=("cpu",),
-    modules=dict.fromkeys(("perturb", "update_", "merge_rank1_"), __name__),
+    modules=dict.fromkeys(("perturb", "update_", "merge_rank1_", "merge_noise_"), __name__),
     obstacle=obstacle,
     state=state,
     variables=("XGBLORA_BUILD_HOST",),

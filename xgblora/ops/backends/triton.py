@@ -44,6 +44,7 @@ BACKEND = Backend(
         "perturb": "xgblora.kernels.perturb",
         "update_": "xgblora.kernels.update",
         "merge_rank1_": "xgblora.kernels.merge_rank1",
+        "merge_noise_": "xgblora.kernels.merge_noise",
     },
     obstacle=obstacle,
     variables=("TRITON_INTERPRET",),
