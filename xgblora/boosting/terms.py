@@ -17,8 +17,7 @@ from xgblora.boosting.base_copy import BaseCopy
 from xgblora.ops.merge_rank1 import round_with_remainder, running_sum
 from xgblora.ops.noise import derive_seed, normal
 
-
-# Of two numbers of noise, each under sqrt(2 * 32 * log 2). Sums in fp32 are off by less than the rest for a million terms.
+# of two numbers of noise, each under sqrt(2 * 32 * log 2); sums in fp32 are off by less than the rest
 _MOST_OF_NOISE = 50.0
 
 
