@@ -60,6 +60,7 @@ struct InstructionSet {
   void (*perturb)(const Perturbation&, int64_t, int64_t);
   void (*update)(const Update&, int64_t, int64_t);
   void (*merge)(const Merge&, int64_t, int64_t);
+  void (*row_terms)(const RowTerms&, int64_t, int64_t);
 };
 
 std::vector<InstructionSet> find_sets() {
@@ -68,11 +69,15 @@ std::vector<InstructionSet> find_sets() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl")) {
-    found.push_back({"AVX-512", avx512::run_perturb, avx512::update_range, avx512::merge_rows});
+    found.push_back(
+        {"AVX-512", avx512::run_perturb, avx512::update_range, avx512::merge_rows, avx512::run_row_terms});
   }
-  if (__builtin_cpu_supports("avx2")) found.push_back({"AVX2", avx2::run_perturb, avx2::update_range, avx2::merge_rows});
+  if (__builtin_cpu_supports("avx2")) {
+    found.push_back({"AVX2", avx2::run_perturb, avx2::update_range, avx2::merge_rows, avx2::run_row_terms});
+  }
 #endif
-  found.push_back({"baseline", baseline::run_perturb, baseline::update_range, baseline::merge_rows});
+  found.push_back(
+      {"baseline", baseline::run_perturb, baseline::update_range, baseline::merge_rows, baseline::run_row_terms});
   return found;
 }
 
@@ -132,6 +137,12 @@ void update(const Update& job, int threads, int set) { in_blocks(job, threads, s
 void merge(const Merge& job, int threads, int set) {
   const auto run = set_number(set).merge;
   in_threads(job.rows, job.columns, threads, [&job, run](int64_t begin, int64_t end) { run(job, begin, end); });
+}
+
+void row_terms(const RowTerms& job, int threads, int set) {
+  const auto run = set_number(set).row_terms;
+  in_threads(job.rows, job.inputs + job.outputs, threads,
+             [&job, run](int64_t begin, int64_t end) { run(job, begin, end); });
 }
 
 }  // namespace xgblora
