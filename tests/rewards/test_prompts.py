@@ -6,7 +6,7 @@ from xgblora.errors import InputError
 from xgblora.rewards import prompts_by_chat, prompts_by_template
 from xgblora.tasks.files import read_rows
 
-MESSAGE = "<{{ message['role'] }}>{{ message['content'] }}\\n"
+MESSAGE = "<{{ message['role'] }}>{{ message['content'] }}\n"
 CHAT = f"{{% for message in messages %}}{MESSAGE}{{% endfor %}}{{% if add_generation_prompt %}}<bot>{{% endif %}}"
 
 
