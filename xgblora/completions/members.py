@@ -27,8 +27,8 @@ from xgblora.scoring.packing import common_length, keeps_all_tokens
 from xgblora.scoring.position_limit import position_limit
 from xgblora.scoring.vocabulary import end_ids, padding_id, rows_of_embeddings
 
-# Tokens of a batch, those to be written among them. A cache of 65,536 tokens takes 0.8 GB in a model of the size of
-# OPT-125m in bf16, and 40 MB of stories260K; beyond it a batch is no faster on a CPU (benchmarks/NOTES.md).
+# Tokens of a batch, those to be written among them. A cache of 65,536 tokens takes 2.4 GB in a model of the size of
+# OPT-125m in bf16, and 84 MB in stories260K.
 TOKENS = 1 << 16
 # the fewest tokens that are worth a forward of their own
 _SHARED = 8
