@@ -82,6 +82,7 @@ struct InstructionSet {
   void (*merge)(const Merge&, int64_t, int64_t);
   void (*fill_terms)(const NoiseMerge&, const NoisePanels&, int64_t, int64_t);
   void (*sum_tiles)(const NoiseMerge&, const NoisePanels&, int64_t, int64_t);
+  void (*row_terms)(const RowTerms&, int64_t, int64_t);
 };
 
 std::vector<InstructionSet> find_sets() {
@@ -91,15 +92,15 @@ std::vector<InstructionSet> find_sets() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl")) {
     found.push_back({"AVX-512", avx512::run_perturb, avx512::update_range, avx512::merge_rows, avx512::fill_terms,
-                     avx512::sum_tiles});
+                     avx512::sum_tiles, avx512::run_row_terms});
   }
   if (__builtin_cpu_supports("avx2")) {
     found.push_back({"AVX2", avx2::run_perturb, avx2::update_range, avx2::merge_rows, avx2::fill_terms,
-                     avx2::sum_tiles});
+                     avx2::sum_tiles, avx2::run_row_terms});
   }
 #endif
   found.push_back({"baseline", baseline::run_perturb, baseline::update_range, baseline::merge_rows,
-                   baseline::fill_terms, baseline::sum_tiles});
+                   baseline::fill_terms, baseline::sum_tiles, baseline::run_row_terms});
   return found;
 }
 
@@ -179,6 +180,12 @@ void merge_noise(const NoiseMerge& job, int threads, int set) {
                [&](int64_t begin, int64_t end) { run.sum_tiles(job, panels, begin, end); });
     panels.first += panels.count;
   } while (!panels.is_last);
+}
+
+void row_terms(const RowTerms& job, int threads, int set) {
+  const auto run = set_number(set).row_terms;
+  in_threads(job.rows, job.inputs + job.outputs, threads,
+             [&job, run](int64_t begin, int64_t end) { run(job, begin, end); });
 }
 
 }  // namespace xgblora

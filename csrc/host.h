@@ -1,4 +1,5 @@
-// xgblora._host: `perturb`, `update_` and the merges of CPU tensors, bit for bit those of the eager reference.
+// xgblora._host: `perturb`, `update_` and the merges of CPU tensors, bit for bit those of the eager reference; and the
+// rank-1 term of rows that each name their adapter.
 #pragma once
 
 #include <cstdint>
@@ -61,6 +62,22 @@ struct NoiseMerge {
   int64_t terms;
 };
 
+// t[m] = x[m] . a[g], and y[m] += (scale * t[m]) * b[g] where y is not null; g is groups[m / rows_per_entry]. t is read
+// where it is `given`, else made, and written where `t` is not null. Adapters are fp32 or of the dtype of x.
+struct RowTerms {
+  const void* x;
+  void* y;
+  int64_t x_code;  // as live_code; of y too
+  int64_t rows, inputs, outputs;
+  const void *a, *b;
+  int64_t a_code, a_stride, b_stride;  // the code of b too; elements between two adapters
+  const int32_t* groups;
+  int64_t rows_per_entry;
+  float scale;
+  float* t;
+  bool given;
+};
+
 // The instruction sets that this machine can run, best first; the last one is the compiler's default.
 std::vector<std::string> instruction_sets();
 
@@ -70,5 +87,6 @@ void perturb(const Perturbation& job, int threads, int set = 0);
 void update(const Update& job, int threads, int set = 0);
 void merge(const Merge& job, int threads, int set = 0);
 void merge_noise(const NoiseMerge& job, int threads, int set = 0);
+void row_terms(const RowTerms& job, int threads, int set = 0);
 
 }  // namespace xgblora

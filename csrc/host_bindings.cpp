@@ -112,4 +112,40 @@ PYBIND11_MODULE(_host, module) {
       py::arg("row_start"), py::arg("column_start"), py::arg("scales_rows"), py::arg("seeds"), py::arg("coefficients"),
       py::arg("terms"), py::arg("threads"), py::arg("set") = 0,
       "xgblora.ops.merge_noise_ of one weight without gaps; remainder 0 rounds to nearest.");
+
+  module.def(
+      "row_terms",
+      [](uintptr_t x, uintptr_t y, int64_t x_code, int64_t rows, int64_t inputs, int64_t outputs, uintptr_t a,
+         uintptr_t b, int64_t a_code, int64_t a_stride, int64_t b_stride, uintptr_t groups, int64_t entries,
+         int64_t group_count, double scale, uintptr_t t, bool given, int threads, int set) {
+        const xgblora::RowTerms job = {at<const void>(x),
+                                       at<void>(y),
+                                       x_code,
+                                       rows,
+                                       inputs,
+                                       outputs,
+                                       at<const void>(a),
+                                       at<const void>(b),
+                                       a_code,
+                                       a_stride,
+                                       b_stride,
+                                       at<const int32_t>(groups),
+                                       entries > 0 ? rows / entries : 1,
+                                       static_cast<float>(scale),
+                                       at<float>(t),
+                                       given};
+        for (int64_t entry = 0; entry < entries; ++entry) {
+          const int64_t group = job.groups[entry];
+          if (group < 0 || group >= group_count) {
+            throw py::index_error("group_of_row has " + std::to_string(group) + ": must be among 0 .. " +
+                                  std::to_string(group_count - 1));
+          }
+        }
+        const py::gil_scoped_release release;
+        xgblora::row_terms(job, threads, set);
+      },
+      py::arg("x"), py::arg("y"), py::arg("x_code"), py::arg("rows"), py::arg("inputs"), py::arg("outputs"),
+      py::arg("a"), py::arg("b"), py::arg("a_code"), py::arg("a_stride"), py::arg("b_stride"), py::arg("groups"),
+      py::arg("entries"), py::arg("group_count"), py::arg("scale"), py::arg("t"), py::arg("given"), py::arg("threads"),
+      py::arg("set") = 0, "The rank-1 terms of rows that each name their adapter; 0 for what is not wanted.");
 }

@@ -23,6 +23,7 @@ struct Float32 {
   using Bits = uint32_t;
   static constexpr int64_t CODE = 0;
 
+  static XGBLORA_HOST_DEVICE float to_float(Bits bits) { return float_of(bits); }
   static XGBLORA_HOST_DEVICE Bits from_float(float value) { return bits_of(value); }
 };
 

@@ -31,3 +31,4 @@ class Stream(IntEnum):
     ROUNDING = 1
     INITIALISATION = 2
     LAYERS = 3
+    TOKENS = 5

@@ -33,8 +33,10 @@ RANKS = {
     "destinations": 6,
     "tasks": 1,
     "scoring": 2,
+    "rewards": 2,
     "evaluation": 3,
     "objectives": 4,
+    "completions": 5,
     "records": 7,
     "training": 8,
     "runs": 9,
@@ -43,7 +45,7 @@ RANKS = {
 }
 # Below the trainer stand two towers, one of weights and one of texts, and neither knows the other.
 OF_WEIGHTS = {"kernels", "_C", "ops", "adapters", "tape", "zo", "boosting", "replaying", "population", "destinations"}
-OF_TEXTS = {"tasks", "scoring", "evaluation", "objectives"}
+OF_TEXTS = {"tasks", "scoring", "rewards", "evaluation", "objectives"}
 
 
 def modules_of(path: Path) -> set[str]:

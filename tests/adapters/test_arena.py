@@ -269,3 +269,20 @@ def test_a_copy_of_the_model_stands_alone(odd, duplicate):
         assert not torch.equal(odd(x), before)
     given = (twin.first.live, twin.first.shared_inputs, twin.first.move_storage, *twin.first.frozen_with)
     assert given == (None, None, None), "nothing is left of an arena that its parameters are no views into"
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_texts_of_a_batch_may_read_rows_of_live_in_any_order(odd, rank):
+    arena = attach(odd, rank=rank).arena
+    arena.allocate_live(5, torch.float32).copy_(torch.randn(5, arena.master.numel()))
+    x = torch.randn(4, 6, 5)
+    texts = torch.tensor([3, 0, 3, 2], dtype=torch.int32)
+    arena.read_live(1, 5, texts)
+    together, packed = odd(x), odd(x.view(1, 24, 5))
+    for text, y in zip(texts.tolist(), zip(x, together, packed.view(4, 6, 7), strict=True), strict=True):
+        arena.read_live(1 + text, 2 + text)
+        for ours in y[1:]:
+            assert torch.allclose(ours, odd(y[0]), rtol=1e-5, atol=1e-5)
+    arena.read_live(1, 5, texts)
+    arena.read_master()
+    assert all(layer.group_of_row is None for layer in (odd.first, odd.second))

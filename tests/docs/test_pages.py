@@ -36,6 +36,7 @@ def of_python() -> dict:
             "b": torch.randn(2, 6),
             "scale": 16.0,
         },
+        "group_of_row": torch.tensor([1, 0, 0, 1, 1, 0], dtype=torch.int32),
         **{"a_q": vectors, "a_k": vectors, "a_v": vectors},
         **{"master": master, "live": torch.empty(2, 30), "signs": torch.tensor([1.0, -1.0]), "seed": 3, "eps": 1e-3},
         **{"seeds": torch.tensor([3]), "projected_grads": torch.tensor([0.5]), "lr": 1e-3},

@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from xgblora.kernels import (
+    by_row,
     column_sum,
     few_rows,
     fused_gemm,
@@ -39,6 +40,7 @@ CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
 NOISE = {"BLOCK": philox.BLOCK, "UNIT": 8}
 ROW_DOT = {"BLOCK_M": row_dot.BLOCK_M, "BLOCK_K": row_dot.BLOCK_K}
 PASS = {"BLOCK_M": rank1_pass.BLOCK_M, "BLOCK_N": rank1_pass.BLOCK_N}
+BY_ROW_PASS = {"BLOCK_M": by_row.BLOCK_M, "BLOCK_N": by_row.BLOCK_N}
 SUMS = {"CHUNK": column_sum.CHUNK, "BLOCK_M": column_sum.BLOCK_M, "BLOCK_N": column_sum.BLOCK_N}
 MATVEC = {"BLOCK_N": 8, "BLOCK_K": 512, "HAS_BIAS": True}
 FEW_ROWS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "HAS_BIAS": True}
@@ -89,6 +91,8 @@ def variants():
             yield name, row_dot.row_dots_fwd_kernel, dtype, pointers, ROW_DOT, FUSION
         yield f"row_dots {dtype} of both", row_dot.row_dots_bwd_kernel, dtype, projections, ROW_DOT, FUSION
         yield f"rank1_pass {dtype}", rank1_pass.rank1_pass_fwd_kernel, dtype, projections, PASS, FUSION
+        yield f"by_row dots {dtype}", by_row.row_dots_by_row_fwd_kernel, dtype, projections, ROW_DOT, FUSION
+        yield f"by_row pass {dtype}", by_row.rank1_pass_by_row_fwd_kernel, dtype, projections, BY_ROW_PASS, FUSION
         yield f"column_sums {dtype}", column_sum.column_sums_bwd_kernel, dtype, partials, SUMS, FUSION
         yield f"sum_chunks {dtype}", column_sum.sum_chunks_bwd_kernel, dtype, partials, {"BLOCK": 512}, FUSION
         # bf16 and fp16 differ in one instruction; of a transposed weight one of them will do
@@ -128,7 +132,7 @@ def variants():
 def variants_for(architecture):
     """What is compiled for an architecture: each variant for one, in turn, and so each kernel for all of them.
 
-    For all of them, the 68 variants took three times as long and said the same: what is counted differs between
+    For all of them, the 74 variants took three times as long and said the same: what is counted differs between
     architectures in matrix instructions alone, and of 255 registers a thread none took more than 204.
     """
     turns = defaultdict(dict)
@@ -141,7 +145,7 @@ def variants_for(architecture):
             yield name, kernel, *rest
 
 
-INTEGER_POINTERS = {"seed_ptr": "i64", "seeds_ptr": "i64", "table_ptr": "i64"}
+INTEGER_POINTERS = {"seed_ptr": "i64", "seeds_ptr": "i64", "table_ptr": "i64", "group_ptr": "i32"}
 FLOATS = ("scale",)
 
 

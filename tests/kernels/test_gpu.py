@@ -45,7 +45,10 @@ def _exact_fp32():
     torch.set_float32_matmul_precision(precision)
 
 
-@pytest.mark.parametrize("operation", ["row_dots", "rank1_linear", "rank1_linear_backward", "perturb", "update_"])
+OF_TRITON = ("row_dots", "rank1_linear", "rank1_linear_backward", "perturb", "update_")
+
+
+@pytest.mark.parametrize("operation", [*OF_TRITON, "row_dots_by_row", "rank1_linear_by_row"])
 def test_cuda_tensors_run_triton(operation):
     assert ops.choose(operation, "cuda").backend == "triton"
 

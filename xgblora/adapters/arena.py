@@ -128,13 +128,19 @@ class Arena:
         for moment in self.moments.values():
             moment.zero_()
 
-    def read_live(self, start: int, stop: int) -> None:
-        """Let the layers read rows `start .. stop - 1` of `live`: as many groups of input rows."""
+    def read_live(self, start: int, stop: int, group_of_row: Tensor | None = None) -> None:
+        """Let the layers read rows `start .. stop - 1` of `live`: as many groups of input rows.
+
+        Args:
+            group_of_row: None for equal groups, in order; or int32 [R] on the device of `live`: the input's rows
+                (positions) fall into R equal runs, such as its texts, and those of run r read row `start +
+                group_of_row[r]`. Its values must be below `stop - start`: nothing looks at them on a GPU.
+        """
         if (start, stop) not in self._live_views:
             rows = self.live[start:stop]
             self._live_views[start, stop] = [slot.views(rows) for slot in self.slots]
         for layer, views in zip(self._layers.values(), self._live_views[start, stop], strict=True):
-            layer.live = views
+            layer.live, layer.group_of_row = views, group_of_row
 
     def while_unchanged(self) -> AbstractContextManager[None]:
         """While this lasts, nothing that torch does not count writes `live`: layers may compute for one another."""
@@ -147,7 +153,7 @@ class Arena:
     def read_master(self) -> None:
         """Let the layers read their parameters, the views into `master`: one group, differentiable."""
         for layer in self._layers.values():
-            layer.live = None
+            layer.live = layer.group_of_row = None
 
     def move(self, device: torch.device) -> None:
         """Move the adapters to `device`; the layers read their parameters afterwards."""

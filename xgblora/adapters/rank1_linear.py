@@ -34,6 +34,8 @@ class Rank1Linear(nn.Module):
         b: fp32 parameter [rank, out_features], zero at the start, so that the layer starts as `base`.
         live: None, or the pair of tensors ([G, rank, in_features], [G, rank, out_features]) that the forward reads in
             place of `a` and `b`: what a zeroth-order step perturbs. The rows of the input fall into G groups.
+        group_of_row: None, or int32 [R], R a divisor of the input's M rows: they fall into no equal groups then, and
+            entry r is the row of `live` that M / R neighbouring rows of the input read.
         bank: None, or the pair of fp32 tensors ([T, in_features], [T, out_features]) of boosters that are kept beside
             the weight because they cannot be merged into it: `base(x) + sum_t (x . a_t) b_t`, the same for all groups.
             Not parameters and not in the state dict: base + ledger gives them again.
@@ -43,7 +45,8 @@ class Rank1Linear(nn.Module):
         move_storage: None, or what moves `a` and `b` to another device where they are views into a larger tensor.
         frozen_with: parameters that were frozen when this layer was attached; detaching lets them be trained again.
 
-    The last three, and `live`, are given to the layer from outside; a copy of it stands alone and has none of them.
+    The last three, `live` and `group_of_row` are given to the layer from outside; a copy of it stands alone and has
+    none of them.
 
     Raises:
         InputError: alpha or rank is out of range, or `base` is no linear layer.
@@ -67,6 +70,7 @@ class Rank1Linear(nn.Module):
             self.a.data.copy_(starting_a(noise.view_as(self.a)))
         self.b = nn.Parameter(torch.zeros(rank, self.out_features, **options))
         self.live: tuple[Tensor, Tensor] | None = None
+        self.group_of_row: Tensor | None = None
         self.bank: tuple[Tensor, Tensor] | None = None
         self.active = self.trains_a = True
         self.shared_inputs: SharedInputs | None = None
@@ -114,11 +118,15 @@ class Rank1Linear(nn.Module):
             a = a.detach()
         if a.shape[1] == 1 and self.bank is None and kind.only_multiplies(base) and kind.has_dense_weight(base):
             weight = kind.weight_of(base)
+            if self.group_of_row is not None:
+                return torch.ops.xgblora.rank1_linear_by_row(
+                    x, weight, base.bias, a[:, 0], b[:, 0], self.scale, self.group_of_row
+                )
             # compiled code must not depend on what other layers did before
             alone = torch.compiler.is_compiling() or self.shared_inputs is None
             t = None if alone else self.shared_inputs.dots_for(self, x, weight)
             return torch.ops.xgblora.rank1_linear(x, weight, base.bias, a[:, 0], b[:, 0], self.scale, t)
-        update = self.scale * low_rank_term(x, a, b) if self.active else 0.0
+        update = self.scale * low_rank_term(x, a, b, self.group_of_row) if self.active else 0.0
         if self.bank is not None:
             update = update + low_rank_term(x, *(part.unsqueeze(0) for part in self.bank))
         y = base(x)
@@ -157,7 +165,7 @@ class Rank1Linear(nn.Module):
 
     def __getstate__(self):
         # copied or unpickled, a layer stands alone: its `a` and `b` are no views into a larger tensor
-        given = {"live": None, "shared_inputs": None, "move_storage": None, "frozen_with": ()}
+        given = {"live": None, "group_of_row": None, "shared_inputs": None, "move_storage": None, "frozen_with": ()}
         return {**self.__dict__, **given}
 
     def _apply(self, fn, recurse=True):

@@ -14,13 +14,21 @@ from torch import Tensor
 
 from xgblora.errors import InputError
 from xgblora.ops.library import LIBRARY, register
+from xgblora.ops.rank1_by_row import check_group_of_row
 from xgblora.ops.row_dots import project
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def rank1_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, t: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    t: Tensor | None = None,
+    group_of_row: Tensor | None = None,
 ) -> Tensor:
     """Linear layer with a rank-1 adapter a group of rows; differentiable in `x`, `a` and `b`, the weight is frozen.
 
@@ -34,21 +42,30 @@ def rank1_linear(
         t: None, or fp32 [M], the row of `row_dots(x, [a, ...])` that is of `a`: the result has the same bits, sooner.
             It is a value and no variable: gradients are those of `x . a` all the same. Autocast, which casts `x`, does
             without it.
+        group_of_row: None, or int32 [R] on the device of `x`, R a divisor of the M rows: the rows need not fall into
+            equal groups then, entry r is the adapter of M / R neighbouring rows. Its values are checked on a CPU only;
+            on a GPU one that is out of range is undefined behaviour.
 
     Returns:
         [..., N] in the dtype of `x`.
 
     Raises:
-        InputError: shapes or dtypes do not fit together, or the weight requires a gradient.
+        InputError: shapes or dtypes do not fit together, the weight requires a gradient, or an entry of `group_of_row`
+            is no adapter's number.
     """
     a, b = torch.atleast_2d(a), torch.atleast_2d(b)
-    check_shapes(x, weight, bias, a, b)
+    check_shapes(x, weight, bias, a, b, equal_groups=group_of_row is None)
     if t is not None and (t.dtype != torch.float32 or t.shape != (x.shape[:-1].numel(),)):
         raise InputError(f"t is {t.dtype} {tuple(t.shape)}: must be fp32 [{x.shape[:-1].numel()}], one number a row")
-    return torch.ops.xgblora.rank1_linear(x, weight, bias, a, b, scale, t)
+    if group_of_row is None:
+        return torch.ops.xgblora.rank1_linear(x, weight, bias, a, b, scale, t)
+    check_group_of_row(group_of_row, x.shape[:-1].numel(), a.shape[0], x.device)
+    return torch.ops.xgblora.rank1_linear_by_row(x, weight, bias, a, b, scale, group_of_row, t)
 
 
-def check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> None:
+def check_shapes(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, *, equal_groups: bool = True
+) -> None:
     """Raise InputError unless the arguments of `rank1_linear` fit together."""
     outputs, inputs = weight.shape
     groups = a.shape[0]
@@ -62,7 +79,7 @@ def check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: T
             f"a must be [G, {inputs}], b [G, {outputs}]"
         )
     rows = x.numel() // inputs if inputs else 0
-    if groups == 0 or rows % groups:
+    if groups == 0 or (equal_groups and rows % groups):
         raise InputError(f"{rows} rows do not fall into {groups} equal groups")
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise InputError("weight and bias must be frozen (requires_grad=False): rank1_linear has no gradient for them")
@@ -122,18 +139,19 @@ def _autograd_backward(ctx, grad):
     return dx if need_dx else None, None, None, da, db, None, None
 
 
-def _autocast(device_type: str) -> Callable:
+def _autocast(device_type: str, operation: str) -> Callable:
     """Under autocast x, weight and bias are cast, as `F.linear` casts them; the rank-1 term stays in fp32."""
 
     def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
 
-    def run(x, weight, bias, a, b, scale, t=None):
-        # `t` is of the `x` that was not cast
+    def run(x, weight, bias, a, b, scale, *rest):
+        # the last one is `t`, of the `x` that was not cast; by row `group_of_row` stands before it
+        rest = rest[:1] if operation == "rank1_linear_by_row" else ()
         dtype = torch.get_autocast_dtype(device_type)
         x, weight, bias = (cast(tensor, dtype) for tensor in (x, weight, bias))
         with torch.autocast(device_type, enabled=False):
-            return torch.ops.xgblora.rank1_linear(x, weight, bias, a, b, scale)
+            return getattr(torch.ops.xgblora, operation)(x, weight, bias, a, b, scale, *rest)
 
     return run
 
@@ -152,5 +170,6 @@ register(
 torch.library.register_autograd(
     "xgblora::rank1_linear", _autograd_backward, setup_context=_save_for_backward, lib=LIBRARY
 )
-LIBRARY.impl("rank1_linear", _autocast("cpu"), "AutocastCPU")
-LIBRARY.impl("rank1_linear", _autocast("cuda"), "AutocastCUDA")
+for _operation in ("rank1_linear", "rank1_linear_by_row"):
+    LIBRARY.impl(_operation, _autocast("cpu", _operation), "AutocastCPU")
+    LIBRARY.impl(_operation, _autocast("cuda", _operation), "AutocastCUDA")

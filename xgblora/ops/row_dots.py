@@ -15,14 +15,16 @@ from xgblora.errors import InputError
 from xgblora.ops.backends.registry import registry
 from xgblora.ops.choice import choose
 from xgblora.ops.library import register
+from xgblora.ops.rank1_by_row import check_group_of_row
 
 
-def row_dots(x: Tensor, a: Sequence[Tensor]) -> Tensor:
+def row_dots(x: Tensor, a: Sequence[Tensor], group_of_row: Tensor | None = None) -> Tensor:
     """Dot products of the rows of `x` with A adapters; not differentiable.
 
     Args:
         x: [..., K], fp32, bf16 or fp16; its M rows, flattened, fall into G equal contiguous groups.
         a: A tensors [G, K], the dtype of `x` or fp32; their rows may be strided.
+        group_of_row: None, or int32 [R], whose adapters the rows read, as of `rank1_linear`.
 
     Returns:
         fp32 [A, M], accumulated in fp32.
@@ -37,9 +39,12 @@ def row_dots(x: Tensor, a: Sequence[Tensor]) -> Tensor:
         groups = vectors.shape[0]
         if vectors.shape != (a[0].shape[0], inputs):
             raise InputError(f"row_dots: an adapter is {tuple(vectors.shape)}, must be [{a[0].shape[0]}, {inputs}]")
-        if groups == 0 or rows % groups:
+        if groups == 0 or (group_of_row is None and rows % groups):
             raise InputError(f"{rows} rows do not fall into {groups} equal groups")
-    return torch.ops.xgblora.row_dots(x, list(a))
+    if group_of_row is None:
+        return torch.ops.xgblora.row_dots(x, list(a))
+    check_group_of_row(group_of_row, rows, a[0].shape[0], x.device)
+    return torch.ops.xgblora.row_dots_by_row(x, list(a), group_of_row)
 
 
 def reads_dots(x: Tensor, weight: Tensor) -> bool:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +16,9 @@ from torch import Tensor
 from xgblora.ops.backends.registry import registry
 from xgblora.ops.choice import available, choose
 from xgblora.ops.eager import eager, operations
+from xgblora.ops.exact_linear import by_row_arguments, in_double, linear_arguments, values
 from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
-from xgblora.ops.noise import Stream, normal, philox4x32
+from xgblora.ops.noise import normal, philox4x32
 from xgblora.ops.update import RULES
 from xgblora.spelling import dtype_name, one_line
 
@@ -27,6 +27,7 @@ SIZES = (1, 1023, 100_003)
 # rows, K, N, groups: one row, a few, a prefill, odd sizes
 LINEAR_SHAPES = ((1, 64, 48, 1), (16, 256, 512, 2), (257, 129, 77, 1), (1024, 768, 768, 4))
 SMALL_SIZES, SMALL_LINEAR_SHAPES = (1, 1023), ((1, 64, 48, 1), (16, 65, 77, 2))
+BY_ROW = ("row_dots_by_row", "rank1_linear_by_row", "rank1_linear_by_row_backward")
 LINEAR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Random123's known answers of philox4x32-10: counter, key, words
 KNOWN_WORDS = (
@@ -158,7 +159,7 @@ def check_eager() -> list[Check]:
 
 
 def _check_eager_arena() -> Iterator[Check]:
-    master, eps, seeds = _values(1023), 1e-3, torch.tensor([3, -(2**40)])
+    master, eps, seeds = values(1023), 1e-3, torch.tensor([3, -(2**40)])
     z = torch.stack([normal(int(seed), 1023, device=CPU) for seed in seeds]).double()
     live = torch.empty(4, 1023)
     signs = torch.tensor([1.0, -1.0, 1.0, -1.0])
@@ -174,21 +175,22 @@ def _check_eager_arena() -> Iterator[Check]:
 
 
 def _check_eager_layers() -> Iterator[Check]:
-    weight, a, b = _values(33, 65), _values(65, seed=3), _values(33, seed=4)
+    weight, a, b = values(33, 65), values(65, seed=3), values(33, seed=4)
     merged = weight.clone()
     eager("merge_rank1_")([merged], [a], [b], new_remainders([merged]), 0.37, "nearest", 11)
     yield _near("merge_rank1_", merged, weight.double() + 0.37 * torch.outer(b.double(), a.double()))
     summed, z = weight.clone(), normal(7, 98, device=CPU).double()
     eager("merge_noise_")([summed], [], [0], [65], torch.tensor([7]), torch.tensor([0.37]), "nearest", 11)
     yield _near("merge_noise_", summed, weight.double() + 0.37 * torch.outer(z[65:], z[:65]))
-    x, weight, bias, a, b, scale = _linear_arguments(CPU, torch.float32, 16, 65, 77, 2)
-    grad = _values(16, 77, seed=9)
+    x, weight, bias, a, b, scale = linear_arguments(CPU, torch.float32, 16, 65, 77, 2)
+    grad = values(16, 77, seed=9)
     for operation, arguments in (
         ("row_dots", (x, [a, -a])),
         ("rank1_linear", (x, weight, bias, a, b, scale)),
         ("rank1_linear_backward", (grad, x, weight, a, b, scale, True)),
+        *((name, by_row_arguments(name, CPU, torch.float32, (16, 65, 77, 2))) for name in BY_ROW),
     ):
-        ours, exact = eager(operation)(*arguments), _in_double(operation, _doubled(arguments))
+        ours, exact = eager(operation)(*arguments), in_double(operation, arguments)
         pairs = [(ours, exact)] if isinstance(ours, Tensor) else zip(ours, exact, strict=True)
         for one, other in pairs:
             yield _near(operation, one, other)
@@ -222,7 +224,7 @@ def largest_difference(ours: Tensor, reference: Tensor) -> tuple[float, str]:
 def _check_perturb(tested: Tested) -> Iterator[Check]:
     seeds, signs = torch.tensor([3, -(2**40)]), torch.tensor([1.0, -1.0, 1.0, -1.0])
     for size in tested.sizes:
-        master = _values(size)
+        master = values(size)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             for distribution in ("gaussian", "rademacher"):
                 lives = []
@@ -246,12 +248,12 @@ def _check_update(tested: Tested) -> Iterator[Check]:
 def _updated(side: Tested, optimizer: str, size: int, count: int) -> Tensor:
     """The master and the moments of the optimizer, flat, after a step."""
     place = side.device
-    master = _values(size).to(place)
+    master = values(size).to(place)
     seeds = torch.arange(count, device=place) - 1
     coefficients = (torch.arange(count, device=place) + 0.3) * 1.7
     lr, decay = torch.tensor([3e-4], device=place), torch.tensor([0.01], device=place)
     names, factors = RULES[optimizer]
-    moments = {name: _values(size, seed=2).square().to(place) for name in names}
+    moments = {name: values(size, seed=2).square().to(place) for name in names}
     numbers = torch.tensor([0.9, 0.1, 0.999, 0.001, 1e-8, 0.271, 0.003][:factors], device=place) if factors else None
     arguments = (master, seeds, coefficients, lr, decay, "gaussian", optimizer)
     side.on("update_")(*arguments, moments.get("first"), moments.get("second"), numbers)
@@ -270,15 +272,15 @@ def _merged(side: Tested, operation: str, dtype: torch.dtype, rounding: str) -> 
     """All weights and all remainders, flat, after two merges into an odd, a transposed and a row-major weight."""
     place = side.device
     shapes = ((33, 65), (96, 40), (128, 7))
-    weights = [_values(*shape, seed=index).to(place, dtype) for index, shape in enumerate(shapes)]
+    weights = [values(*shape, seed=index).to(place, dtype) for index, shape in enumerate(shapes)]
     weights[1] = weights[1].T.contiguous().T
     remainders = new_remainders(weights)
     if operation == "merge_noise_":
         terms = torch.arange(5, device=place) - 2, torch.linspace(-1, 1, 5).to(place)
         arguments = (weights, remainders, [0, 300, 500], [100, 400, 700], *terms)
     else:
-        a = [_values(columns, seed=3).to(place) for _, columns in shapes]
-        b = [_values(rows, seed=4).to(place) for rows, _ in shapes]
+        a = [values(columns, seed=3).to(place) for _, columns in shapes]
+        b = [values(rows, seed=4).to(place) for rows, _ in shapes]
         arguments = (weights, a, b, remainders, 0.37)
     for merge in range(2):
         side.on(operation)(*arguments, rounding, 11 + merge)
@@ -288,7 +290,7 @@ def _merged(side: Tested, operation: str, dtype: torch.dtype, rounding: str) -> 
 def _check_row_dots(tested: Tested) -> Iterator[Check]:
     for dtype in tested.linear_dtypes:
         for rows, inputs, outputs, groups in tested.linear_shapes:
-            x, _, _, a, _, _ = _linear_arguments(tested.device, dtype, rows, inputs, outputs, groups)
+            x, _, _, a, _, _ = linear_arguments(tested.device, dtype, rows, inputs, outputs, groups)
             case = f"{dtype_name(dtype)} {rows}x{inputs} G={groups}"
             yield _within_bound("row_dots", tested, case, _three_ways("row_dots", tested, (x, [a, 2 * a, -a])))
             alone, together = (tested.on("row_dots")(x, adapters) for adapters in ([a], [2 * a, -a, a]))
@@ -298,7 +300,7 @@ def _check_row_dots(tested: Tested) -> Iterator[Check]:
 def _check_linear(tested: Tested) -> Iterator[Check]:
     for dtype in tested.linear_dtypes:
         for rows, inputs, outputs, groups in tested.linear_shapes:
-            arguments = _linear_arguments(tested.device, dtype, rows, inputs, outputs, groups)
+            arguments = linear_arguments(tested.device, dtype, rows, inputs, outputs, groups)
             results = _three_ways("rank1_linear", tested, arguments)
             yield _within_bound(
                 "rank1_linear", tested, f"{dtype_name(dtype)} {rows}x{inputs}x{outputs} G={groups}", results
@@ -308,40 +310,35 @@ def _check_linear(tested: Tested) -> Iterator[Check]:
 def _check_linear_backward(tested: Tested) -> Iterator[Check]:
     for dtype in tested.linear_dtypes:
         for rows, inputs, outputs, groups in tested.linear_shapes:
-            x, weight, _, a, b, scale = _linear_arguments(tested.device, dtype, rows, inputs, outputs, groups)
-            grad = _values(rows, outputs, seed=9).to(tested.device, dtype)
+            x, weight, _, a, b, scale = linear_arguments(tested.device, dtype, rows, inputs, outputs, groups)
+            grad = values(rows, outputs, seed=9).to(tested.device, dtype)
             results = _three_ways("rank1_linear_backward", tested, (grad, x, weight, a, b, scale, True))
             case = f"{dtype_name(dtype)} {rows}x{inputs}x{outputs} G={groups}"
             for name, parts in zip(("dx", "da", "db"), zip(*results, strict=True), strict=True):
                 yield _within_bound("rank1_linear_backward", tested, f"{name} {case}", parts)
 
 
+def _check_by_row(operation: str) -> Callable[[Tested], Iterator[Check]]:
+    def compare(tested: Tested) -> Iterator[Check]:
+        for dtype in tested.linear_dtypes:
+            for rows, inputs, outputs, groups in tested.linear_shapes:
+                arguments = by_row_arguments(operation, tested.device, dtype, (rows, inputs, outputs, groups))
+                parts = (_parts(result) for result in _three_ways(operation, tested, arguments))
+                for name, results in zip(("", " da", " db"), zip(*parts, strict=True), strict=False):
+                    case = f"{dtype_name(dtype)} {rows}x{inputs}x{outputs} G={groups}{name}"
+                    yield _within_bound(operation, tested, case, results)
+
+    return compare
+
+
+def _parts(result: Tensor | tuple) -> tuple:
+    return (result,) if isinstance(result, Tensor) else result
+
+
 def _three_ways(operation: str, tested: Tested, arguments: tuple) -> tuple:
     """What runs on the device, eager on the device in the same dtype, and eager in fp64."""
-    exact = _in_double(operation, _doubled(arguments))
+    exact = in_double(operation, arguments)
     return tested.on(operation)(*arguments), eager(operation)(*arguments), exact
-
-
-def _doubled(arguments: Any) -> Any:
-    if isinstance(arguments, (tuple, list)):
-        return type(arguments)(map(_doubled, arguments))
-    return arguments.double() if isinstance(arguments, Tensor) else arguments
-
-
-def _in_double(operation: str, arguments: tuple):
-    if operation == "row_dots":
-        x, adapters = arguments
-        return torch.stack([(x.view(len(a), -1, x.shape[-1]) * a.unsqueeze(1)).sum(2).flatten() for a in adapters])
-    if operation == "rank1_linear":
-        x, weight, bias, a, b, scale = arguments
-        projected = (x.view(a.shape[0], -1, x.shape[-1]) * a.unsqueeze(1)).sum(2, keepdim=True)
-        return x @ weight.T + bias + (scale * projected * b.unsqueeze(1)).view(x.shape[0], -1)
-    grad, x, weight, a, b, scale, _ = arguments
-    x_groups, grad_groups = x.view(a.shape[0], -1, x.shape[-1]), grad.view(a.shape[0], -1, grad.shape[-1])
-    t = (x_groups * a.unsqueeze(1)).sum(2, keepdim=True)
-    u = (grad_groups * b.unsqueeze(1)).sum(2, keepdim=True)
-    dx = grad @ weight + (scale * u * a.unsqueeze(1)).view(x.shape)
-    return dx, scale * (u * x_groups).sum(1), scale * (t * grad_groups).sum(1)
 
 
 def _within_bound(operation: str, tested: Tested, case: str, results: tuple[Tensor, Tensor, Tensor]) -> Check:
@@ -358,18 +355,6 @@ def _within_bound(operation: str, tested: Tested, case: str, results: tuple[Tens
     return Check(operation, backend, case, False, detail, *largest_difference(ours, exact))
 
 
-def _linear_arguments(device: torch.device, dtype: torch.dtype, rows: int, inputs: int, outputs: int, groups: int):
-    rows = -(-rows // groups) * groups
-    x, weight = _values(rows, inputs).to(device, dtype), (_values(outputs, inputs, seed=2) * inputs**-0.5)
-    bias = _values(outputs, seed=3).to(device, dtype)
-    a, b = _values(groups, inputs, seed=4) * inputs**-0.5, _values(groups, outputs, seed=5)
-    return x, weight.to(device, dtype), bias, a.to(device, dtype), b.to(device, dtype), 2.0
-
-
-def _values(*shape: int, seed: int = 1) -> Tensor:
-    return normal(seed, math.prod(shape), device=torch.device("cpu"), stream=Stream.INITIALISATION).view(shape)
-
-
 REFERENCE = Tested(CPU, {operation: ("eager", eager(operation)) for operation in operations()})
 _COMPARISONS = {
     "perturb": _check_perturb,
@@ -379,4 +364,5 @@ _COMPARISONS = {
     "row_dots": _check_row_dots,
     "rank1_linear": _check_linear,
     "rank1_linear_backward": _check_linear_backward,
+    **{name: _check_by_row(name) for name in BY_ROW},
 }

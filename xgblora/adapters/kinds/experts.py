@@ -76,7 +76,11 @@ class AdaptedExperts(Rank1Linear):
             a = a.detach()
         experts = len(self.base.weight)
         # of each row its group and its expert
-        which = (routed.tokens * len(a) // routed.count) * experts + routed.experts
+        if self.group_of_row is None:
+            group = routed.tokens * len(a) // routed.count
+        else:
+            group = self.group_of_row[routed.tokens * len(self.group_of_row) // routed.count]
+        which = group * experts + routed.experts
         a, b = (part.unflatten(1, (experts, -1)).flatten(0, 1)[which].float() for part in (a, b))
         dots = torch.einsum("sk,srk->sr", x.float(), a)
         return (y + self.scale * torch.einsum("sr,srn->sn", dots, b)).to(y.dtype)

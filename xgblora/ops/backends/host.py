@@ -1,9 +1,11 @@
-"""`host`: `perturb`, `update_` and the merges of CPU tensors by `xgblora._host`, C++ in one pass over memory.
+"""`host`: `perturb`, `update_`, the merges and rows that name their adapter, of CPU tensors, by `xgblora._host`.
 
-Each is as the eager reference, bit for bit, on `torch.get_num_threads()` threads at most.
+C++ in one pass over memory. All but the last are as the eager reference, bit for bit. All run on
+`torch.get_num_threads()` threads at most.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from xgblora.kernels.weight_storage import is_transposed
@@ -130,6 +132,65 @@ def _storage(weight: Tensor, plane: Tensor | None, transposed: bool) -> tuple[in
     return *addresses, DTYPE_CODES[weight.dtype], *stored[0].shape
 
 
+def row_dots_by_row(x: Tensor, a: list[Tensor], group_of_row: Tensor) -> Tensor:
+    """One pass over the rows an adapter; arguments as of `torch.ops.xgblora.row_dots_by_row`."""
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    t = torch.empty((len(a), rows.shape[0]), dtype=torch.float32)
+    for of_adapter, vectors in zip(t, a, strict=True):
+        _row_terms(rows, None, vectors, vectors, 0.0, group_of_row, of_adapter, given=False)
+    return t
+
+
+def rank1_linear_by_row(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    group_of_row: Tensor,
+    t: Tensor | None = None,
+) -> Tensor:
+    """The product, and one pass over x and y in place; arguments as of `torch.ops.xgblora.rank1_linear_by_row`.
+
+    Unlike the others it sums in an order of its own, the same for a row whatever rows stand beside it.
+    """
+    y = F.linear(x, weight, bias).contiguous()
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    t = None if t is None else t.contiguous()
+    _row_terms(rows, y, a, b, scale, group_of_row, t, given=t is not None)
+    return y
+
+
+def _row_terms(
+    x: Tensor, y: Tensor | None, a: Tensor, b: Tensor, scale: float, group_of_row: Tensor, t: Tensor | None, given: bool
+) -> None:
+    """`x` [M, K] and `y` are contiguous, `a` and `b` of one dtype; without a `y` the dots alone are made, into `t`."""
+    if b.dtype != a.dtype or a.dtype not in (x.dtype, torch.float32):
+        a, b = a.float(), b.float()
+    a, b = (vectors if vectors.stride(1) == 1 else vectors.contiguous() for vectors in (a, b))
+    groups = group_of_row.contiguous()
+    host_extension().module.row_terms(
+        x.data_ptr(),
+        0 if y is None else y.data_ptr(),
+        DTYPE_CODES[x.dtype],
+        *x.shape,
+        b.shape[1],
+        a.data_ptr(),
+        b.data_ptr(),
+        DTYPE_CODES[a.dtype],
+        a.stride(0),
+        b.stride(0),
+        groups.data_ptr(),
+        groups.numel(),
+        a.shape[0],
+        scale,
+        0 if t is None else t.data_ptr(),
+        given,
+        torch.get_num_threads(),
+    )
+
+
 def obstacle(device_type: str) -> str | None:
     """Why the extension cannot run: its tensors are elsewhere, or it was not built."""
     if device_type != "cpu":
@@ -147,7 +208,9 @@ BACKEND = Backend(
     name="host",
     title="the host extension",
     device_types=("cpu",),
-    modules=dict.fromkeys(("perturb", "update_", "merge_rank1_", "merge_noise_"), __name__),
+    modules=dict.fromkeys(
+        ("perturb", "update_", "merge_rank1_", "merge_noise_", "row_dots_by_row", "rank1_linear_by_row"), __name__
+    ),
     obstacle=obstacle,
     state=state,
     variables=("XGBLORA_BUILD_HOST",),
