@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import find_batch_size
@@ -37,6 +38,7 @@ from xgblora.training.from_flags import booster_of, trainable_of, zero_order_of
 from xgblora.training.progress import ShowProgress
 from xgblora.training.round_samples import samples_of
 from xgblora.training.run_identity import identity_of_flags
+from xgblora.training.signals import ReportSignals
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer, without_gradients
 
 logger = logging.getLogger("xgblora")
@@ -355,6 +357,10 @@ class XGBLoRATrainer(Trainer):
         self.add_callback(LateCheckpoint())
         if processes.writes(self.args):
             self.add_callback(Advise(self.booster, self.tape, reach=2.0 if self.args.zo_two_sided else 1.0))
+            reporting = tuple(get_reporting_integration_callbacks(self.args.report_to))
+            reporters = [callback for callback in self.callback_handler.callbacks if isinstance(callback, reporting)]
+            if reporters:
+                self.add_callback(ReportSignals(reporters, self.booster, self.tape))
         if self.pop_callback(ProgressCallback) is not None and processes.writes(self.args):
             self.add_callback(ShowProgress(self.booster if self.args.boosts else None))
         self.pop_callback(PrinterCallback)
