@@ -146,8 +146,8 @@ class ShowProgress(TrainerCallback):
             return
         self._drawn = now
         if self._bar is None:
-            # tqdm's part is to keep the line below those that its `write` prints; in a terminal that says it had no rows,
-            # as consoles of containers do, it would draw nothing
+            # tqdm's part is to keep the line below those that its `write` prints; where a terminal
+            # says that it has no rows, as consoles of containers do, it would draw nothing
             self._bar = tqdm(bar_format="{desc}", file=sys.stderr, nrows=2)
         share = state.global_step / state.max_steps if state.max_steps > 0 else 0.0
         parts = self._parts(state)
