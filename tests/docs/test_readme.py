@@ -39,6 +39,8 @@ def test_its_task_is_that_of_the_guide():
     (task,) = blocks(README, "yaml")
     assert task == blocks(ROOT / "docs" / "tasks.md", "yaml")[0]
     assert len(task.splitlines()) == 4
+    assert (ROOT / "examples" / "meals.yaml").read_text(encoding="utf-8") == task
+    assert (ROOT / "examples" / "meals.csv").read_text(encoding="utf-8") == blocks(ROOT / "docs" / "tasks.md", "csv")[0]
 
 
 def test_its_training_commands_are_taken():
@@ -46,7 +48,7 @@ def test_its_training_commands_are_taken():
 
     found = commands(README, "xgblora-train")
     parsed = [parse([*command, "--use_cpu"]) for command in found]
-    assert [task.task_file for task, _ in parsed] == [None, None, "meals.yaml", None]
+    assert [task.task_file for task, _ in parsed] == [None, None, "examples/meals.yaml", None]
     assert [args.resume_from_checkpoint for _, args in parsed] == [None, None, None, "last"]
 
 

@@ -12,9 +12,10 @@ import termios
 from pathlib import Path
 
 import pytest
+from transformers import TrainerState
 
 from tests.fixtures.runs import unchanged_logger
-from xgblora.training.progress import Progress, fitted
+from xgblora.training.progress import Progress, ShowProgress, fitted
 
 ROOT = Path(__file__).parents[2]
 PARTS = ["step 120/800", "loss 0.5243", "round 3", "accuracy 0.9250", "45.2 steps/s", "0:15 left"]
@@ -113,6 +114,20 @@ def screen(written: str) -> list[str]:
             cells = drawn + cells[len(drawn) :]
         lines.append(cells.rstrip())
     return lines
+
+
+def test_a_terminal_that_does_not_say_its_size_has_a_bar(monkeypatch):
+    terminal, other_end = pty.openpty()
+    with open(other_end, "w", encoding="ascii") as stream:
+        assert os.get_terminal_size(stream.fileno()) == (0, 0)
+        monkeypatch.setattr(sys, "stderr", stream)
+        bar, state = ShowProgress(None), TrainerState(max_steps=20, global_step=5)
+        bar.on_train_begin(None, state, None)
+        bar.on_step_end(None, state, None)
+        bar.on_train_end(None, state, None)
+        written = os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert b"step 5/20 [#######" in written
 
 
 class TestTerminal:

@@ -7,6 +7,22 @@ from transformers import HfArgumentParser
 
 from xgblora.errors import InputError, in_one_line
 
+# words of other programs, and the flag that says the same here
+SAID_ELSEWHERE = {
+    "batch_size": "--per_device_train_batch_size",
+    "bs": "--per_device_train_batch_size",
+    "cpu": "--use_cpu",
+    "epochs": "--num_train_epochs",
+    "lr": "--learning_rate",
+    "model": "--model_name",
+    "model_name_or_path": "--model_name",
+    "no_cuda": "--use_cpu",
+    "output": "--output_dir",
+    "resume": "--resume_from_checkpoint",
+    "steps": "--max_steps",
+    "task": "--task_name",
+}
+
 
 class FlagParser(HfArgumentParser):
     """transformers' parser of dataclasses: no abbreviations, a help that lists each flag once, and errors in one line.
@@ -52,10 +68,13 @@ class FlagParser(HfArgumentParser):
             InputError: a flag is unknown or its value is wrong.
         """
         # transformers' own checks of its flags, and what it opens and imports for them: wrong in dozens of ways
-        with in_one_line(Exception):
-            *parsed, unknown = self.parse_args_into_dataclasses(
-                arguments, return_remaining_strings=True, look_for_args_file=False
-            )
+        try:
+            with in_one_line(Exception):
+                *parsed, unknown = self.parse_args_into_dataclasses(
+                    arguments, return_remaining_strings=True, look_for_args_file=False
+                )
+        except InputError as error:
+            raise InputError(self._with_its_flag(str(error), arguments)) from None
         if unknown:
             raise InputError(self._about_unknown(unknown[0]))
         return tuple(parsed)
@@ -67,8 +86,22 @@ class FlagParser(HfArgumentParser):
     def _about_unknown(self, word: str) -> str:
         if not word.startswith("-"):
             return f"{word}: is no flag; flags begin with --"
-        close = difflib.get_close_matches(word.split("=")[0].lstrip("-"), self.flags(), n=1)
+        name = word.split("=")[0].lstrip("-").replace("-", "_")
+        if name in ("cuda", "device", "gpu"):
+            return f"{word}: unknown flag; a GPU is used where there is one, and --use_cpu leaves it alone"
+        if SAID_ELSEWHERE.get(name, "").removeprefix("--") in self.flags():
+            return f"{word}: unknown flag; here it is {SAID_ELSEWHERE[name]}"
+        close = difflib.get_close_matches(name, self.flags(), n=1)
         return f"{word}: unknown flag" + (f"; did you mean --{close[0]}?" if close else "")
+
+    def _with_its_flag(self, message: str, arguments: list[str]) -> str:
+        """What transformers says of a value, "x is not a valid SaveStrategy", with the flag that has it."""
+        value, told, _ = message.partition(" is not a valid ")
+        if not told:
+            return message
+        given, _ = self.parse_known_args(arguments)
+        flags = [f"{name}={value}: " for name, of_flag in vars(given).items() if of_flag == value]
+        return "".join(flags[:1]) + message
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):

@@ -12,9 +12,10 @@ from xgblora.comparison.runs import PlannedRun, differing_flags
 NAME = "report.html"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .3em .8em; border-bottom: 1px solid #ddd }
-th { text-align: left } td + td { text-align: right; font-variant-numeric: tabular-nums }
-div { overflow-x: auto } figure { margin: 1.5em 0 } img { max-width: 100% }
+table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .3em .7em; border-bottom: 1px solid #ddd }
+th { text-align: left; vertical-align: bottom } td { white-space: nowrap }
+th + th, td + td { text-align: right; font-variant-numeric: tabular-nums } details :is(th, td) { text-align: left }
+div { overflow-x: auto } figure { margin: 1.5em 0 } img { width: 46em; max-width: 100% } summary { cursor: pointer }
 """
 
 
@@ -37,7 +38,9 @@ def page(report: Report, title: str, figures: Iterable[Path]) -> str:
         parts += ["<h2>Settings, chosen (*) on the development set</h2>", _table(*table.settings(report))]
     parts += ["<h2>Figures</h2>", *(_figure(path) for path in figures if path.is_file())]
     parts += ["<h2>What differs between the methods</h2>", _table(*_differences(runs))]
-    parts += ["<h2>What is the same in all runs</h2>", _table(("flag", "value"), _common(runs))]
+    common = _common(runs)
+    folded = _folded(f"{len(common)} flags", _table(("flag", "value"), common))
+    parts += ["<h2>What is the same in all runs</h2>", folded]
     return _document(title, "\n".join(parts))
 
 
@@ -56,6 +59,10 @@ def _table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<div><table>\n<tr>{head}</tr>\n{body}\n</table></div>"
+
+
+def _folded(heading: str, body: str) -> str:
+    return f"<details><summary>{escape(heading)}</summary>\n{body}\n</details>"
 
 
 def _lines(lines: Iterable[str]) -> str:

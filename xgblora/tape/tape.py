@@ -125,11 +125,18 @@ class Tape:
         records = {b"S": steps, b"M": merges, b"E": 1, **starts}
         return len(self.to_bytes()) + sum(n * (self._length(head) + _CRC.size) for head, n in records.items())
 
-    def records(self) -> Iterator[Record]:
-        """All records, in order."""
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
         self._read_pending()
-        position = len(MAGIC) + _LENGTH.size
-        position += _LENGTH.unpack_from(self._bytes, len(MAGIC))[0] + _CRC.size
+        return len(self._bytes)
+
+    def records(self, start: int = 0) -> Iterator[Record]:
+        """All records, in order; with `start`, an earlier `size`, those that came since."""
+        self._read_pending()
+        header = len(MAGIC) + _LENGTH.size
+        header += _LENGTH.unpack_from(self._bytes, len(MAGIC))[0] + _CRC.size
+        position = max(header, start)
         while position < len(self._bytes):
             length = self._length(bytes(self._bytes[position : position + _HEAD]))
             yield self._decode(bytes(self._bytes[position : position + length]))

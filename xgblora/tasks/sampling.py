@@ -32,7 +32,8 @@ def sample_sets(splits: Splits, *, num_train: int, num_dev: int, num_eval: int |
     _check_count("num_dev", num_dev, at_least=0)
     if num_train + num_dev > len(splits.train):
         raise InputError(
-            f"num_train={num_train} + num_dev={num_dev}: the training split has only {len(splits.train)} examples"
+            f"num_train={num_train} + num_dev={num_dev}: the training split has only {len(splits.train)} examples; "
+            "choose fewer"
         )
     drawn = _subset(splits.train, num_train + num_dev, seed)
     if num_eval is None:

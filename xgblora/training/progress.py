@@ -146,8 +146,9 @@ class ShowProgress(TrainerCallback):
             return
         self._drawn = now
         if self._bar is None:
-            # tqdm's part is to keep the line below those that its `write` prints
-            self._bar = tqdm(bar_format="{desc}", file=sys.stderr)
+            # tqdm's part is to keep the line below those that its `write` prints; where a terminal
+            # says that it has no rows, as consoles of containers do, it would draw nothing
+            self._bar = tqdm(bar_format="{desc}", file=sys.stderr, nrows=2)
         share = state.global_step / state.max_steps if state.max_steps > 0 else 0.0
         parts = self._parts(state)
         # one character less: some terminals begin a new line behind the last one

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import find_batch_size
@@ -39,6 +40,7 @@ from xgblora.training.progress import ShowProgress
 from xgblora.training.remembered_trunk import RememberedTrunk, identity_of_trunk, remembered_trunk
 from xgblora.training.round_samples import samples_of
 from xgblora.training.run_identity import identity_of_flags
+from xgblora.training.signals import ReportSignals
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer, without_gradients
 
 logger = logging.getLogger("xgblora")
@@ -377,6 +379,10 @@ class XGBLoRATrainer(Trainer):
         self.add_callback(LateCheckpoint())
         if processes.writes(self.args):
             self.add_callback(Advise(self.booster, self.tape, reach=2.0 if self.args.zo_two_sided else 1.0))
+            reporting = tuple(get_reporting_integration_callbacks(self.args.report_to))
+            reporters = [callback for callback in self.callback_handler.callbacks if isinstance(callback, reporting)]
+            if reporters:
+                self.add_callback(ReportSignals(reporters, self.booster, self.tape))
         if self.pop_callback(ProgressCallback) is not None and processes.writes(self.args):
             self.add_callback(ShowProgress(self.booster if self.args.boosts else None))
         self.pop_callback(PrinterCallback)
