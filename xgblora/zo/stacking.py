@@ -47,3 +47,14 @@ def stacked(batch: Any, copies: int, groups: int) -> dict[str, Any]:
         name: value.repeat(copies, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else told.get(name, value)
         for name, value in batch.items()
     }
+
+
+def examples_in(batch: Any) -> int | None:
+    """How many examples a batch has; None unless it is stackable."""
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor)) if is_stackable(batch) else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, as that of a stacked forward may, on a GPU or on a CPU."""
+    said = ("DefaultCPUAllocator", "not enough memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
