@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from xgblora.errors import InputError
 from xgblora.spelling import one_line
+from xgblora.training.process_group import ProcessFailure, leave_together
 
 _GO_ON = "a run with checkpoints goes on by --resume_from_checkpoint last"
 
@@ -34,9 +35,15 @@ def exits_with_one_line(main: Callable) -> Callable:
             sys.stdout.flush()
             return result
         except InputError as error:
-            # what was typed may have lines of its own
-            tqdm.write(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+            # what was typed may have lines of its own; of several processes one has the line
+            if str(error):
+                tqdm.write(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+            leave_together(2)
             sys.exit(2)
+        except ProcessFailure as error:
+            if str(error):
+                tqdm.write(f"error: {error}; {_GO_ON}", file=sys.stderr)
+            sys.exit(1)
         except BrokenPipeError:
             # Python flushes once more as it ends, and would complain again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,6 +8,7 @@ from xgblora.adapters import Depths, FullParameters, Trainable, attach
 from xgblora.boosting import Booster, FullFineTuning
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.zo import ZeroOrder
+from xgblora.zo.exchange import Exchange
 
 
 def trainable_of(model: nn.Module, args: XGBLoRAArguments) -> Trainable:
@@ -31,8 +32,10 @@ def booster_of(adapters: Trainable, args: XGBLoRAArguments) -> Booster | FullFin
     return Booster(adapters, rounding=args.rounding, reinit=args.start, colsample=args.xgblora_colsample)
 
 
-def zero_order_of(adapters: Trainable, objective: Callable, args: XGBLoRAArguments) -> ZeroOrder:
-    """The zeroth-order step over `adapters`."""
+def zero_order_of(
+    adapters: Trainable, objective: Callable, args: XGBLoRAArguments, exchange: Exchange | None = None
+) -> ZeroOrder:
+    """The zeroth-order step over `adapters`, with the other processes of the `exchange`."""
     return ZeroOrder(
         adapters,
         objective,
@@ -45,6 +48,7 @@ def zero_order_of(adapters: Trainable, objective: Callable, args: XGBLoRAArgumen
         distribution=args.zo_distribution,
         capture=args.zo_capture,
         estimator=args.estimator,
+        exchange=exchange,
     )
 
 

@@ -1,11 +1,11 @@
 """`Exchange`: which part of a step's losses a process measures, and how those of all processes become the step's.
 
 A zeroth-order step needs of another machine its losses alone: noise, update and merge give the same bits everywhere. So
-processes that hold the same adapters exchange one number a row of `live` for every batch, and each makes the same update.
+processes that hold the same adapters exchange a number for each row of `live` and batch, and each makes one update.
 
-What is shared is a file's worth of arithmetic here; who sends it is a `Gather`, and `xgblora.training.processes` has the
-one over torch.distributed. Every sum is taken in the order of the processes by each of them, so that the result neither
-depends on who was first nor on the units of a machine.
+Here is the arithmetic; who sends the numbers is a `Gather`, and `xgblora.training.process_group` has the one over
+torch.distributed. Every sum is taken in the order of the processes by each of them, so that the result depends on
+neither who was first nor the units of a machine.
 """
 
 from collections.abc import Callable, Sequence
