@@ -87,9 +87,9 @@ class ProcessTrainer(Trainer):
         return losses.double().sum().item(), len(losses)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """transformers' accelerator; by forward passes alone it does not wrap the model, which has no gradients."""
+        """transformers' accelerator; it wraps no model by itself: one without gradients has nothing to average."""
         super().create_accelerator_and_postprocess()
-        if self.group is not None and self.args.trainer == "zo":
+        if self.group is None or self.args.trainer == "zo":
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
