@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 import xgblora
 from benchmarks.by_turns import ratios, seconds_by_turns
-from benchmarks.models import EXAMPLES, random_batch, random_model
+from benchmarks.models import EXAMPLES, random_model
 from xgblora.objectives.texts import model_loss
 from xgblora.training.process_group import ProcessGroup, join
 from xgblora.zo.exchange import Alone, ShareOfExamples
@@ -30,7 +30,7 @@ def main() -> None:
     join()
     group = ProcessGroup(dist.get_rank(), dist.get_world_size(), "cpu", timeout=600.0)
     model = random_model(flags.shape, torch.device("cpu"), torch.float32)
-    ids = random_batch(model, 48)["input_ids"][: EXAMPLES // group.processes, :48]
+    ids = torch.randint(4, 10_000, (EXAMPLES // group.processes, 48), generator=torch.Generator().manual_seed(1))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     adapters = xgblora.attach(model, alpha=1.0, seed=0)
     zo = xgblora.ZeroOrder(adapters, model_loss, pairing="sequential")

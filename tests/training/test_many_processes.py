@@ -166,12 +166,15 @@ def test_processes_with_other_flags_end_together_in_one_line(train_together, tmp
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
-def test_another_number_of_processes_goes_on_and_each_time_the_same(train_together, tmp_path):
-    """A third process joins two that had come half way."""
+def test_a_third_process_that_has_the_base_alone_joins_and_leaves_what_three_do_that_have_all(train_together, tmp_path):
     for name in ("one", "other"):
         assert_whole(train_together(2, tmp_path / name, "--max_steps=4"))
-        assert_whole(train_together(3, tmp_path / name))
+    assert_whole(train_together(3, tmp_path / "one"))
+    elsewhere = tmp_path / "elsewhere"
+    own_flags = lambda number: (f"--output_dir={elsewhere}",) if number == 2 else ()  # noqa: E731
+    assert_whole(train_together(3, tmp_path / "other", own_flags=own_flags))
     assert_same(left_by(tmp_path / "one"), left_by(tmp_path / "other"))
+    assert not elsewhere.exists()
 
 
 def test_backpropagation_averages_the_gradients(train_together, run_in, tmp_path):

@@ -19,6 +19,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from xgblora.errors import InputError
+from xgblora.records import checkpoint
 from xgblora.training import processes
 from xgblora.training.process_group import ProcessFailure, ProcessGroup
 
@@ -70,6 +71,39 @@ class ProcessTrainer(Trainer):
             if self.group is not None and self.group.gone():
                 raise self.group.lost() from error
             raise
+
+    def checkpoint_to_go_on_from(self, asked: str | bool | None) -> str | Path | None:
+        """The checkpoint of the first process, for True the newest whole one; a copy of it where this one has it not.
+
+        So a machine can join that has the base model alone: what is sent are adapters, ledger and tape.
+
+        Raises:
+            InputError: there is no whole checkpoint.
+        """
+        if asked is True and (self.group is None or self.group.first):
+            folder = Path(self.args.output_dir)
+            asked, damaged = checkpoint.newest_whole(folder)
+            if asked is None:
+                reasons = "".join(f"; {line}" for line in damaged)
+                raise InputError(f"resume_from_checkpoint=True: there is no whole checkpoint in {folder}{reasons}")
+        if self.group is None:
+            return asked
+        name, manifest = self.group.of_first(_name_and_manifest(asked))
+        if name is None:
+            return None
+        has_it = _name_and_manifest(asked) == (name, manifest)
+        if all(self.group.objects(has_it)):
+            return asked
+        files = {path.name: path.read_bytes() for path in Path(asked).iterdir()} if self.group.first else None
+        files = self.group.of_first(files)
+        if has_it:
+            return asked
+        self._copied = tempfile.TemporaryDirectory()
+        copy = Path(self._copied.name) / name
+        copy.mkdir()
+        for file, content in files.items():
+            (copy / file).write_bytes(content)
+        return copy
 
     def sum_of_losses(self, loss: Tensor, examples: int) -> tuple[float, int]:
         """The sum of the losses of an evaluation batch, of which `loss` [] is the mean, over all processes.
@@ -131,6 +165,12 @@ class ProcessTrainer(Trainer):
             (Path(output_dir) / f"rng_state_{number}.pth").write_bytes(state)
         # for a run that goes on with one process
         (Path(output_dir) / "rng_state.pth").write_bytes(self._random_states[0])
+
+
+def _name_and_manifest(folder: str | Path | None) -> tuple[str, bytes] | tuple[None, None]:
+    """What tells a checkpoint from every other; None where there is none."""
+    path = Path(folder) / checkpoint.MANIFEST if folder else None
+    return (Path(folder).name, path.read_bytes()) if path and path.is_file() else (None, None)
 
 
 def _give_whole(loader: DataLoader) -> None:

@@ -120,11 +120,7 @@ class XGBLoRATrainer(ProcessTrainer):
         folder = Path(self.args.output_dir)
         if processes.writes(self.args):
             checkpoint.remove_leftovers_in(folder)
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint, damaged = checkpoint.newest_whole(folder)
-            if resume_from_checkpoint is None:
-                reasons = "".join(f"; {line}" for line in damaged)
-                raise InputError(f"resume_from_checkpoint=True: there is no whole checkpoint in {folder}{reasons}")
+        resume_from_checkpoint = self.checkpoint_to_go_on_from(resume_from_checkpoint)
         if resume_from_checkpoint:
             manifest = self._check_checkpoint(resume_from_checkpoint)
             self._unlogged = manifest["unlogged"]
