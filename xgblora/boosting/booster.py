@@ -243,7 +243,7 @@ class Booster:
         round = len(self.ledger)
         if start is None:
             self.adapters.reinitialise(round=round)
-            start = self.ledger.start.measure(self.adapters, self.samples, round)
+            start = self.samples.agreed(self.ledger.start.measure(self.adapters, self.samples, round))
         self.ledger.measured[round] = start.to("cpu", copy=True)
         if self.tape is not None:
             self.tape.record_start(start)

@@ -11,8 +11,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from xgblora.adapters import Origin, Trainable
 from xgblora.boosting import Booster, FullFineTuning
-from xgblora.errors import InputError
-from xgblora.training.process_group import ProcessFailure, ProcessGroup
+from xgblora.training.process_group import AgreedInputError, ProcessFailure, ProcessGroup
 
 # what each process may have its own way: where it runs and what it shows
 _OF_ONE_PROCESS = {
@@ -43,11 +42,12 @@ def facts_of(args: TrainingArguments, identity: Mapping[str, Any], origin: Origi
     plain = {name: value for name, value in flags.items() if isinstance(value, str | int | float | list | None)}
     told = {name: getattr(origin, name) for name in ("dtype", "layout", "fingerprint", "rest")}
     base = {f"{name} of the base model": value for name, value in told.items()}
+    plain["device"] = args.device.type
     return {**plain, **{name: value for name, value in identity.items() if name not in _OF_ONE_PROCESS}, **base}
 
 
 def agree_on(group: ProcessGroup, facts: Mapping[str, Any]) -> None:
-    """Raise InputError, in every process, if one has other facts than the first, whose line says which."""
+    """Raise AgreedInputError, in every process, if one has other facts than the first, whose line says which."""
     facts_of_all = group.objects(dict(facts))
     first = facts_of_all[0]
     for number, theirs in enumerate(facts_of_all):
@@ -57,7 +57,7 @@ def agree_on(group: ProcessGroup, facts: Mapping[str, Any]) -> None:
                     f"{name}: is {theirs.get(name)} in process {number} and {first.get(name)} in process 0; all "
                     "processes need the same flags, examples and base model"
                 )
-                raise InputError(line if group.first else "")
+                raise AgreedInputError(line if group.first else "")
 
 
 class Agreement(TrainerCallback):

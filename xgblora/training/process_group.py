@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from xgblora.errors import InputError, in_one_line
 from xgblora.spelling import one_line
 
 
@@ -25,6 +26,10 @@ class ProcessFailure(Exception):
 
     The message is one line; it is empty where another process says it.
     """
+
+
+class AgreedInputError(InputError):
+    """Bad input that ends all processes of a run: each raises one, the first with the line, the others empty."""
 
 
 @dataclass(frozen=True)
@@ -165,11 +170,16 @@ class ProcessGroup:
             return set()
 
 
-def join(device: str | None = None) -> None:
-    """Let this process join those that were started with it, unless it has: `torchrun` says where they meet."""
+def join() -> None:
+    """Let this process join those that were started with it, unless it has: `torchrun` says where they meet.
+
+    Raises:
+        InputError: nothing says where, or nobody is there.
+    """
     if not dist.is_initialized():
-        # with a GPU both: losses by NCCL, words by gloo
-        dist.init_process_group(None if torch.cuda.is_available() and device != "cpu" else "gloo")
+        with in_one_line(ValueError, RuntimeError, about=f"WORLD_SIZE={started()}: the processes cannot meet: "):
+            # with GPUs both: losses by NCCL, words by gloo
+            dist.init_process_group(None if torch.cuda.is_available() else "gloo")
 
 
 def started() -> int:
@@ -179,7 +189,7 @@ def started() -> int:
 
 def process_number() -> int:
     """The number of this process among those that were started together, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK", "0")) if started() > 1 else 0
 
 
 def leave_together(status: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from xgblora.errors import InputError
-from xgblora.training.process_group import ProcessGroup, join, started
+from xgblora.training.process_group import AgreedInputError, ProcessGroup, join, started
 from xgblora.zo.exchange import Alone, Exchange, Gather, ShareOfExamples, ShareOfForwards, by_directions, by_signs
 
 # --zo_parallel: what of a step each process has -> the exchange of (gather, process, processes)
@@ -99,6 +99,6 @@ def refusing_together() -> Iterator[None]:
     if not wrong:
         return
     if dist.get_rank():
-        raise InputError("")
+        raise AgreedInputError("")
     said = lines[wrong[0]]
-    raise InputError(said if len(set(lines)) == 1 else f"process {wrong[0]}: {said}")
+    raise AgreedInputError(said if len(set(lines)) == 1 else f"process {wrong[0]}: {said}")
