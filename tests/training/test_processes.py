@@ -5,6 +5,7 @@ import torch
 
 from xgblora.training import processes
 from xgblora.training.arguments import XGBLoRAArguments
+from xgblora.zo import ZeroOrder
 
 FLAGS = ("--xgblora_steps_per_iteration=2", "--max_steps=4", "--save_strategy=steps", "--save_steps=2")
 
@@ -38,26 +39,34 @@ def test_the_first_of_two_processes_writes_what_a_run_alone_writes(in_process, r
     assert expected <= {path.name for path in first.folder.iterdir()}
 
 
-def test_several_processes_are_refused_in_one_line_before_anything_is_written(
-    monkeypatch, train_tiny, tmp_path, capsys
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--zo_parallel=signs", "--full"), "zo_parallel=signs: is for adapters; --full takes examples or directions"),
+        (("--zo_parallel=signs", "--trainer=regular"), "zo_parallel=signs: backpropagation shares examples alone"),
+        (("--zo_parallel=directions",), "zo_parallel=directions: 2 processes need as many directions or more"),
+        (("--zo_parallel=signs", "--zo_two_sided=false"), "zo_parallel=signs: needs both signs of every direction"),
+        (("--torch_compile", "--trainer=regular"), "torch_compile=True: is for one process, and there are 2"),
+        (("--zo_agree_steps=-1",), "zo_agree_steps=-1: must be 0 or more"),
+    ],
+)
+def test_what_two_processes_cannot_do_is_refused_in_one_line_before_anything_is_written(
+    monkeypatch, train_tiny, tmp_path, capsys, flags, line
 ):
     monkeypatch.setattr(XGBLoRAArguments, "world_size", property(lambda args: 2))
     with pytest.raises(SystemExit, match=r"^2$"):
-        train_tiny(tmp_path / "run", *FLAGS)
-    line = capsys.readouterr().err
-    assert (
-        line.startswith("error: WORLD_SIZE=2: a run is trained by one process; start it with") and "\n" not in line[:-1]
-    )
+        train_tiny(tmp_path / "run", *flags)
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {line}") and "\n" not in said[:-1]
     assert not (tmp_path / "run").exists()
 
 
 def test_the_second_trains_and_writes_nothing(in_process, train_tiny, tmp_path, monkeypatch):
     in_process(1)
-    measured = []
-    mean = processes.mean_over_processes
-    monkeypatch.setattr(processes, "mean_over_processes", lambda args, loss: measured.append(loss) or mean(args, loss))
+    stepped, step = [], ZeroOrder.update
+    monkeypatch.setattr(ZeroOrder, "update", lambda zo, **how: stepped.append(how) or step(zo, **how))
     train_tiny(tmp_path / "run", *FLAGS)
-    assert len(measured) == 4
+    assert len(stepped) == 4
     assert not (tmp_path / "run").exists()
 
 

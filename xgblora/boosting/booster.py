@@ -214,7 +214,7 @@ class Booster:
         if start is None:
             self._check_samples()
             self.adapters.reinitialise(round=round)
-            start = self.start.measure(self.adapters, self.samples, round)
+            start = self.samples.agreed(self.start.measure(self.adapters, self.samples, round))
         self.ledger.measured[round] = start.to("cpu", copy=True)
         if self.tape is not None:
             self.tape.record_start(start)

@@ -24,6 +24,8 @@ from xgblora.runs.prepare import draw_samples
 from xgblora.runs.report import configuration
 from xgblora.tasks import Task
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.process_group import started
+from xgblora.training.processes import refusing_together
 
 DESCRIPTION = """Compare LoRA and XGBLoRA: run every method on every seed, on the same data and the same noise, one run
 after the other, each a process of its own. What was stopped goes on where it was when the same command is given again.
@@ -100,6 +102,9 @@ class Comparison:
 @exits_with_one_line
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; `arguments` defaults to those of the command line."""
+    with refusing_together():
+        if started() > 1:
+            raise InputError(f"WORLD_SIZE={started()}: a comparison starts its runs itself; start it with python")
     comparison = plan(sys.argv[1:] if arguments is None else arguments)
     if comparison.dry_run:
         print("\n".join([f"{comparison.title}: {len(comparison.planned)} runs", *table.plan(comparison.planned)]))

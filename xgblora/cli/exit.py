@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from xgblora.errors import InputError
 from xgblora.spelling import one_line
+from xgblora.training.process_group import AgreedInputError, ProcessFailure, leave_together, process_number
 
 _GO_ON = "a run with checkpoints goes on by --resume_from_checkpoint last"
 
@@ -34,18 +35,25 @@ def exits_with_one_line(main: Callable) -> Callable:
             sys.stdout.flush()
             return result
         except InputError as error:
-            # what was typed may have lines of its own
-            tqdm.write(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+            # what was typed may have lines of its own; of several processes one has the line
+            if str(error):
+                tqdm.write(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+            if isinstance(error, AgreedInputError):
+                leave_together(2)
             sys.exit(2)
+        except ProcessFailure as error:
+            if str(error):
+                tqdm.write(f"error: {error}; {_GO_ON}", file=sys.stderr)
+            sys.exit(1)
         except BrokenPipeError:
             # Python flushes once more as it ends, and would complain again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
         except KeyboardInterrupt:
-            tqdm.write("interrupted", file=sys.stderr)
+            _say_once("interrupted")
             sys.exit(130)
         except Terminated:
-            tqdm.write(f"terminated; {_GO_ON}", file=sys.stderr)
+            _say_once(f"terminated; {_GO_ON}")
             sys.exit(143)
         except (OSError, MemoryError, torch.OutOfMemoryError) as error:
             place = f"{error.filename}: " if getattr(error, "filename", None) else ""
@@ -60,6 +68,12 @@ def exits_with_one_line(main: Callable) -> Callable:
             sys.exit(1)
 
     return run
+
+
+def _say_once(line: str) -> None:
+    """Write a line to standard error; of several processes the first one does."""
+    if not process_number():
+        tqdm.write(line, file=sys.stderr)
 
 
 class Terminated(BaseException):

@@ -16,6 +16,7 @@ from xgblora.runs.dry_run import dry_run
 from xgblora.runs.fine_tune import fine_tune
 from xgblora.settings_file import read_settings
 from xgblora.training.arguments import FLAGS, TaskArguments, XGBLoRAArguments
+from xgblora.training.processes import refusing_together
 from xgblora.training.recipes import flags_of_recipe
 
 DESCRIPTION = """Fine-tune a language model with XGBLoRA (boosted rank-1 adapters) or LoRA, by forward passes alone
@@ -32,7 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point; `arguments` defaults to those of the command line."""
     show_on_terminal()
     keep_freed_memory()
-    task, args = parse(sys.argv[1:] if arguments is None else arguments)
+    with refusing_together():
+        task, args = parse(sys.argv[1:] if arguments is None else arguments)
     dry_run(task, args) if task.dry_run else fine_tune(task, args)
 
 

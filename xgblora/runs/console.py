@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from xgblora.training.process_group import process_number
+
 logger = logging.getLogger("xgblora")
 
 
@@ -24,7 +26,10 @@ def show_on_terminal() -> None:
     """Send the log to standard output, once; what its encoding lacks, as Windows' code pages may, comes out escaped."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    if not any(isinstance(handler, _TqdmHandler) for handler in logger.handlers):
+    if process_number():
+        # of several processes the first one speaks
+        logger.addHandler(logging.NullHandler())
+    elif not any(isinstance(handler, _TqdmHandler) for handler in logger.handlers):
         handler = _TqdmHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)

@@ -34,9 +34,12 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
     """
     started = time.perf_counter()
     with remembering_log() as early:
-        run = prepare(plan(task, args))
+        with processes.refusing_together():
+            run = prepare(plan(task, args))
+        run.trainer.agree()
         if not processes.writes(run.plan.args):
-            _train_and_measure(run)
+            with run.trainer.noticing_losses():
+                _train_and_measure(run)
             return {}
         folder = run.plan.folder
         if task.overwrite:
@@ -45,7 +48,9 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
             if run.plan.args.trainer != "none":
                 _keep_base(run)
             report.log_configuration(run.plan.task, run.plan.args, run.trainer, run.measurement.sets, folder)
-            return _leave_results(run, _train_and_measure(run), started)
+            with run.trainer.noticing_losses():
+                outcome = _train_and_measure(run)
+            return _leave_results(run, outcome, started)
 
 
 def _keep_base(run: PreparedRun) -> None:

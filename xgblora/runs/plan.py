@@ -56,7 +56,7 @@ def plan(task: TaskArguments, args: XGBLoRAArguments) -> Plan:
     Raises:
         InputError: a flag or a file is wrong, or the folder holds another run.
     """
-    processes.refuse_several(args)
+    processes.check_processes(args)
     chosen = task_of(task)
     check_objective(task.objective, chosen, args.trainer, task.num_demos)
     check_start(task.objective, args)

@@ -9,6 +9,7 @@ from xgblora.runs.console import log_block, log_table, logger
 from xgblora.spelling import dtype_name, memory_size
 from xgblora.tasks import SampledSets
 from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.processes import shares_examples
 from xgblora.training.recipes import RECIPES
 from xgblora.training.trainer import XGBLoRATrainer
 from xgblora.zo import Estimator
@@ -73,7 +74,7 @@ def log_configuration(
                 "Learning rate",
                 f"{args.learning_rate:g} ({getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)})",
             ),
-            ("Batch size", args.per_device_train_batch_size * args.gradient_accumulation_steps),
+            ("Batch size", _batch_size(args)),
             ("Loss", OBJECTIVES[task.objective]),
             ("Seed", args.seed),
         ]
@@ -96,6 +97,15 @@ def _rows_of_full_parameters(full: FullParameters) -> list[tuple[str, object]]:
         ("Trainable parameters", f"{full.num_parameters():,}, {len(full.parameters)} tensors"),
         ("Memory", f"{weights} of weights, {master} of fp32 master beside them (restores exactly)"),
     ]
+
+
+def _batch_size(args: XGBLoRAArguments) -> int | str:
+    size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if args.world_size == 1:
+        return size
+    if shares_examples(args):
+        return f"{size * args.world_size}, {size} in each of {args.world_size} processes"
+    return f"{size}, the same in {args.world_size} processes; each has other {args.zo_parallel}"
 
 
 def estimate_and_rule(args: XGBLoRAArguments) -> str:

@@ -245,6 +245,14 @@ class AdapterArguments:
         "What steps along the estimate; adam reads --adam_beta1, --adam_beta2 and --adam_epsilon.",
         decides=Decides.ESTIMATE,
     )
+    zo_parallel: Literal["examples", "directions", "signs"] = _of_estimates(
+        "examples",
+        "What each of several processes has: its own batch, other directions, or one sign of two (docs/scaling.md).",
+        decides=Decides.PASSING,
+    )
+    zo_agree_steps: int = declare(
+        100, "Steps between comparisons of what several processes train; 0: at merges and checkpoints.", Decides.NOTHING
+    )
     zo_momentum: float = _of_zeroth_order_rules(
         0.9, "Decay of the first moment with --zo_optimizer momentum.", optimizers={"momentum": "beta1"}
     )

@@ -45,6 +45,8 @@ def check_flags(args: Any) -> None:
         check_not_negative("trunk_cache_gb", args.trunk_cache_gb)
     if args.zo_directions < 1:
         raise InputError(f"zo_directions={args.zo_directions}: must be 1 or more")
+    if args.zo_agree_steps < 0:
+        raise InputError(f"zo_agree_steps={args.zo_agree_steps}: must be 0 or more")
     check_normalise("zo_normalise", args.zo_normalise, args.zo_two_sided, args.zo_directions)
     if args.max_steps == 0 or args.max_steps < -1:
         raise InputError(f"max_steps={args.max_steps}: must be 1 or more, or -1 to train num_train_epochs epochs")

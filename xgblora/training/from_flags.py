@@ -10,6 +10,7 @@ from xgblora.errors import InputError
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.hard_examples import HardExamples
 from xgblora.zo import ZeroOrder
+from xgblora.zo.exchange import Exchange
 
 
 def trainable_of(model: nn.Module, args: XGBLoRAArguments) -> Trainable:
@@ -54,8 +55,10 @@ def hard_examples_of(examples: Sized | None, args: XGBLoRAArguments) -> HardExam
     )
 
 
-def zero_order_of(adapters: Trainable, objective: Callable, args: XGBLoRAArguments) -> ZeroOrder:
-    """The zeroth-order step over `adapters`."""
+def zero_order_of(
+    adapters: Trainable, objective: Callable, args: XGBLoRAArguments, exchange: Exchange | None = None
+) -> ZeroOrder:
+    """The zeroth-order step over `adapters`, with the other processes of the `exchange`."""
     return ZeroOrder(
         adapters,
         objective,
@@ -68,6 +71,7 @@ def zero_order_of(adapters: Trainable, objective: Callable, args: XGBLoRAArgumen
         distribution=args.zo_distribution,
         capture=args.zo_capture,
         estimator=args.estimator,
+        exchange=exchange,
     )
 
 

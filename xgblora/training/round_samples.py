@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import Trainer
 
 from xgblora.boosting import Samples
 from xgblora.ops.noise import derive_seed
+from xgblora.training.process_trainer import ProcessTrainer
 
 
-def samples_of(trainer: Trainer, objective) -> Samples:
+def samples_of(trainer: ProcessTrainer, objective) -> Samples:
     """Batches of `trainer`'s training set, of examples of the round's own.
 
     They are drawn from (seed, round): a run that was resumed in the middle of a round looks at the same batches
@@ -32,4 +32,4 @@ def samples_of(trainer: Trainer, objective) -> Samples:
                 batch["queries"] = 0
             yield trainer._prepare_inputs(batch)
 
-    return Samples(objective, batches)
+    return Samples(objective, batches, agreed=lambda start: trainer.agreed(start.cpu()).to(start.device))

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -22,7 +21,6 @@ from xgblora.adapters import Trainable
 from xgblora.atomic_file import replacing_folder
 from xgblora.boosting import AdaptiveMerging
 from xgblora.boosting.early_stopping import has_stalled
-from xgblora.errors import InputError
 from xgblora.objectives.texts import ChoosingObjective, model_loss
 from xgblora.records import checkpoint
 from xgblora.records.run_files import RunFilesCallback
@@ -31,11 +29,13 @@ from xgblora.replaying import start_tape
 from xgblora.scoring.packing import positions_of
 from xgblora.training import processes
 from xgblora.training.advice import Advise
+from xgblora.training.agreement import Agreement, agree_on, facts_of
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback
 from xgblora.training.check_flags import check_batches, check_development_set
 from xgblora.training.from_flags import booster_of, hard_examples_of, trainable_of, zero_order_of
 from xgblora.training.hard_examples import weighing
+from xgblora.training.process_trainer import ProcessTrainer
 from xgblora.training.progress import ShowProgress
 from xgblora.training.remembered_trunk import RememberedTrunk, identity_of_trunk, remembered_trunk
 from xgblora.training.round_samples import samples_of
@@ -46,7 +46,7 @@ from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer, without_gr
 logger = logging.getLogger("xgblora")
 
 
-class XGBLoRATrainer(Trainer):
+class XGBLoRATrainer(ProcessTrainer):
     """Train the adapters of a model; callbacks, schedulers, logging, evaluation and checkpoints are transformers'.
 
     Args:
@@ -80,7 +80,8 @@ class XGBLoRATrainer(Trainer):
         identity: Mapping[str, Any] | None = None,
         **kwargs,
     ):
-        processes.refuse_several(args)
+        processes.check_processes(args)
+        self.group = processes.group_of(args)
         self.adapters = adapters or trainable_of(model, args)
         self.objective = objective or model_loss
         self.booster = booster_of(self.adapters, args)
@@ -90,7 +91,7 @@ class XGBLoRATrainer(Trainer):
         self.best_round: int | None = None
         self._staging: Path | None = None
         self._resumed: Path | None = None
-        self._run_files: RunFilesCallback | None = None
+        self._run_files, self._agreement = None, None
         self._unlogged: dict | None = None
         self._identity = {
             **identity_of_flags(args),
@@ -110,7 +111,8 @@ class XGBLoRATrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.hard = hard_examples_of(self.train_dataset, args)
         objective = self.objective if self.hard is None else weighing(self.objective)
-        self.zo = zero_order_of(self.adapters, objective, args) if args.trainer == "zo" else None
+        exchange = processes.exchange_of(args, self.group)
+        self.zo = zero_order_of(self.adapters, objective, args, exchange) if args.trainer == "zo" else None
         self.tape = start_tape(self.zo, self.booster) if self.zo is not None else None
         first = self.adapters.first_block(in_use=False) if self.zo is not None else ""
         self.trunk = remembered_trunk(self, self.objective, first)
@@ -125,14 +127,11 @@ class XGBLoRATrainer(Trainer):
         Raises:
             InputError: the checkpoint is torn, was changed, or is of another run.
         """
+        self.agree()
         folder = Path(self.args.output_dir)
         if processes.writes(self.args):
             checkpoint.remove_leftovers_in(folder)
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint, damaged = checkpoint.newest_whole(folder)
-            if resume_from_checkpoint is None:
-                reasons = "".join(f"; {line}" for line in damaged)
-                raise InputError(f"resume_from_checkpoint=True: there is no whole checkpoint in {folder}{reasons}")
+        resume_from_checkpoint = self.checkpoint_to_go_on_from(resume_from_checkpoint)
         if resume_from_checkpoint:
             manifest = self._check_checkpoint(resume_from_checkpoint)
             self._unlogged = manifest["unlogged"]
@@ -149,10 +148,20 @@ class XGBLoRATrainer(Trainer):
             self.trunk.forget()
         return output
 
+    def agree(self) -> None:
+        """Let the processes of the run meet, and see that they have the same flags, examples and base model.
+
+        Raises:
+            InputError: one has others; the first process says which, the message of all others is empty.
+        """
+        if self.group is not None:
+            agree_on(self.group, facts_of(self.args, self._identity, self.adapters.origin))
+
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
         """One batch: the losses of both signs, or a forward and a backward. The optimizer step is a call of its own."""
         if self.zo is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
+            loss = processes.mean_over_processes(self.args, loss)
         else:
             # the directions follow from the step, so a resumed run draws what the first would have drawn
             self.zo.step_index = self.state.global_step
@@ -163,9 +172,8 @@ class XGBLoRATrainer(Trainer):
                 self.hard.see(self.zo.example_losses, inputs, self.booster.round)
         self._loss_of_step = loss if self._loss_of_step is None else self._loss_of_step + loss
         if self.accelerator.sync_gradients:
-            loss_of_step = processes.mean_over_processes(self.args, self._loss_of_step)
             if self._run_files is not None:
-                self._run_files.add_loss(loss_of_step)
+                self._run_files.add_loss(self._loss_of_step)
             self._loss_of_step = None
             self.steps_taken += 1
         return loss
@@ -209,11 +217,6 @@ class XGBLoRATrainer(Trainer):
             self._take_up_unlogged_losses()
             super()._run_epoch(*args, **kwargs)
 
-    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):
-        """The mean of the objective's losses."""
-        loss = self.objective(model, inputs).mean()
-        return (loss, {}) if return_outputs else loss
-
     @torch.no_grad()
     def prediction_step(self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys=None):
         """Loss, chosen candidates [B] and labels [B] of a batch; the loss alone unless it is a `ChoosingObjective`.
@@ -234,10 +237,10 @@ class XGBLoRATrainer(Trainer):
         self.model.eval()
         for batch in self.get_eval_dataloader():
             loss, *_ = self.prediction_step(self.model, batch, prediction_loss_only=True)
-            count = find_batch_size(batch)
-            total, examples = total + loss.item() * count, examples + count
+            losses, count = self.sum_of_losses(loss, find_batch_size(batch))
+            total, examples = total + losses, examples + count
         self.model.train(training)
-        return total / examples
+        return self.agreed(total / examples)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """The zeroth-order optimizer, or transformers' choice over the adapters' parameters."""
@@ -263,7 +266,12 @@ class XGBLoRATrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
         """transformers' checkpoint, but whole or not there: written beside its place, sealed, synced and renamed."""
+        if self._agreement is not None:
+            self._agreement.check(self.state.global_step)
+        self.gather_random_states()
         if not processes.writes(self.args):
+            # it takes all processes
+            self.store_flos()
             return
         run_dir = Path(super()._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -376,6 +384,9 @@ class XGBLoRATrainer(Trainer):
         if self.args.output_dir and processes.writes(self.args):
             self._run_files = RunFilesCallback(RunFolder(Path(self.args.output_dir)), self.booster, self.policy)
             self.add_callback(self._run_files)
+        if self.group is not None:
+            self._agreement = Agreement(self.group, self.adapters, self.booster, self.args.zo_agree_steps)
+            self.add_callback(self._agreement)
         self.add_callback(LateCheckpoint())
         if processes.writes(self.args):
             self.add_callback(Advise(self.booster, self.tape, reach=2.0 if self.args.zo_two_sided else 1.0))

@@ -82,6 +82,16 @@ def direction_seeds(first: int, directions: int) -> list[int]:
     return [first, *(derive_seed(first, direction) for direction in range(1, directions))]
 
 
+def grouped(numbers: list[int]) -> tuple[int, ...]:
+    """`numbers`, one a row, with one for rows of equal number that follow each other, where all such groups are equal.
+
+    So the rows that share a direction share its noise, which is drawn once.
+    """
+    distinct = tuple(dict.fromkeys(numbers))
+    copies = len(numbers) // len(distinct)
+    return distinct if [number for number in distinct for _ in range(copies)] == numbers else tuple(numbers)
+
+
 def check_directions(directions: int) -> None:
     """Raise InputError unless `directions` is a number of directions."""
     if not isinstance(directions, int) or directions < 1:

@@ -55,3 +55,8 @@ def stacked(batch: Any, copies: int, groups: int, trunk: str = "") -> dict[str, 
         name: value.repeat(copies, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else told.get(name, value)
         for name, value in batch.items()
     }
+
+
+def examples_in(batch: Any) -> int | None:
+    """How many examples a batch has; None unless it is stackable."""
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor)) if is_stackable(batch) else None

@@ -23,10 +23,11 @@ from xgblora.ops.noise import derive_seed
 from xgblora.ops.perturb import check_distribution
 from xgblora.tape import Tape
 from xgblora.zo.cuda_recorder import CudaRecorder
-from xgblora.zo.estimator import Estimator, check_estimator, direction_seeds
+from xgblora.zo.estimator import Estimator, check_estimator, direction_seeds, grouped
+from xgblora.zo.exchange import Alone, Exchange
 from xgblora.zo.one_sided import OneSided, check_normalise
 from xgblora.zo.out_of_memory import is_out_of_memory
-from xgblora.zo.stacking import FAR_APART, elements_of, is_stackable, same_losses, stacked
+from xgblora.zo.stacking import FAR_APART, elements_of, examples_in, is_stackable, same_losses, stacked
 from xgblora.zo.step_graphs import StepGraphs
 from xgblora.zo.two_sided import TwoSided
 from xgblora.zo.update_rule import ArenaOptimizer, UpdateRule
@@ -82,12 +83,13 @@ class ZeroOrder:
             captured objective is called a few times for each batch shape, and then no more: what else it does, such
             as counting its calls, is not repeated.
         estimator: what a step's estimate is; in place of `directions`, `two_sided` and `normalise`, which are left out.
+        exchange: what of a step this process measures, and how it gets what the others did (`xgblora.zo.exchange`).
 
     Attributes:
         estimator: the one at work.
-        forwards: how often a step runs a batch: 2q or q + 1 without an estimator of one's own.
-        example_losses: fp32 [B], of the batch that was estimated last, the mean over its forwards; fp32 scalar where
-            the objective gives no loss an example.
+        forwards: how often this process runs a batch in a step: alone 2q or q + 1, without an estimator of one's own.
+        example_losses: fp32 [B], of the batch that was estimated last, the mean over the forwards of this process; fp32
+            scalar where the objective gives no loss an example.
         graphs: the step's CUDA graphs; None on a CPU and with `capture="never"`.
         optimizer: the rule at work, with its moments.
         tape: where steps are recorded, None unless `xgblora.start_tape` began one.
@@ -114,6 +116,7 @@ class ZeroOrder:
         normalise: bool = False,
         capture: str = "auto",
         estimator: Estimator | None = None,
+        exchange: Exchange | None = None,
     ):
         _check_arguments(eps, lr, pairing, weight_decay, capture)
         check_distribution(distribution)
@@ -126,7 +129,9 @@ class ZeroOrder:
             pairing = "sequential"
         self.adapters, self.objective = adapters, objective
         self.estimator, self.pairing, self.seed = estimator, pairing, seed
-        self.directions, self.forwards = estimator.directions, estimator.forwards
+        self.exchange = exchange or Alone()
+        own = list(self.exchange.rows(estimator))
+        self.directions, self.forwards = estimator.directions, len(own) * estimator.forwards // len(estimator.signs)
         self.two_sided, self.normalise = isinstance(estimator, TwoSided), getattr(estimator, "normalise", False)
         self.optimizer = ArenaOptimizer(adapters.arena, rule, distribution=distribution, weight_decay=weight_decay)
         self.step_index = 0
@@ -135,9 +140,12 @@ class ZeroOrder:
         fp32 = {"dtype": torch.float32, "device": device}
         self._eps = torch.tensor([eps], **fp32)
         self._lr = torch.tensor([lr], **fp32)
-        self._signs = torch.tensor(estimator.signs, **fp32)
-        self._seeds = torch.zeros(len(estimator.noise), dtype=torch.int64, device=device)
-        self._losses = torch.zeros_like(self._signs)
+        self._signs = torch.tensor([estimator.signs[row] for row in own], **fp32)
+        copies = len(estimator.signs) // len(estimator.noise)
+        self._noise = grouped([estimator.noise[row // copies] for row in own])
+        # those of all directions, for the update, and behind them those of the rows that are measured here
+        self._seeds = torch.zeros(self.directions + len(self._noise), dtype=torch.int64, device=device)
+        self._losses = torch.zeros(len(estimator.signs), **fp32)
         self.example_losses = self._losses.mean()
         self._first_seed = 0
         self._weight = self._share = 0.0
@@ -148,7 +156,7 @@ class ZeroOrder:
         captures = capture == "auto" and device.type == "cuda"
         self.graphs = StepGraphs(CudaRecorder(device), device, self._tensors) if captures else None
         adapters.model.eval()
-        adapters.arena.allocate_live(len(self._losses), adapters.compute_dtype)
+        adapters.arena.allocate_live(len(own), adapters.compute_dtype)
         adapters.arena.read_one_row()
 
     @torch.no_grad()
@@ -166,12 +174,12 @@ class ZeroOrder:
             weight: share of this batch in the mean over the batches of the step.
 
         Returns:
-            fp32 scalar on the device: the mean loss of this batch over all forwards.
+            fp32 scalar on the device: the mean loss of this batch over all forwards, those of other processes too.
 
         Raises:
             InputError: the batch cannot be run as the pairing or the estimator has it.
         """
-        groups, rows = self.estimator.groups(_examples(batch)), len(self._losses) // self.forwards
+        groups, rows = self.estimator.groups(examples_in(batch)), len(self._signs) // self.forwards
         self._check_groups(groups, rows)
         if self._weight == 0.0:
             self._start_step()
@@ -188,6 +196,7 @@ class ZeroOrder:
         finally:
             self.adapters.arena.read_one_row()
         losses, self.example_losses = found
+        losses = self.exchange.share(losses)
         self._losses.add_(losses, alpha=weight)
         self._weight += weight
         self._share += weight * groups / rows
@@ -268,17 +277,21 @@ class ZeroOrder:
 
     def _start_step(self) -> None:
         self._first_seed = derive_seed(self.seed, self.step_index, 0)
-        noise = self.estimator.noise
-        of_directions = direction_seeds(self._first_seed, max(noise) + 1)
+        numbers = [*range(self.directions), *self._noise]
+        of_directions = direction_seeds(self._first_seed, max(numbers) + 1)
         # from pinned memory, so that the host does not wait for the copy
-        seeds = torch.tensor([of_directions[number] for number in noise], pin_memory=self._seeds.is_cuda)
+        seeds = torch.tensor([of_directions[number] for number in numbers], pin_memory=self._seeds.is_cuda)
         self._seeds.copy_(seeds, non_blocking=True)
         self._losses.zero_()
-        self.adapters.arena.perturb(self._seeds, self._eps, self._signs, self.optimizer.distribution)
+        self._perturb(self._eps)
+
+    def _perturb(self, eps: Tensor) -> None:
+        seeds = self._seeds[self.directions :]
+        self.adapters.arena.perturb(seeds, eps, self._signs, self.optimizer.distribution)
 
     def _losses_of(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """For each row of `live` the mean loss of the examples that are run at it, fp32 [G]; and `example_losses`."""
-        groups = self.estimator.groups(_examples(batch))
+        """For each row of `live` the mean loss of the examples that are run at it, fp32; and `example_losses`."""
+        groups = self.estimator.groups(examples_in(batch))
         pairs = self._should_pair(batch, groups)
         if pairs and not self._stacking_was_tried:
             self._stacking_was_tried = True
@@ -287,14 +300,13 @@ class ZeroOrder:
 
     def _stacks_right(self, batch: Any, groups: int) -> bool:
         """Whether each row of `live` has the same losses in a stacked forward as in one of its own."""
-        arena, noise = self.adapters.arena, (self._signs, self.optimizer.distribution)
         # so far apart that rows which were confused would show
-        arena.perturb(self._seeds, torch.full_like(self._eps, FAR_APART), *noise)
+        self._perturb(torch.full_like(self._eps, FAR_APART))
         try:
             (together, _), (alone, _) = self._paired_losses(batch, groups), self._sequential_losses(batch, groups)
         finally:
             # also where the stacked forward does not fit, and the step goes on one after the other
-            arena.perturb(self._seeds, self._eps, *noise)
+            self._perturb(self._eps)
         if same_losses(together, alone, self.adapters.compute_dtype):
             return True
         if self.pairing == "paired":
@@ -316,7 +328,7 @@ class ZeroOrder:
 
     def _should_pair(self, batch: Any, groups: int) -> bool:
         # rows that no example is run at lie between those of two forwards
-        if self.pairing == "sequential" or groups * self.forwards < len(self._losses):
+        if self.pairing == "sequential" or groups * self.forwards < len(self._signs):
             return False
         if not is_stackable(batch):
             if self.pairing == "paired":
@@ -328,9 +340,9 @@ class ZeroOrder:
         return True
 
     def _paired_losses(self, batch: Any, groups: int) -> tuple[Tensor, Tensor]:
-        rows = len(self._losses)
+        rows = len(self._signs)
         losses = self._losses_with(0, rows, stacked(batch, self.forwards, rows, self.adapters.first_block()))
-        if losses.shape[:1] != (self.forwards * _examples(batch),):
+        if losses.shape[:1] != (self.forwards * examples_in(batch),):
             if self.pairing == "paired":
                 raise InputError(
                     f"pairing=paired: the objective must return one loss an example, not shape {tuple(losses.shape)}"
@@ -342,9 +354,9 @@ class ZeroOrder:
         return losses.view(rows, -1).mean(dim=1), losses.view(self.forwards, -1).mean(dim=0)
 
     def _sequential_losses(self, batch: Any, groups: int) -> tuple[Tensor, Tensor]:
-        rows, means, of_examples = len(self._losses) // self.forwards, [], []
+        rows, means, of_examples = len(self._signs) // self.forwards, [], []
         batch = stacked(batch, 1, groups) if groups > 1 else batch
-        for first in range(0, len(self._losses), rows):
+        for first in range(0, len(self._signs), rows):
             losses = self._losses_with(first, first + groups, batch).float()
             means.append(pad(self._means_of(losses, groups, batch), (0, rows - groups)))
             of_examples.append(losses)
@@ -354,7 +366,7 @@ class ZeroOrder:
         """fp32 [groups]: the mean over each one's share of the examples."""
         if groups == 1:
             return losses.mean().view(1)
-        if losses.shape[:1] != (_examples(batch),):
+        if losses.shape[:1] != (examples_in(batch),):
             raise InputError(
                 f"estimator={self.estimator.name}: the objective must return one loss an example, not shape "
                 f"{tuple(losses.shape)}"
@@ -371,11 +383,6 @@ class ZeroOrder:
         if message not in self._announced:
             self._announced.add(message)
             logger.info(message)
-
-
-def _examples(batch: Any) -> int | None:
-    """How many examples a batch has; None unless it is stackable."""
-    return next(len(value) for value in batch.values() if isinstance(value, Tensor)) if is_stackable(batch) else None
 
 
 def _chosen(estimator: Estimator | None, directions: int, two_sided: bool, normalise: bool) -> Estimator:

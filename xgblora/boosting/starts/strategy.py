@@ -18,12 +18,14 @@ class Samples:
 
     Attributes:
         objective: `(model, batch) -> losses`, what training minimises.
+        agreed: what a start becomes that several processes measured: the same bits in each.
         batches: the number of rounds before, and how many examples are wanted, to batches of training, in which every
             layer sees the same positions; the same ones every time that it is asked.
     """
 
     objective: Callable[[nn.Module, Any], Tensor]
     batches: Callable[[int, int], Iterable[Any]]
+    agreed: Callable[[Tensor], Tensor] = lambda start: start
 
 
 @dataclass(frozen=True)
