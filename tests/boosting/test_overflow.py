@@ -63,6 +63,34 @@ def test_a_smaller_one_afterwards_comes_out_as_if_nothing_had_been(rounding):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_all_weights_are_looked_at_once_and_then_bounded(monkeypatch, rounding, dtype):
+    looks, aminmax = [], torch.Tensor.aminmax
+    monkeypatch.setattr(torch.Tensor, "aminmax", lambda weight: looks.append(weight) or aminmax(weight))
+    adapters = xgblora.attach(model_near_the_end(dtype, largest=1.0), ["first", "second"], alpha=1.0, rank=2, seed=3)
+    booster = xgblora.Booster(adapters, rounding=rounding)
+    for step in range(1, 9):
+        fill(adapters, -0.5 if step % 3 else 0.7)
+        booster.merge(step=step)
+        assert max(weight.abs().max().item() for weight in adapters.weights()) <= booster._reach._most
+    assert len(looks) == 2, "the first merge looks at both"
+    booster.rollback(round=3)
+    assert len(looks) == 4, "they were set to others"
+
+
+def test_where_the_bound_comes_to_the_end_they_are_looked_at_again():
+    adapters, booster = boosted()
+    for step in range(2, 6):
+        # up and down: the bound is past the end after each merge, and no weight is
+        fill(adapters, 0.0)
+        adapters.layers["first"].a.data.fill_(10.0)
+        adapters.layers["first"].b.data.fill_(10.0 if step % 2 else -10.0)
+        booster.merge(step=step)
+    assert booster._reach._most == 65_504, "what the largest one is, as fp16 has it"
+    assert all(weight.isfinite().all() for weight in adapters.weights())
+
+
 def test_bf16_has_room():
     adapters, booster = boosted(torch.bfloat16)
     booster.merge(step=2)

@@ -209,7 +209,9 @@ OF_EVERY_RUN = (
     "lora_init xgblora_shrinkage xgblora_colsample early_stopping_rounds load_best_round_at_end "
     "load_best_model_at_end"
 )
-OF_ESTIMATES = "zo_eps zo_directions zo_distribution zo_two_sided zo_normalise zo_pairing zo_optimizer"
+OF_ESTIMATES = (
+    "xgblora_hard_examples zo_eps zo_directions zo_distribution zo_two_sided zo_normalise zo_pairing zo_optimizer"
+)
 OF_BACKPROPAGATION = (
     "optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 "
     "neftune_noise_alpha"

@@ -190,7 +190,6 @@ class AdapterArguments:
     xgblora_hard_examples: float = _of_estimates(
         0.0,
         "Share of each batch that is drawn from the fifth of the examples that had the highest losses; 0: none.",
-        decides=Decides.RUN,
         needs=(Needs.ROUNDS, Needs.ESTIMATE),
     )
     rounding: Literal["remainder", "stochastic", "nearest"] = declare(
