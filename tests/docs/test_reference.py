@@ -56,8 +56,9 @@ class TestFlags:
     def test_every_flag_has_a_sentence(self, script):
         rows = re.findall(r"^\| `--(\w+)` \| .*? \| (.*) \|$", script.flags_page(), flags=re.MULTILINE)
         assert len(rows) > 90
-        from xgblora.training.arguments import AdapterArguments, TaskArguments
+        from xgblora.training.arguments import AdapterArguments
         from xgblora.training.flag import flags_of
+        from xgblora.training.task_arguments import TaskArguments
 
         ours = {*flags_of(TaskArguments), *flags_of(AdapterArguments)}
         said = dict(rows)

@@ -9,7 +9,8 @@ from xgblora.errors import InputError
 from xgblora.evaluation import evaluate
 from xgblora.runs.fine_tune import fine_tune
 from xgblora.tasks import TASKS, load_task, sample_sets
-from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import XGBLoRAArguments
+from xgblora.training.task_arguments import TaskArguments
 
 
 @pytest.fixture

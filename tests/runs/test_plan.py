@@ -7,7 +7,8 @@ import pytest
 from xgblora.errors import InputError
 from xgblora.objectives.of_task import WITHOUT_GRADIENT
 from xgblora.runs.plan import check_start, plan, sampling_seed
-from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import XGBLoRAArguments
+from xgblora.training.task_arguments import TaskArguments
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 
 from xgblora.runs.fine_tune import fine_tune
 from xgblora.tasks import TASKS
-from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import XGBLoRAArguments
+from xgblora.training.task_arguments import TaskArguments
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from xgblora.ops.update import RULES
-from xgblora.training.arguments import FLAGS, AdapterArguments, TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import FLAGS, AdapterArguments, XGBLoRAArguments
 from xgblora.training.check_flags import TRAINERS
 from xgblora.training.flag import Decides, Needs, asked_for, declare, flags_of, needing
 from xgblora.training.inherited_flags import INHERITED
 from xgblora.training.run_identity import identity_of_flags, identity_of_task
+from xgblora.training.task_arguments import TaskArguments
 
 # what a checkpoint says by the flag's own name, in the runs where it counts
 NAMED = set(Decides) - {Decides.NOTHING, Decides.PASSING, Decides.ORIGIN, Decides.EXAMPLES, Decides.METHOD}

@@ -6,7 +6,7 @@ from matplotlib import image
 
 from xgblora.boosting import Ledger
 from xgblora.tape import RollbackRecord, Tape
-from xgblora.training import XGBLoRATrainer
+from xgblora.training import best_round
 
 # two rounds and a half, no evaluation but those of the rounds
 ROUNDS = ("--xgblora_steps_per_iteration=4", "--max_steps=10", "--eval_strategy=no")
@@ -99,7 +99,7 @@ class TestBestRound:
 
     def test_of_equal_rounds_the_first_is_kept_even_before_the_adapter_in_training(self, run_in, tmp_path, monkeypatch):
         lowest = min(losses_by_round(run_in(tmp_path / "first", *FALLING)).values())
-        monkeypatch.setattr(XGBLoRATrainer, "_held_out_loss_now", lambda trainer: lowest)
+        monkeypatch.setattr(best_round, "_held_out_loss_now", lambda trainer: lowest)
         tied = run_in(tmp_path / "tied", *FALLING)
         losses = losses_by_round(tied)
         kept = tied.metrics["training"]["best_round"]
@@ -107,7 +107,7 @@ class TestBestRound:
         assert len(Ledger.load(tied.folder / "boosters.safetensors")) == kept < 3
 
     def test_rounds_whose_loss_is_not_finite_are_not_kept(self, run_in, tmp_path, monkeypatch):
-        monkeypatch.setattr(XGBLoRATrainer, "_held_out_loss_now", lambda trainer: float("nan"))
+        monkeypatch.setattr(best_round, "_held_out_loss_now", lambda trainer: float("nan"))
         assert run_in(tmp_path / "run", *FALLING).metrics["training"]["best_round"] < 3
 
     @pytest.mark.parametrize("flags", [DIVERGING, FALLING], ids=["diverging", "falling"])

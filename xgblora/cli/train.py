@@ -15,9 +15,10 @@ from xgblora.runs.console import show_on_terminal
 from xgblora.runs.dry_run import dry_run
 from xgblora.runs.fine_tune import fine_tune
 from xgblora.settings_file import read_settings
-from xgblora.training.arguments import FLAGS, TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import FLAGS, XGBLoRAArguments
 from xgblora.training.processes import refusing_together
 from xgblora.training.recipes import flags_of_recipe
+from xgblora.training.task_arguments import TaskArguments
 
 DESCRIPTION = """Fine-tune a language model with XGBLoRA (boosted rank-1 adapters) or LoRA, by forward passes alone
 or by backpropagation. Without --model_name it fine-tunes the small model of the package on its review data.

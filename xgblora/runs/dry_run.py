@@ -16,7 +16,8 @@ from xgblora.runs.forecast import (
 from xgblora.runs.plan import plan
 from xgblora.runs.prepare import prepare
 from xgblora.spelling import memory_size
-from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import XGBLoRAArguments
+from xgblora.training.task_arguments import TaskArguments
 from xgblora.training.trainer import XGBLoRATrainer
 
 Rows = list[tuple[str, object]]

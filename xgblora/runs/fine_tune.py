@@ -18,7 +18,8 @@ from xgblora.runs.plan import plan
 from xgblora.runs.prepare import PreparedRun, prepare
 from xgblora.spelling import one_line
 from xgblora.training import processes
-from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import XGBLoRAArguments
+from xgblora.training.task_arguments import TaskArguments
 
 
 def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:

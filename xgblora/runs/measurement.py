@@ -14,7 +14,7 @@ from xgblora.scoring.encoding import refuse_same_tokens
 from xgblora.scoring.generation import check_room
 from xgblora.scoring.vocabulary import refuse_unknown_ids
 from xgblora.tasks import Sample, SampledSets, Splits, Task
-from xgblora.training.arguments import TaskArguments
+from xgblora.training.task_arguments import TaskArguments
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from xgblora.runs.language_model import refuse_missing_folder
 from xgblora.runs.measurement import check_measurement
 from xgblora.tasks import Task, choose_task
 from xgblora.training import processes
-from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.check_flags import check_batches
 from xgblora.training.check_schedule import goes_by_evaluations
 from xgblora.training.flag import Needs, asked_for
+from xgblora.training.task_arguments import TaskArguments
 
 # how a person asks for the newest whole checkpoint
 _LAST = ("last", "True", "true")

@@ -18,9 +18,10 @@ from xgblora.scoring import EncodedExample
 from xgblora.scoring.encoding import refuse_same_tokens
 from xgblora.scoring.vocabulary import refuse_unknown_ids, rows_of_embeddings
 from xgblora.tasks import Sample, SampledSets, Splits, Task, sample_sets
-from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.from_flags import trainable_of
 from xgblora.training.run_identity import identity_of_examples, identity_of_task
+from xgblora.training.task_arguments import TaskArguments
 from xgblora.training.trainer import XGBLoRATrainer
 
 

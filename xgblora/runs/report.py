@@ -8,9 +8,10 @@ from xgblora.records.run_folder import RunFolder
 from xgblora.runs.console import log_block, log_table, logger
 from xgblora.spelling import dtype_name, memory_size
 from xgblora.tasks import SampledSets
-from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.processes import shares_examples
 from xgblora.training.recipes import RECIPES
+from xgblora.training.task_arguments import TaskArguments
 from xgblora.training.trainer import XGBLoRATrainer
 from xgblora.zo import Estimator
 

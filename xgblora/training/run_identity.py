@@ -9,9 +9,10 @@ import hashlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.check_schedule import goes_by_evaluations
 from xgblora.training.flag import Decides, flags_of
+from xgblora.training.task_arguments import TaskArguments
 
 _SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup", "inverse_sqrt")
 

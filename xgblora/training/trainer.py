@@ -1,7 +1,6 @@
 """`XGBLoRATrainer`: transformers' `Trainer` over adapters, by forward passes alone or by backpropagation."""
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -31,6 +30,7 @@ from xgblora.training import processes
 from xgblora.training.advice import Advise
 from xgblora.training.agreement import Agreement, agree_on, facts_of
 from xgblora.training.arguments import XGBLoRAArguments
+from xgblora.training.best_round import keep_best_round
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback
 from xgblora.training.check_flags import check_batches, check_development_set
 from xgblora.training.from_flags import booster_of, hard_examples_of, trainable_of, zero_order_of
@@ -141,7 +141,7 @@ class XGBLoRATrainer(ProcessTrainer):
         with without_gradients(self.model) if self.zo is not None else nullcontext():
             output = super().train(str(resume_from_checkpoint) if resume_from_checkpoint else None, **kwargs)
         if self.args.load_best_round_at_end:
-            self._keep_best_round()
+            self.best_round = keep_best_round(self)
             if self._run_files is not None:
                 self._run_files.rewrite_tape()
         if self.trunk is not None:
@@ -346,36 +346,6 @@ class XGBLoRATrainer(ProcessTrainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _keep_best_round(self) -> None:
-        """Go back to the round with the lowest held-out loss; the adapter still in training counts as the last one."""
-        boosters = self.booster.boosters
-        losses = {booster.round: booster.held_out_loss for booster in boosters}
-        if self.booster.is_trained():
-            losses[len(boosters) + 1] = self._held_out_loss_now()
-        known = {round: loss for round, loss in losses.items() if loss is not None and math.isfinite(loss)}
-        if not known:
-            logger.warning("XGBLoRA: no round has a finite held-out loss; the last one is kept")
-            return
-        self.best_round = min(known, key=known.get)
-        logger.info(
-            "XGBLoRA: Keeping round %d of %d (held-out loss %.4f)",
-            self.best_round,
-            max(losses),
-            known[self.best_round],
-        )
-        if self.best_round < max(losses):
-            self.booster.rollback(round=self.best_round)
-
-    def _held_out_loss_now(self) -> float:
-        boosters = self.booster.boosters
-        if boosters and boosters[-1].step == self.state.global_step and boosters[-1].held_out_loss is not None:
-            # nothing was trained since that merge
-            return boosters[-1].held_out_loss
-        last = [entry for entry in self.state.log_history if "eval_loss" in entry][-1:]
-        if last and last[0]["step"] == self.state.global_step:
-            return last[0]["eval_loss"]
-        return self.evaluate()["eval_loss"]
 
     def _set_callbacks(self) -> None:
         merging = MergeCallback(self.booster, self.policy, self._adaptive, self.args.shrinkage, self.held_out_loss)

@@ -24,8 +24,8 @@ from xgblora.ops.perturb import check_distribution
 from xgblora.tape import Tape
 from xgblora.zo.cuda_recorder import CudaRecorder
 from xgblora.zo.estimator import Estimator, check_estimator, direction_seeds, grouped
+from xgblora.zo.estimator_choice import chosen_estimator
 from xgblora.zo.exchange import Alone, Exchange
-from xgblora.zo.one_sided import OneSided, check_normalise
 from xgblora.zo.out_of_memory import is_out_of_memory
 from xgblora.zo.stacking import FAR_APART, elements_of, examples_in, is_stackable, same_losses, stacked
 from xgblora.zo.step_graphs import StepGraphs
@@ -120,7 +120,7 @@ class ZeroOrder:
     ):
         _check_arguments(eps, lr, pairing, weight_decay, capture)
         check_distribution(distribution)
-        estimator = _chosen(estimator, directions, two_sided, normalise)
+        estimator = chosen_estimator(estimator, directions, two_sided, normalise)
         check_estimator(estimator)
         rule = optimizer if isinstance(optimizer, UpdateRule) else UpdateRule(optimizer)
         if not adapters.arena.stacks:
@@ -383,15 +383,6 @@ class ZeroOrder:
         if message not in self._announced:
             self._announced.add(message)
             logger.info(message)
-
-
-def _chosen(estimator: Estimator | None, directions: int, two_sided: bool, normalise: bool) -> Estimator:
-    if estimator is not None:
-        if (directions, two_sided, normalise) != (1, True, False):
-            raise InputError(f"estimator={estimator.name}: decides directions, two_sided and normalise; leave them out")
-        return estimator
-    check_normalise("normalise", normalise, two_sided, directions)
-    return TwoSided(directions) if two_sided else OneSided(directions, normalise)
 
 
 def _check_arguments(eps: float, lr: float, pairing: str, weight_decay: float, capture: str) -> None:
