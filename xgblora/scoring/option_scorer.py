@@ -68,7 +68,7 @@ class OptionScorer:
             arguments, rows = _packed(model, batch) if packed else self._padded(model, batch)
             with self._rows.only(rows):
                 logits = model(**arguments, use_cache=False).logits.float()
-        return _mean_log_probabilities(logits.view(len(batch["label"]), -1, logits.shape[-1]), batch)
+        return mean_log_probabilities(logits.view(len(batch["label"]), -1, logits.shape[-1]), batch)
 
     def _try(self, model: nn.Module, longest: int | None) -> None:
         """Choose how batches of texts of up to `longest` tokens are run."""
@@ -223,7 +223,7 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(dim=-1) - 1).clamp_(min=0)
 
 
-def _mean_log_probabilities(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+def mean_log_probabilities(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """[B, R, V] logits of the gathered rows to [B, C] mean log-probabilities."""
     shape = batch["option_rows"].shape
     rows, targets = batch["option_rows"].flatten(1), batch["option_targets"].flatten(1)

@@ -1,17 +1,20 @@
 """What the flags make of a model: what is trained, what merges it, and the zeroth-order step over it."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
 from xgblora.adapters import Depths, FullParameters, Trainable, attach
 from xgblora.boosting import Booster, FullFineTuning
+from xgblora.scoring.forms import CLASSIFIER, form_of
+from xgblora.scoring.forms.classifier import is_of_head
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.zo import ZeroOrder
 
 
 def trainable_of(model: nn.Module, args: XGBLoRAArguments) -> Trainable:
-    """The adapters of `model`, attached, or with `full` all its parameters."""
+    """The adapters of `model`, attached, or with `full` all its parameters. A classification head has some always."""
     if args.full:
         return FullParameters(model.to(args.device), seed=args.seed)
     return attach(
@@ -21,6 +24,7 @@ def trainable_of(model: nn.Module, args: XGBLoRAArguments) -> Trainable:
         rank=args.rank,
         seed=args.seed,
         depths=Depths.parse(args.xgblora_layers),
+        head=partial(is_of_head, model) if form_of(model) is CLASSIFIER else None,
     )
 
 
