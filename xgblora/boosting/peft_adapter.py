@@ -2,12 +2,15 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from xgblora.adapters import Rank1Linear
 from xgblora.adapters.kinds.registry import kind_of
@@ -55,10 +58,12 @@ def export_peft(
         What the smaller rank cost; None if nothing had to be cut off.
 
     Raises:
-        InputError: the ledger is empty or holds numbers that are not finite, rank is below 1, or PEFT adapts no layer
-            of a kind that `base_model` has.
+        InputError: the ledger is empty or holds numbers that are not finite, rank is below 1, PEFT adapts no layer of a
+            kind that `base_model` has, or would load a layer's boosters under another name.
     """
     fan_in_fan_out = isinstance(base_model, nn.Module) and _fan_in_fan_out(base_model, ledger)
+    if isinstance(base_model, PreTrainedModel):
+        _refuse_renamed(ledger.origin.layers, base_model)
     parameters = _parameters(ledger, base_model)
     factors, cost = adapter_factors(ledger, rank)
     apart = {name.rpartition(".")[0] for name in whole or ()}
@@ -111,6 +116,23 @@ def _parameters(ledger: Ledger, base_model: str | nn.Module | None) -> dict[str,
         return {}
     others = [name for name in ledger.origin.layers if name.rpartition(".")[2] in READ_AS_EXPERTS]
     return {**{name: f"{name}.weight" for name in others}, **experts}
+
+
+def _refuse_renamed(names: Iterable[str], model: PreTrainedModel) -> None:
+    """Raise InputError if PEFT would rename a layer as it loads.
+
+    It renames what it finds as transformers renames an old checkpoint's parameters. Some of these expressions match
+    names of today too, and the boosters would go nowhere, without a word.
+    """
+    renamings = [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightRenaming)]
+    for name in names:
+        key = f"{name}.lora_A.weight"
+        renamed = rename_source_key(key, renamings, [])[0]
+        if renamed != key:
+            raise InputError(
+                f"{name}: PEFT would load its boosters as those of {renamed.removesuffix('.lora_A.weight')}, which is "
+                "no layer; export the merged model instead"
+            )
 
 
 def _config(ledger: Ledger, rank: int, base_model: str | nn.Module | None, task_type: str | None) -> dict:

@@ -35,6 +35,7 @@ from xgblora.training.check_flags import check_batches
 from xgblora.training.flag import Needs, asked_for
 from xgblora.training.from_flags import booster_of, trainable_of, zero_order_of
 from xgblora.training.progress import ShowProgress
+from xgblora.training.quantised import adapters_are_known
 from xgblora.training.round_samples import samples_of
 from xgblora.training.run_identity import identity_of_flags
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer, without_gradients
@@ -97,7 +98,8 @@ class XGBLoRATrainer(Trainer):
         if hasattr(kwargs.get("train_dataset"), "__len__"):
             check_batches(args, len(kwargs["train_dataset"]))
         self._loss_of_step: Tensor | None = None
-        super().__init__(model=model, args=args, **kwargs)
+        with adapters_are_known(model):
+            super().__init__(model=model, args=args, **kwargs)
         _refuse_without_one_held_out_set(args, self.eval_dataset)
         self.model_accepts_loss_kwargs = False
         self.zo = zero_order_of(self.adapters, self.objective, args) if args.trainer == "zo" else None

@@ -17,7 +17,7 @@ from xgblora.errors import InputError
 from xgblora.scoring.batches import batches_by_length, tokens_per_batch
 from xgblora.scoring.position_limit import position_limit
 from xgblora.scoring.together import ALL, rules_for
-from xgblora.scoring.truth import LONGEST, agree, can_be_tried
+from xgblora.scoring.truth import LONGEST, agree, can_be_tried, computes_in
 from xgblora.short_texts import MISFITS, undisturbed
 from xgblora.spelling import one_line
 
@@ -104,7 +104,7 @@ class PaddedScorer:
     @torch.no_grad()
     def _try(self, model: nn.Module) -> None:
         kind, device = type(model).__name__, next(model.parameters()).device
-        dtype = model.get_input_embeddings().weight.dtype
+        dtype = computes_in(model)
         try:
             examples = self._padded.trial(model, _lengths(self.longest))
             with undisturbed(model):
