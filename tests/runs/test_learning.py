@@ -33,7 +33,10 @@ LONG = pytest.mark.skipif(os.environ.get("XGBLORA_LEARNING") != "1", reason="tak
 
 @pytest.mark.parametrize(
     "trainer",
-    [("--max_steps=150", "--zo_directions=4"), ("--trainer=regular", "--max_steps=30")],
+    [
+        ("--max_steps=150", "--zo_directions=8", "--learning_rate=3e-3", "--per_device_train_batch_size=8"),
+        ("--trainer=regular", "--max_steps=30"),
+    ],
     ids=["zo", "regular"],
 )
 def test_a_head_on_a_tiny_model_learns_eight_sentences(trainer, run_in, tmp_path):
