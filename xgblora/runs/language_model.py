@@ -58,16 +58,7 @@ def load_model(
             settings = {"trust_remote_code": trust_remote_code, "revision": commit}
             _refuse_adapter(name, find_adapter_config_file(name, revision=commit))
             tokenizer = AutoTokenizer.from_pretrained(name, **settings)
-            form = saved_form(name, head=labels is not None, **settings)
-            model, found = form.auto_class.from_pretrained(
-                name,
-                dtype=resolve_dtype(dtype, device),
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **({} if labels is None else {"id2label": dict(enumerate(labels))}),
-                **settings,
-            )
+            model, found = _loaded(name, resolve_dtype(dtype, device), labels, settings)
     except InputError:
         raise
     except Exception as error:  # a folder or hub can be wrong in dozens of ways; the person needs one line
@@ -87,6 +78,20 @@ def load_model(
     model.config._commit_hash = commit
     tokenizer.padding_side = "left"
     return model.to(device).eval(), tokenizer
+
+
+def _loaded(name: str, dtype: torch.dtype, labels: Sequence[str] | None, settings: dict) -> tuple:
+    """The model as what it was saved as, or with a head, and what transformers found in its checkpoint."""
+    form = saved_form(name, head=labels is not None, **settings)
+    return form.auto_class.from_pretrained(
+        name,
+        dtype=dtype,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **({} if labels is None else {"id2label": dict(enumerate(labels))}),
+        **settings,
+    )
 
 
 def _prepare_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, found: dict, seed: int) -> None:
