@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import transformers
 from transformers import CONFIG_MAPPING
 
 pytest.importorskip("peft")
@@ -29,7 +30,9 @@ def test_an_architecture_does_what_the_page_says(kind, tmp_path):
 
 
 def test_the_page_is_about_these_architectures():
+    if f"transformers {transformers.__version__}." not in PAGE:
+        pytest.skip("the page was written with another release of transformers")
     rows = [line.split("`")[1] for line in PAGE.splitlines() if line.startswith("| `")]
-    assert set(FEW) <= set(rows) <= set(ARCHITECTURES)
-    assert rows == sorted(rows)
+    rows = rows[-len(ARCHITECTURES) :]
+    assert rows == sorted(ARCHITECTURES)
     assert len(ARCHITECTURES) >= 60

@@ -10,7 +10,8 @@ from xgblora.evaluation import evaluate
 from xgblora.objectives.of_task import prepare_objective
 from xgblora.objectives.texts import CandidateObjective, classification
 from xgblora.scoring import Collator, OptionScorer, log_probabilities
-from xgblora.scoring.masked import auto_class_for, encode_with_masks, fills_masks, mask_token
+from xgblora.scoring.forms import CAUSAL, MASKED, saved_form
+from xgblora.scoring.masked import encode_with_masks, fills_masks, mask_token
 
 WORDS = [
     *("[PAD]", "[MASK]", "[CLS]", "[SEP]"),
@@ -155,15 +156,15 @@ def test_an_evaluation_and_an_objective_of_a_task_use_masks(model, samples, toke
     options = {"max_length": 32, "max_new_tokens": 1}
     prepared = prepare_objective("classification", task, model, tokenizer, samples=samples, **options)
     assert prepared.to_train(samples[0]).sequences[0][11] == tokenizer.mask_token_id
-    with pytest.raises(InputError, match=r"objective=language_model: .* fills masks, and writes no texts"):
+    with pytest.raises(InputError, match=r"objective=language_model, .* \(masked language model\) writes no texts"):
         prepare_objective("language_model", task, model, tokenizer, **options)
 
 
 def test_a_folder_is_loaded_as_what_it_was_saved_as(model, make_llama, tmp_path, tokenizer):
     model.save_pretrained(tmp_path / "masked")
     make_llama().save_pretrained(tmp_path / "causal")
-    assert auto_class_for(str(tmp_path / "masked")) is transformers.AutoModelForMaskedLM
-    assert auto_class_for(str(tmp_path / "causal")) is transformers.AutoModelForCausalLM
+    assert saved_form(str(tmp_path / "masked")) is MASKED
+    assert saved_form(str(tmp_path / "causal")) is CAUSAL
     assert fills_masks(model)
     assert mask_token(make_llama(), tokenizer) is None
     tokenizer.mask_token = None

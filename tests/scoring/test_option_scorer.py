@@ -5,7 +5,7 @@ import torch
 
 from xgblora.errors import InputError
 from xgblora.scoring import Collator, EncodedExample, OptionScorer, encode
-from xgblora.scoring.option_scorer import _mean_log_probabilities
+from xgblora.scoring.option_scorer import mean_log_probabilities
 
 # candidates of one and of several tokens, beginnings of one another, two and three of them, long and short prompts
 TEXTS = (
@@ -148,7 +148,7 @@ def test_a_candidate_without_tokens_scores_minus_infinity_and_none_is_nan():
     }
     logits = torch.tensor([[[0.0, 1.0, 2.0], [3.0, 1.0, 0.0]]])
     log_probabilities = logits.log_softmax(dim=-1)
-    scores = _mean_log_probabilities(logits, batch)
+    scores = mean_log_probabilities(logits, batch)
     expected = [(log_probabilities[0, 0, 1] + log_probabilities[0, 1, 2]) / 2, log_probabilities[0, 0, 2]]
     assert torch.allclose(scores[0, :2], torch.stack(expected))
     assert scores[0, 2] == float("-inf")

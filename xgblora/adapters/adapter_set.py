@@ -28,6 +28,7 @@ class AdapterSet:
         seed: seed of the initialisation; round r of a boosting run draws from (seed, r).
         known_rest: the digest of the rest of the model where a record says it (`Origin.rest`), so that it need not be
             taken again; to be set before `identify`.
+        labels: of a classification head that `seed` may have drawn, for the record; to be set before `identify`.
         arena: the storage of all `a` and `b`.
     """
 
@@ -37,6 +38,7 @@ class AdapterSet:
     rank: int
     seed: int
     known_rest: str | None = None
+    labels: tuple[str, ...] | None = None
     arena: Arena = field(init=False)
     _origin: Origin | None = field(init=False, default=None, repr=False)
     _first_blocks: dict[tuple[str, ...], str] = field(init=False, default_factory=dict, repr=False)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from xgblora.adapters.kinds.registry import kind_of
 from xgblora.adapters.memory import memory_of
 from xgblora.adapters.mixture import close_mixtures, open_mixtures, replace_module
 from xgblora.adapters.rank1_linear import Rank1Linear, scale_of
-from xgblora.adapters.targets import choose_layers
+from xgblora.adapters.targets import candidate_layers, choose_layers
 from xgblora.errors import InputError
 from xgblora.spelling import dtype_name
 
@@ -28,6 +28,7 @@ def attach(
     rank: int = 1,
     seed: int = 0,
     depths: Depths = WHOLE,
+    head: Callable[[str], bool] | None = None,
     trial: bool = True,
 ) -> AdapterSet:
     """Freeze `model` and put an adapter on each target layer.
@@ -43,6 +44,7 @@ def attach(
         rank: 1 for XGBLoRA.
         seed: seed of the adapters' initialisation.
         depths: of the target layers only those of blocks that lie there, such as `Depths(0.5, 1.0)`.
+        head: says which layers, by name, are of a head: all that can be are adapted beside the target layers.
         trial: try by two short texts where an adapter acts; False for layers that were tried when a record of them
             began, and no forward is run.
 
@@ -59,7 +61,8 @@ def attach(
         raise InputError("the model has adapters already: xgblora.detach(model) first")
     open_mixtures(model)
     try:
-        names = depths.within(model, choose_layers(model, target_modules, trial=trial))
+        chosen = set(depths.within(model, choose_layers(model, target_modules, trial=trial)))
+        names = [name for name in candidate_layers(model) if name in chosen or (head is not None and head(name))]
     except InputError:
         close_mixtures(model)
         raise

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from xgblora.adapters.repacked_weights import state_of
+
 
 def device_of(base: nn.Module) -> torch.device:
     """The device of the first parameter or buffer; the CPU for a layer that has none."""
@@ -22,7 +24,10 @@ def stored_tensors(base: nn.Module) -> dict[str, Tensor]:
     Parameters and buffers, and what its `state_dict` has beside them: bitsandbytes keeps scales and tables there.
     Wrapper tensors (torchao) are given as the tensors that they hold.
     """
-    found = {**base.state_dict(), **dict(base.named_parameters()), **dict(base.named_buffers())}
+    found = {}
+    for name, module in base.named_modules():
+        own = {**module._parameters, **module._buffers, **state_of(module)}
+        found |= {f"{name}.{key}" if name else key: value for key, value in own.items() if value is not None}
     parts = {name: part for key, value in found.items() for name, part in _parts(key, value)}
     return dict(sorted(parts.items()))
 
@@ -37,12 +42,14 @@ def rest_tensors(
         ids: Python's ids of tensors that are left out.
     """
     inside, seen = tuple(f"{name}." for name in without), set(ids)
+    # what is made for a state dict alone is kept, or another tensor might get its id
+    kept: list[Any] = []
     for name, module in model.named_modules():
         if f"{name}.".startswith(inside):
             continue
-        own: dict[str, Any] = {}
-        # what its `state_dict` has of the module itself, whatever kind it is; tables that are computed are not in it
-        module._save_to_state_dict(own, "", keep_vars=True)
+        # tables that are computed are not in it
+        own = state_of(module)
+        kept += own.values()
         new = {key: value for key, value in own.items() if id(value) not in seen}
         seen.update(map(id, own.values()))
         parts = {key: part for entry, value in new.items() for key, part in _parts(entry, value)}

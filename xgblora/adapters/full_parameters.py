@@ -147,6 +147,7 @@ class FullParameters:
     def __init__(self, model: nn.Module, *, seed: int = 0):
         self.model, self.seed = model, seed
         self.known_rest: str | None = None
+        self.labels: tuple[str, ...] | None = None
         self.layers: dict[str, nn.Module] = {}
         self.parameters = _trainable(model)
         self.arena = ParameterArena(self.parameters)

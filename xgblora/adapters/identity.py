@@ -36,6 +36,8 @@ def origin_of(adapters: Trainable) -> Origin:
         alpha=float(adapters.alpha),
         rank=adapters.rank,
         seed=adapters.seed,
+        architecture=type(adapters.model).__name__,
+        labels=adapters.labels,
     )
 
 

@@ -1,7 +1,7 @@
 """`Origin`: which base model, adapted how, a ledger, a tape or a checkpoint was made from."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from xgblora.errors import InputError
 
@@ -28,6 +28,8 @@ class Origin:
         dtype: of the adapted weights: "float32", "bfloat16", ...
         fingerprint: sha256 of the adapted layers before the first merge.
         rest: sha256 of all other weights; None in files that were written before this was kept.
+        architecture: the class of the model, which says how the base is loaded; None in older files.
+        labels: of a classification head on it, drawn from `seed` unless the base has one; None without.
         layout: sha256 of the arena's slots.
         layers: names of the adapted layers, in model order.
         alpha, rank, seed: of the adapters; rank 0 where there are none and the model's own parameters are trained.
@@ -43,6 +45,8 @@ class Origin:
     rank: int
     seed: int
     rest: str | None = None
+    architecture: str | None = None
+    labels: tuple[str, ...] | None = None
 
     @property
     def full_parameters(self) -> bool:
@@ -52,12 +56,14 @@ class Origin:
     @classmethod
     def from_json(cls, entry: dict) -> "Origin":
         """The origin that `to_json` wrote."""
-        return cls(**{**entry, "layers": tuple(entry["layers"])})
+        lists = {name: tuple(value) for name, value in entry.items() if isinstance(value, list)}
+        return cls(**{**entry, **lists})
 
     def to_json(self) -> dict:
-        """JSON values; an entry that is not known is left out."""
+        """JSON values; what a file need not have is left out where it is not known."""
         entry = json.loads(json.dumps(asdict(self)))
-        return entry if self.rest is not None else {name: value for name, value in entry.items() if name != "rest"}
+        optional = {field.name for field in fields(self) if field.default is None}
+        return {name: value for name, value in entry.items() if value is not None or name not in optional}
 
     def refuse_other(self, theirs: "Origin", what: str) -> None:
         """Raise InputError, in one line that begins with `what`, unless `theirs` fits the model that this one is of.

@@ -66,6 +66,7 @@ class Trainable(Protocol):
         alpha, rank: of the adapters; 0 where there are none.
         seed: of the initialisation.
         known_rest: the digest of `rest_tensors`, where it is known already.
+        labels: of a classification head; None where there is none.
         compute_dtype: in which activations run, and `live` is kept.
     """
 
@@ -76,6 +77,7 @@ class Trainable(Protocol):
     rank: int
     seed: int
     known_rest: str | None
+    labels: tuple[str, ...] | None
     compute_dtype: torch.dtype
 
     @property

@@ -2,11 +2,15 @@
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from xgblora.adapters import Rank1Linear
 from xgblora.adapters.kinds.registry import kind_of
@@ -31,6 +35,7 @@ def export_peft(
     base_model: str | nn.Module | None = None,
     rank: int | None = None,
     task_type: str | None = "CAUSAL_LM",
+    whole: Mapping[str, torch.Tensor] | None = None,
 ) -> TruncationCost | None:
     """Write the boosters as a folder that `peft.PeftModel.from_pretrained(base, folder)` loads.
 
@@ -47,25 +52,31 @@ def export_peft(
             their weights transposed (`Conv1D` of GPT-2), which PEFT finds out by itself too, and warns.
         rank: at most this rank, by the nearest adapter that has it (see `truncation`).
         task_type: what PEFT makes of it; "CAUSAL_LM", "SEQ_CLS", ..., None for a model that is not transformers'.
+        whole: parameters that leave as they are trained and not as an adapter, by name: those of a classification head.
 
     Returns:
         What the smaller rank cost; None if nothing had to be cut off.
 
     Raises:
-        InputError: the ledger is empty or holds numbers that are not finite, rank is below 1, or PEFT adapts no layer
-            of a kind that `base_model` has.
+        InputError: the ledger is empty or holds numbers that are not finite, rank is below 1, PEFT adapts no layer of a
+            kind that `base_model` has, or would load a layer's boosters under another name.
     """
     fan_in_fan_out = isinstance(base_model, nn.Module) and _fan_in_fan_out(base_model, ledger)
+    if isinstance(base_model, PreTrainedModel):
+        _refuse_renamed(ledger.origin.layers, base_model)
     parameters = _parameters(ledger, base_model)
     factors, cost = adapter_factors(ledger, rank)
+    apart = {name.rpartition(".")[0] for name in whole or ()}
     config = _config(ledger, rank_of(factors), base_model, task_type)
     config |= {"target_parameters": sorted(parameters.values())} if parameters else {}
     # full names: a suffix could match layers that were not adapted
-    config["target_modules"] = [name for name in ledger.origin.layers if name not in parameters]
+    left_out = {*parameters, *apart}
+    config["target_modules"] = [name for name in ledger.origin.layers if name not in left_out]
+    config |= {"modules_to_save": sorted(apart)} if apart else {}
     config["fan_in_fan_out"] = fan_in_fan_out
     base = base_folder(config["base_model_name_or_path"], config["revision"])
     with replacing_folder(folder) as temporary:
-        save_file(_state(ledger, factors), temporary / WEIGHTS, metadata={"format": "pt"})
+        save_file(_state(ledger, factors, whole or {}), temporary / WEIGHTS, metadata={"format": "pt"})
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if base is not None:
             copy_tokenizer(base, temporary, result=Path(folder))
@@ -74,16 +85,17 @@ def export_peft(
 
 def peft_tensors(ledger: Ledger, rank: int | None = None) -> dict[str, torch.Tensor]:
     """What `export_peft` writes as `adapter_model.safetensors`; raises what it raises."""
-    return _state(ledger, adapter_factors(ledger, rank)[0])
+    return _state(ledger, adapter_factors(ledger, rank)[0], {})
 
 
-def _state(ledger: Ledger, factors: dict[str, Factors]) -> dict[str, torch.Tensor]:
-    """PEFT's names: `lora_A` fp32 [rank, K], `lora_B` fp32 [N, rank].
+def _state(ledger: Ledger, factors: dict[str, Factors], whole: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """PEFT's names: `lora_A` fp32 [rank, K], `lora_B` fp32 [N, rank]; and what leaves whole.
 
     Of E experts `lora_A` is [E * rank, K], expert after expert, and `lora_B` [N, rank * E], rank after rank.
     """
-    state = {}
-    names = {slot.name: matrix_names(slot, ledger.origin.rank) for slot in ledger.slots}
+    state = {f"base_model.model.{name}": tensor.cpu().contiguous() for name, tensor in whole.items()}
+    apart = {name.rpartition(".")[0] for name in whole}
+    names = {slot.name: matrix_names(slot, ledger.origin.rank) for slot in ledger.slots if slot.name not in apart}
     for name, matrices in names.items():
         a, b = (
             torch.stack(parts) for parts in zip(*((factors[one].a, factors[one].b) for one in matrices), strict=True)
@@ -109,6 +121,23 @@ def _parameters(ledger: Ledger, base_model: str | nn.Module | None) -> dict[str,
         return {}
     others = [name for name in ledger.origin.layers if name.rpartition(".")[2] in READ_AS_EXPERTS]
     return {**{name: f"{name}.weight" for name in others}, **experts}
+
+
+def _refuse_renamed(names: Iterable[str], model: PreTrainedModel) -> None:
+    """Raise InputError if PEFT would rename a layer as it loads.
+
+    It renames what it finds as transformers renames an old checkpoint's parameters. Some of these expressions match
+    names of today too, and the boosters would go nowhere, without a word.
+    """
+    renamings = [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightRenaming)]
+    for name in names:
+        key = f"{name}.lora_A.weight"
+        renamed = rename_source_key(key, renamings, [])[0]
+        if renamed != key:
+            raise InputError(
+                f"{name}: PEFT would load its boosters as those of {renamed.removesuffix('.lora_A.weight')}, which is "
+                "no layer; export the merged model instead"
+            )
 
 
 def _config(ledger: Ledger, rank: int, base_model: str | nn.Module | None, task_type: str | None) -> dict:

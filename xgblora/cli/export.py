@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from xgblora.adapters import Origin, detach
 from xgblora.boosting import Ledger
@@ -34,6 +34,8 @@ from xgblora.errors import InputError
 from xgblora.records import checkpoint
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
 from xgblora.replaying import rebuild
+from xgblora.runs.head import whole_head
+from xgblora.scoring.forms import form_named
 from xgblora.tape import Tape
 
 DESCRIPTION = """Take the result of a run away. RUN is the folder of a finished run, a checkpoint of any run (the
@@ -193,14 +195,37 @@ def write_adapter(
     adapter = Adapter(min(export.rank or full, full), origin.layers, origin.model, _skeleton(origin))
     checked = DESTINATIONS[export.destination].check(adapter) if export.destination else []
     with writing(folder):
-        cost = form.write(ledger, folder, base_model=adapter.skeleton, rank=export.rank)
+        cost = _write(ledger, folder, adapter.skeleton, args, export)
     return [
         *checked,
         written(folder, f"{counted(len(ledger), origin)} as a LoRA adapter of rank {adapter.rank}"),
         *([about_rank(export.rank, full, cost)] if export.rank is not None else []),
         *([about_rank_in_vllm(adapter.rank)] if export.format == "peft" else []),
-        f"load it: {form.load_it(folder, origin.model or 'BASE', origin.dtype)}",
+        f"load it: {form.load_it(folder, origin.model or 'BASE', _loaded(origin))}",
     ]
+
+
+def _write(
+    ledger: Ledger, folder: Path, skeleton: nn.Module | None, args: ResultArguments, export: ExportArguments
+) -> TruncationCost | None:
+    write, origin = FORMATS[export.format].write, ledger.origin
+    if export.format != "peft":
+        if origin.labels is not None:
+            raise InputError(f"format={export.format}: takes no classification head; use --format merged or peft")
+        return write(ledger, folder, base_model=skeleton, rank=export.rank)
+    whole: dict[str, torch.Tensor] = {}
+    if origin.labels is not None:
+        # a head is no adapter: it leaves whole, with all boosters in it
+        whole = whole_head(rebuild(load_base(origin, args)[0], ledger).adapters.model)
+    task = form_named(origin.architecture).peft_task
+    return write(ledger, folder, base_model=skeleton, rank=export.rank, task_type=task, whole=whole)
+
+
+def _loaded(origin: Origin) -> str:
+    """The call that loads the base of a run."""
+    labels = "" if origin.labels is None else f", num_labels={len(origin.labels)}"
+    auto_class = form_named(origin.architecture).auto_class.__name__
+    return f'{auto_class}.from_pretrained("{origin.model or "BASE"}", dtype="{origin.dtype}"{labels})'
 
 
 def _skeleton(origin: Origin) -> nn.Module | None:
@@ -210,7 +235,7 @@ def _skeleton(origin: Origin) -> nn.Module | None:
             origin.model, revision=origin.revision, local_files_only=True, trust_remote_code=False
         )
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return form_named(origin.architecture).auto_class.from_config(config)
     except Exception:  # not on this machine, code of its own, no language model: PEFT looks at the layers itself then
         return None
 

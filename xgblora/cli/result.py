@@ -14,6 +14,7 @@ from xgblora.errors import InputError
 from xgblora.records import checkpoint
 from xgblora.records.run_folder import refuse_unwritable
 from xgblora.runs.language_model import load_model, refuse_missing_folder
+from xgblora.scoring.forms import form_named
 from xgblora.spelling import file_size, one_line
 
 # measured in tests/destinations
@@ -74,6 +75,8 @@ def load_base(origin: Origin, args: ResultArguments) -> tuple[PreTrainedModel, P
         device=args.device,
         trust_remote_code=args.trust_remote_code,
         revision=origin.revision if args.model_name is None else None,
+        labels=origin.labels,
+        seed=origin.seed,
     )
 
 
@@ -137,10 +140,11 @@ def written_model(folder: Path, origin: Origin, boosters: int, *, dtype: str | N
     """
     what = "with all its parameters trained" if origin.full_parameters else f"with {counted(boosters, origin)} merged"
     dtype = dtype or origin.dtype
+    auto_class = form_named(origin.architecture).auto_class.__name__
     return [
         written(folder, f"the model {what}, {dtype}"),
         *([_ABOUT_BFLOAT16] if dtype == "bfloat16" else []),
-        f'load it: model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")',
+        f'load it: model = {auto_class}.from_pretrained("{folder}", dtype="auto")',
     ]
 
 

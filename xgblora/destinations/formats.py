@@ -17,7 +17,7 @@ class AdapterFormat:
     Attributes:
         marker: a file that a folder of this format has.
         write: `(ledger, folder, *, base_model, rank)`, as `export_peft`.
-        load_it: how what was written is loaded, given the folder, the name of the base and the dtype of its weights.
+        load_it: how what was written is loaded, given the folder, the name of the base and the call that loads it.
     """
 
     marker: str
@@ -25,16 +25,15 @@ class AdapterFormat:
     load_it: Callable[[Path, str, str], str]
 
 
-def _load_peft(folder: Path, base: str, dtype: str) -> str:
-    model = f'AutoModelForCausalLM.from_pretrained("{base}", dtype="{dtype}")'
-    return f'model = PeftModel.from_pretrained({model}, "{folder}")'
+def _load_peft(folder: Path, base: str, loaded: str) -> str:
+    return f'model = PeftModel.from_pretrained({loaded}, "{folder}")'
 
 
-def _load_gguf(folder: Path, base: str, dtype: str) -> str:
+def _load_gguf(folder: Path, base: str, loaded: str) -> str:
     return f"llama-cli -m BASE.gguf --lora {folder / FILE} (BASE.gguf: convert_hf_to_gguf.py {base})"
 
 
-def _load_mlx(folder: Path, base: str, dtype: str) -> str:
+def _load_mlx(folder: Path, base: str, loaded: str) -> str:
     return f"mlx_lm.generate --model {base} --adapter-path {folder}"
 
 

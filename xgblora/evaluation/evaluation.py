@@ -11,10 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from xgblora.atomic_file import write_text
 from xgblora.errors import InputError
 from xgblora.evaluation.demonstrations import Calibration, in_context, without_question
-from xgblora.scoring import EncodedExample, encode_all, in_eval_mode
+from xgblora.scoring import EncodedExample, in_eval_mode
+from xgblora.scoring.forms import form_of
 from xgblora.scoring.generation import MAX_NEW_TOKENS, generate_answers
-from xgblora.scoring.likelihood import log_probabilities
-from xgblora.scoring.masked import encode_with_masks, mask_token
 from xgblora.tasks import Sample, Task
 from xgblora.tasks.metrics import CHOICE_METRICS, GENERATION_METRICS
 
@@ -87,7 +86,7 @@ def evaluate(
     log-probabilities less the sum that they have after the task's sfc_prompt instead of the question.
 
     Args:
-        model: a causal language model.
+        model: a language model, or a classifier of one of the kinds in `scoring.forms`.
         tokenizer: its tokenizer.
         task: says whether answers are chosen or generated, how they are measured, and what parts demonstrations.
         samples: one or more samples of the task.
@@ -169,13 +168,10 @@ class _Asker:
         return [in_context(sample, before, self.task.separator) for sample, before in zip(samples, shown, strict=True)]
 
     def _encoded(self, samples: Sequence[Sample]) -> list[EncodedExample]:
-        mask = mask_token(self.model, self.tokenizer)
-        if mask is not None:
-            return encode_with_masks(samples, self.tokenizer, mask, max_length=self.max_length)
-        return encode_all(samples, self.tokenizer, max_length=self.max_length)
+        return form_of(self.model).encode(samples, self.tokenizer, self.model, max_length=self.max_length)
 
     def _means(self, encoded: list[EncodedExample]) -> list[list[float]]:
-        return log_probabilities(self.model, encoded, tokens=self.tokens)
+        return form_of(self.model).log_probabilities(self.model, encoded, tokens=self.tokens)
 
     def _generated(self, asked: list[Sample]) -> list[str]:
         return generate_answers(

@@ -20,10 +20,9 @@ from xgblora.objectives.texts import (
     option_nll,
     zero_one,
 )
-from xgblora.scoring import Collator, encode, in_eval_mode, log_probabilities
-from xgblora.scoring.encoding import EncodedExample
+from xgblora.scoring import in_eval_mode, log_probabilities
+from xgblora.scoring.forms import ModelForm, form_of
 from xgblora.scoring.generation import check_room, prompt_ids
-from xgblora.scoring.masked import encode_with_masks, mask_token
 from xgblora.scoring.vocabulary import padding_id, rows_of_embeddings
 from xgblora.tasks import Sample, Task
 
@@ -95,14 +94,13 @@ def prepare_objective(
     Raises:
         InputError: a text has no room for a generated answer.
     """
-    to_options = partial(encode, tokenizer=tokenizer, max_length=max_length)
-    mask = mask_token(model, tokenizer)
-    if mask is not None:
-        if task.generation or name == "language_model":
-            raise InputError(
-                f"objective={name}: {type(model).__name__} fills masks, and writes no texts; take another task"
-            )
-        to_options = partial(_encode_with_masks, tokenizer=tokenizer, mask=mask, max_length=max_length)
+    form = form_of(model)
+    if not form.writes and (task.generation or name == "language_model"):
+        raise InputError(
+            f"objective={name}, task {task.name}: {type(model).__name__} ({form.name}) writes no texts here; take "
+            "another objective or task"
+        )
+    to_options = partial(_encode, form, tokenizer, model, max_length=max_length)
     if name == "f1":
         return _of_written_answers(tokenizer, model, max_length, max_new_tokens)
     if name == "language_model":
@@ -121,10 +119,10 @@ def prepare_objective(
     )
 
 
-def _encode_with_masks(
-    sample: Sample, tokenizer: PreTrainedTokenizerBase, mask: int, *, max_length: int, only_right: bool = False
-) -> EncodedExample:
-    return encode_with_masks([sample], tokenizer, mask, max_length=max_length, only_right=only_right)[0]
+def _encode(
+    form: ModelForm, tokenizer: PreTrainedTokenizerBase, model: nn.Module, sample: Sample, **options: Any
+) -> Any:
+    return form.encode([sample], tokenizer, model, **options)[0]
 
 
 def _longest(samples: Sequence[Sample], to_text: Callable[[Sample], Any]) -> int | None:
@@ -135,10 +133,10 @@ def _longest(samples: Sequence[Sample], to_text: Callable[[Sample], Any]) -> int
 
 def _collator(
     tokenizer: PreTrainedTokenizerBase, model: nn.Module, objective: CandidateObjective | LanguageModelObjective
-) -> Collator:
+) -> Callable[[list], dict[str, Any]]:
     # wherever there are CUDA graphs, and not only where they are wanted: without them a run has the same bits
     few_shapes = objective.packs and next(model.parameters()).device.type == "cuda"
-    return Collator(padding_id(tokenizer, rows_of_embeddings(model)), few_shapes=few_shapes)
+    return form_of(model).collator(padding_id(tokenizer, rows_of_embeddings(model)), few_shapes)
 
 
 def _of_written_answers(

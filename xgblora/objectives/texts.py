@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xgblora.scoring import OptionScorer
+from xgblora.scoring.forms import form_of
 
 LossOfScores = Callable[[Tensor, Tensor], Tensor]
 
@@ -59,7 +60,7 @@ class CandidateObjective:
     """
 
     def __init__(self, model: nn.Module, loss: LossOfScores = option_nll, *, longest: int | None = None):
-        self.scorer = OptionScorer(model, longest)
+        self.scorer = form_of(model).scorer(model, longest)
         self.loss = loss
 
     @property

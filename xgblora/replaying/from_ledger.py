@@ -35,6 +35,7 @@ def booster_of(model: nn.Module, origin: Origin, rounding: str, start: RoundStar
     if missing:
         raise InputError(f"{complaint}: this one has no layer {missing[0]}")
     adapters = attach(model, origin.layers, alpha=origin.alpha, rank=origin.rank, seed=origin.seed, trial=False)
+    adapters.labels = origin.labels
     booster = Booster(adapters, rounding=rounding, reinit=start.reinit, colsample=start.colsample)
     booster.adapters.origin.refuse_other(origin, complaint)
     return booster

@@ -89,7 +89,9 @@ def _booster_of(model: nn.Module, header: TapeHeader) -> Booster | FullFineTunin
 
 
 def _full_parameters_of(model: nn.Module, origin: Origin, complaint: str) -> FullFineTuning:
-    booster = FullFineTuning(FullParameters(model, seed=origin.seed))
+    adapters = FullParameters(model, seed=origin.seed)
+    adapters.labels = origin.labels
+    booster = FullFineTuning(adapters)
     booster.adapters.origin.refuse_other(origin, complaint)
     return booster
 

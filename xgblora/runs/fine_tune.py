@@ -14,8 +14,10 @@ from xgblora.records import base_identity
 from xgblora.records.run_folder import entries_of
 from xgblora.runs import report, run_figures
 from xgblora.runs.console import logger, logging_to, remembering_log
+from xgblora.runs.head import whole_head
 from xgblora.runs.plan import plan
 from xgblora.runs.prepare import PreparedRun, prepare
+from xgblora.scoring.forms import form_of
 from xgblora.spelling import one_line
 from xgblora.training import processes
 from xgblora.training.arguments import XGBLoRAArguments
@@ -153,5 +155,11 @@ def _leave_weights(run: PreparedRun, held_out_loss: float | None) -> str | None:
     # a model that is quantised, or whose last merge would overflow, cannot be saved with its boosters in it
     if not len(trainer.booster.ledger):
         return None
-    export_peft(trainer.booster.ledger, folder.adapter, base_model=trainer.model)
+    export_peft(
+        trainer.booster.ledger,
+        folder.adapter,
+        base_model=trainer.model,
+        task_type=form_of(trainer.model).peft_task,
+        whole=whole_head(trainer.model),
+    )
     return f"adapter: {folder.adapter} (for PEFT: the weights themselves cannot be written)"

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,24 +13,36 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from xgblora.errors import InputError
 from xgblora.hub_downloads import reason, refuse_damaged
-from xgblora.scoring.masked import auto_class_for
+from xgblora.runs.head import draw_head
+from xgblora.scoring.forms import saved_form
 from xgblora.scoring.position_limit import position_limit
+from xgblora.scoring.vocabulary import padding_id, rows_of_embeddings
 
 logger = logging.getLogger("xgblora")
 
 
 def load_model(
-    name: str, *, dtype: str, device: torch.device, trust_remote_code: bool = False, revision: str | None = None
+    name: str,
+    *,
+    dtype: str,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The language model and tokenizer `name` (a folder or a hub name), the model on `device` in eval mode.
 
-    It is causal, or masked where it was saved as that.
+    It is of the kind as which it was saved, see `xgblora.scoring.forms`. This is how every base is loaded: to train, to
+    export and to replay.
 
     Args:
         dtype: "float32", "bfloat16", "float16", or "auto", see `resolve_dtype`.
         trust_remote_code: whether code that comes with the model may run; if so, the log says it.
         revision: commit of the hub, or a branch; without it the newest of the main one. Which commit it was stands
             in the model's configuration, as `_commit_hash`.
+        labels: of a classification head, which is then on the model: that of the checkpoint, or one that is drawn.
+        seed: draws the head.
 
     Raises:
         InputError: there is no such model, it cannot be read, it is an adapter beside a model, its weights are not in
@@ -46,14 +58,7 @@ def load_model(
             settings = {"trust_remote_code": trust_remote_code, "revision": commit}
             _refuse_adapter(name, find_adapter_config_file(name, revision=commit))
             tokenizer = AutoTokenizer.from_pretrained(name, **settings)
-            model, found = auto_class_for(name, **settings).from_pretrained(
-                name,
-                dtype=resolve_dtype(dtype, device),
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **settings,
-            )
+            model, found = _loaded(name, resolve_dtype(dtype, device), labels, settings)
     except InputError:
         raise
     except Exception as error:  # a folder or hub can be wrong in dozens of ways; the person needs one line
@@ -66,11 +71,40 @@ def load_model(
             ) from None
         raise InputError(f"model_name={name}: cannot be loaded ({reason(error)})") from None
     refuse_damaged("model", name, f"model_name={name}", begun)
+    if labels is not None:
+        _prepare_head(model, tokenizer, found, seed)
     _refuse_other_weights(name, found)
     # newer releases of transformers do not keep it
     model.config._commit_hash = commit
     tokenizer.padding_side = "left"
     return model.to(device).eval(), tokenizer
+
+
+def _loaded(name: str, dtype: torch.dtype, labels: Sequence[str] | None, settings: dict) -> tuple:
+    """The model as what it was saved as, or with a head, and what transformers found in its checkpoint."""
+    form = saved_form(name, head=labels is not None, **settings)
+    return form.auto_class.from_pretrained(
+        name,
+        dtype=dtype,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **({} if labels is None else {"id2label": dict(enumerate(labels))}),
+        **settings,
+    )
+
+
+def _prepare_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, found: dict, seed: int) -> None:
+    """Draw what a head lacks, and take it out of what was `found` to be lacking; give the model a token that pads."""
+    lacking = {kind: set(found[kind]) for kind in ("missing_keys", "mismatched_keys")}
+    named = {key if isinstance(key, str) else key[0] for keys in lacking.values() for key in keys}
+    drawn = draw_head(model, seed, named)
+    for kind, keys in lacking.items():
+        found[kind] = {key for key in keys if (key if isinstance(key, str) else key[0]) not in drawn}
+    text = model.config.get_text_config()
+    if text.pad_token_id is None:
+        # a head on a decoder reads the last token before the padding, and knows that by its id
+        text.pad_token_id = padding_id(tokenizer, rows_of_embeddings(model))
 
 
 def _commit_of(name: str, revision: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -9,10 +10,10 @@ from xgblora.errors import InputError
 from xgblora.evaluation import Evaluation, draw_demonstrations, evaluate
 from xgblora.evaluation.demonstrations import Calibration, without_question
 from xgblora.objectives.of_task import TaskObjective
-from xgblora.scoring import encode
 from xgblora.scoring.encoding import refuse_same_tokens
+from xgblora.scoring.forms import form_of
 from xgblora.scoring.generation import check_room
-from xgblora.scoring.vocabulary import refuse_unknown_ids
+from xgblora.scoring.vocabulary import refuse_unknown_ids, rows_of_embeddings
 from xgblora.tasks import Sample, SampledSets, Splits, Task
 from xgblora.training.task_arguments import TaskArguments
 
@@ -41,20 +42,18 @@ class Measurement:
     calibration: Calibration
     max_new_tokens: int
 
-    def check(self, rows: int | None) -> None:
-        """Raise InputError if a sample cannot be measured, now and not after something was written.
-
-        Args:
-            rows: how many token ids the model reads; None: any.
-        """
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise InputError if a sample cannot be measured, now and not after something was written."""
+        rows = rows_of_embeddings(model)
+        encode = partial(form_of(model).encode, tokenizer=self.tokenizer, model=model, max_length=self.max_length)
         for sample in self.sets.evaluation:
-            example = encode(sample, self.tokenizer, max_length=self.max_length)
+            (example,) = encode([sample])
             refuse_unknown_ids(self.tokenizer, rows, example.ids)
             refuse_same_tokens(sample, example, self.tokenizer)
         for sample in _distinct(self.demonstrations):
             refuse_unknown_ids(self.tokenizer, rows, self.tokenizer.encode(sample.demonstration))
         if self.calibration != "none":
-            encode(without_question(self.sets.evaluation[0]), self.tokenizer, max_length=self.max_length)
+            encode([without_question(self.sets.evaluation[0])])
         if self.task.generation:
             check_room(self.max_length, self.max_new_tokens)
 

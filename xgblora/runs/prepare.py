@@ -16,6 +16,7 @@ from xgblora.runs.measurement import Measurement, calibration_for, demonstration
 from xgblora.runs.plan import Plan, sampling_seed
 from xgblora.scoring import EncodedExample
 from xgblora.scoring.encoding import refuse_same_tokens
+from xgblora.scoring.forms.classifier import labels_of
 from xgblora.scoring.vocabulary import refuse_unknown_ids, rows_of_embeddings
 from xgblora.tasks import Sample, SampledSets, Splits, Task, sample_sets
 from xgblora.training.arguments import XGBLoRAArguments
@@ -52,8 +53,14 @@ def prepare(plan: Plan) -> PreparedRun:
     set_seed(args.seed)
     splits, sets = draw_samples(task, plan.chosen, args.seed)
     demonstrations = demonstrations_for(task, splits, sets, plan.sampling_seed)
+    labels = labels_of([*sets.train, *sets.dev, *sets.evaluation]) if task.head else None
     model, tokenizer = load_model(
-        task.model_name, dtype=task.dtype, device=args.device, trust_remote_code=task.trust_remote_code
+        task.model_name,
+        dtype=task.dtype,
+        device=args.device,
+        trust_remote_code=task.trust_remote_code,
+        labels=labels,
+        seed=args.seed,
     )
     _refuse_missing_optimizer(args, model)
     length = longest_text(model, tokenizer, task.max_length)
@@ -81,8 +88,9 @@ def prepare(plan: Plan) -> PreparedRun:
         calibration=calibration_for(task),
         max_new_tokens=task.max_new_tokens,
     )
-    measurement.check(rows_of_embeddings(model))
-    return PreparedRun(plan, _trainer(plan, model, objective, train, dev, max_length=length), measurement)
+    measurement.check(model)
+    trainer = _trainer(plan, model, objective, train, dev, max_length=length, labels=labels)
+    return PreparedRun(plan, trainer, measurement)
 
 
 def draw_samples(task: TaskArguments, chosen: Task, seed: int) -> tuple[Splits, SampledSets]:
@@ -114,10 +122,18 @@ def _refuse_missing_optimizer(args: XGBLoRAArguments, model: nn.Module) -> None:
 
 
 def _trainer(
-    plan: Plan, model: PreTrainedModel, objective: TaskObjective, train: Sequence, dev: Sequence, *, max_length: int
+    plan: Plan,
+    model: PreTrainedModel,
+    objective: TaskObjective,
+    train: Sequence,
+    dev: Sequence,
+    *,
+    max_length: int,
+    labels: tuple[str, ...] | None,
 ) -> XGBLoRATrainer:
     with in_one_line(ValueError, ImportError):
         adapters = trainable_of(model, plan.args)
+        adapters.labels = labels
         adapters.known_rest = base_identity.kept(plan.folder.base, base_identity.facts_of(model, adapters))
         return XGBLoRATrainer(
             model,

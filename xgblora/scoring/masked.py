@@ -7,15 +7,11 @@ of as many tokens after one prompt are one text. What follows the answer, such a
 from collections.abc import Sequence
 
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
 from xgblora.errors import InputError
@@ -25,25 +21,12 @@ from xgblora.tasks.sample import Sample
 
 def fills_masks(model: nn.Module) -> bool:
     """Whether a model is a masked language model by its class."""
-    return _names_masked(type(model).__name__)
+    return names_masked(type(model).__name__)
 
 
 def without_cache(model: nn.Module) -> dict[str, bool]:
     """What keeps a model from filling a cache: a masked language model has none, nor an argument for it."""
     return {} if fills_masks(model) else {"use_cache": False}
-
-
-def auto_class_for(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> type:
-    """transformers' class that loads the model `name` (a folder or a hub name) as what it was saved as.
-
-    Args:
-        name: of the model.
-        trust_remote_code: whether code that comes with it may say what it is.
-        revision: commit or branch of the hub.
-    """
-    configuration = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
-    architectures = getattr(configuration, "architectures", None) or [""]
-    return AutoModelForMaskedLM if _names_masked(architectures[0]) else AutoModelForCausalLM
 
 
 def mask_token(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -97,8 +80,9 @@ def _with_masks(encodings: list[tuple[list[int], int, list[int]]], mask: int, la
     return EncodedExample(tuple(sequences), tuple(rows), tuple(options), label)
 
 
-def _names_masked(architecture: str) -> bool:
-    return (
-        architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
-        and architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+def names_masked(architecture: str) -> bool:
+    """Whether a class of transformers, by its name, is a masked language model."""
+    others = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    return architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values() and not any(
+        architecture in names.values() for names in others
     )

@@ -70,7 +70,7 @@ class OptionScorer:
             arguments, rows = self._inputs(model, batch, packed)
             with self._below_skipped(model, batch, packed), self._rows.only(rows):
                 logits = model(**arguments, use_cache=False).logits.float()
-        return _mean_log_probabilities(logits.view(len(batch["label"]), -1, logits.shape[-1]), batch)
+        return mean_log_probabilities(logits.view(len(batch["label"]), -1, logits.shape[-1]), batch)
 
     def states(self, model: nn.Module, batch: dict[str, Tensor], first: str) -> Tensor:
         """The hidden states of a batch that the block called `first` is given: [B, S, T, D], zero for padding."""
@@ -302,7 +302,7 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(dim=-1) - 1).clamp_(min=0)
 
 
-def _mean_log_probabilities(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+def mean_log_probabilities(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """[B, R, V] logits of the gathered rows to [B, C] mean log-probabilities."""
     shape = batch["option_rows"].shape
     rows, targets = batch["option_rows"].flatten(1), batch["option_targets"].flatten(1)

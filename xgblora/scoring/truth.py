@@ -36,7 +36,7 @@ class Truth:
     Attributes:
         examples: of several forms: long and short, of one sequence and of two with a shared beginning.
         expected: fp32, the mean log-probability of each of their candidates, one after the other.
-        dtype: of the model.
+        dtype: in which the model computes, see `computes_in`.
     """
 
     examples: tuple[EncodedExample, ...]
@@ -81,17 +81,26 @@ def truth_of(model: nn.Module, longest: int | None = None) -> Truth:
     longest = max(longest or 0, min(LONGEST, position_limit(model) or LONGEST))
     examples = tuple(trial_examples(plain_tokens(model), longest, lengths_near_limits(model, longest)))
     embeddings = model.get_input_embeddings()
-    kind, device = type(model).__name__, embeddings.weight.device
+    kind, device, dtype = type(model).__name__, embeddings.weight.device, computes_in(model)
     try:
         with undisturbed(model):
             if not fills_masks(model):
-                _refuse_looking_ahead(model, examples[0].sequences[0], device, embeddings.weight.dtype)
+                _refuse_looking_ahead(model, examples[0].sequences[0], device, dtype)
             expected = [score for example in examples for score in _plain_scores(model, example, device)]
     except InputError:
         raise
     except MISFITS as error:
         raise InputError(f"{kind} cannot read a text of {longest} tokens ({one_line(error, limit=200)})") from error
-    return Truth(examples, torch.stack(expected), embeddings.weight.dtype)
+    return Truth(examples, torch.stack(expected), dtype)
+
+
+def computes_in(model: nn.Module) -> torch.dtype:
+    """The dtype whose rounding the scores of `model` have.
+
+    Kernels of quantised layers round inputs to 8 or 16 bits, and differently by the shape of a batch, whatever the
+    dtype of the model is.
+    """
+    return torch.bfloat16 if getattr(model, "is_quantized", False) else model.get_input_embeddings().weight.dtype
 
 
 def can_be_tried(model: nn.Module) -> bool:

@@ -1,12 +1,15 @@
 """What the flags make of a model: what is trained, what merges it, and the zeroth-order step over it."""
 
 from collections.abc import Callable, Sized
+from functools import partial
 
 from torch import nn
 
 from xgblora.adapters import FullParameters, Trainable, attach
 from xgblora.boosting import Booster, FullFineTuning
 from xgblora.errors import InputError
+from xgblora.scoring.forms import CLASSIFIER, form_of
+from xgblora.scoring.forms.classifier import is_of_head
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.hard_examples import HardExamples
 from xgblora.zo import ZeroOrder
@@ -14,7 +17,7 @@ from xgblora.zo.exchange import Exchange
 
 
 def trainable_of(model: nn.Module, args: XGBLoRAArguments) -> Trainable:
-    """The adapters of `model`, attached, or with `full` all its parameters."""
+    """The adapters of `model`, attached, or with `full` all its parameters. A classification head has some always."""
     if args.full:
         return FullParameters(model.to(args.device), seed=args.seed)
     return attach(
@@ -24,6 +27,7 @@ def trainable_of(model: nn.Module, args: XGBLoRAArguments) -> Trainable:
         rank=args.rank,
         seed=args.seed,
         depths=args.depths,
+        head=partial(is_of_head, model) if form_of(model) is CLASSIFIER else None,
     )
 
 

@@ -38,6 +38,11 @@ class TaskArguments:
     trust_remote_code: bool = declare(
         False, "Let code that comes with the model run on this machine.", Decides.ORIGIN, shown=False
     )
+    head: bool = declare(
+        False,
+        "Classify by a head on the model, trained with it, instead of by label words (docs/models.md).",
+        Decides.TASK,
+    )
     num_train: int = declare(1000, "Training examples, drawn by seed as MeZO draws them.", Decides.TASK)
     num_dev: int = declare(500, "Development examples, drawn from the training split after them.", Decides.TASK)
     num_eval: int | None = declare(None, "Held-out examples of the validation split; all without it.", Decides.PASSING)

@@ -37,6 +37,7 @@ from xgblora.training.from_flags import booster_of, hard_examples_of, trainable_
 from xgblora.training.hard_examples import weighing
 from xgblora.training.process_trainer import ProcessTrainer
 from xgblora.training.progress import ShowProgress
+from xgblora.training.quantised import adapters_are_known
 from xgblora.training.remembered_trunk import RememberedTrunk, identity_of_trunk, remembered_trunk
 from xgblora.training.round_samples import samples_of
 from xgblora.training.run_identity import identity_of_flags
@@ -106,7 +107,8 @@ class XGBLoRATrainer(ProcessTrainer):
             check_batches(args, len(kwargs["train_dataset"]))
         self._loss_of_step: Tensor | None = None
         self.trunk: RememberedTrunk | None = None
-        super().__init__(model=model, args=args, **kwargs)
+        with adapters_are_known(model):
+            super().__init__(model=model, args=args, **kwargs)
         check_development_set(args, self.eval_dataset)
         self.model_accepts_loss_kwargs = False
         self.hard = hard_examples_of(self.train_dataset, args)

@@ -111,7 +111,12 @@ def _differentiated(model: nn.Module, head: nn.Module | None) -> Iterator[list[T
 
 
 def _head(model: nn.Module) -> nn.Module:
+    """The output embeddings, or the one module with parameters that stands beside the body: a classification head."""
     head = output_embeddings(model)
+    if head is None:
+        body = getattr(model, "base_model_prefix", None)
+        parts = [part for name, part in model.named_children() if name != body and any(True for _ in part.parameters())]
+        head = parts[0] if len(parts) == 1 else None
     if head is None:
         raise InputError("reinit=residual: the model has no output embeddings at which residuals could be; use data")
     return head
