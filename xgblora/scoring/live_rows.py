@@ -1,0 +1,123 @@
+"""Rows that are being written: prompts with the keys and values of their tokens, which a model goes on with.
+
+Prompts are padded on the left. Those that begin alike may be given the keys and values of their beginning, so that in
+the cache there is padding between it and the rest; the mask and the positions, which are given too, step over it. Rows
+may leave, and rows of other widths may join them.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from xgblora.scoring.option_rows import OptionRows, Rows, last_layer
+
+# what stands in padding changes nothing
+_FILLER = 0
+
+
+@dataclass(frozen=True)
+class LiveRows:
+    """B rows of P cells each.
+
+    Attributes:
+        numbers: of the prompts, B of them.
+        cache: keys and values of the cells, of every layer. A row's own step and its leaving write in it.
+        mask: int64 [B, P], 0 where a cell holds padding.
+    """
+
+    numbers: tuple[int, ...]
+    cache: DynamicCache
+    mask: Tensor
+
+    def only(self, places: Sequence[int]) -> "LiveRows":
+        """The rows at `places`; the others are gone."""
+        index = torch.tensor(places, device=self.mask.device)
+        self.cache.batch_select_indices(index)
+        return LiveRows(tuple(self.numbers[place] for place in places), self.cache, self.mask[index])
+
+    def trimmed(self) -> "LiveRows":
+        """Without the cells on the left that are padding in every row; layers must keep all tokens."""
+        first = int(self.mask.any(dim=0).long().argmax())
+        if not first:
+            return self
+        kept = [(layer.keys[..., first:, :], layer.values[..., first:, :]) for layer in self.cache.layers]
+        return LiveRows(self.numbers, DynamicCache(kept), self.mask[:, first:])
+
+    def joined_by(self, others: "LiveRows") -> "LiveRows":
+        """These rows and `others`; layers must keep all tokens."""
+        width = max(rows.mask.shape[1] for rows in (self, others))
+        both = [rows._as_wide_as(width) for rows in (self, others)]
+        layers = [
+            tuple(torch.cat(parts) for parts in zip(*of_both, strict=True))
+            for of_both in zip(*(cells for cells, _ in both), strict=True)
+        ]
+        mask = torch.cat([mask for _, mask in both])
+        return LiveRows((*self.numbers, *others.numbers), DynamicCache(layers), mask)
+
+    def _as_wide_as(self, width: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Keys and values of every layer, and the mask, with more padding on the left."""
+        more = width - self.mask.shape[1]
+        cells = [
+            tuple(pad(part, (0, 0, more, 0)) for part in (layer.keys, layer.values)) for layer in self.cache.layers
+        ]
+        return cells, pad(self.mask, (more, 0))
+
+
+class Writer:
+    """Runs a causal language model over prompts, and token by token after them.
+
+    Args:
+        model: in eval mode.
+        spares: whether the last layer computes no more rows of a prompt than are read.
+    """
+
+    def __init__(self, model: nn.Module, *, spares: bool):
+        self._model, self._rows = model, OptionRows(model)
+        self._rows.layer = last_layer(model) if spares else None
+        self._device = next(model.parameters()).device
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+
+    def begin(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int]) -> tuple[LiveRows, Tensor]:
+        """The rows of some prompts, and fp32 [B, V], the logits of what follows each."""
+        nothing = torch.zeros(len(prompts), 0, dtype=torch.long, device=self._device)
+        return self._run(tuple(numbers), prompts, DynamicCache(config=self._model.config), nothing)
+
+    def begin_after(
+        self, beginnings: LiveRows, which: Sequence[int], ends: Sequence[Sequence[int]], numbers: Sequence[int]
+    ) -> tuple[LiveRows, Tensor]:
+        """As `begin`, of prompts of which the beginnings were run: prompt i is row `which[i]` of them and `ends[i]`."""
+        index = torch.tensor(which, device=self._device)
+        cache = DynamicCache([(layer.keys[index], layer.values[index]) for layer in beginnings.cache.layers])
+        return self._run(tuple(numbers), ends, cache, beginnings.mask[index])
+
+    def step(self, rows: LiveRows, tokens: Sequence[int]) -> tuple[LiveRows, Tensor]:
+        """The rows with one token more each, and the logits of what follows."""
+        return self._run(rows.numbers, [[token] for token in tokens], rows.cache, rows.mask)
+
+    def _run(
+        self, numbers: tuple[int, ...], texts: Sequence[Sequence[int]], cache: DynamicCache, before: Tensor
+    ) -> tuple[LiveRows, Tensor]:
+        ids, there = left_padded(texts, _FILLER)
+        count, length = ids.shape
+        mask = torch.cat([before, there.to(self._device)], dim=1)
+        arguments = {"input_ids": ids.to(self._device), "attention_mask": mask}
+        if self._takes_positions:
+            arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_(min=0)[:, -length:]
+        # what is padded on the left ends in the last column
+        last = torch.arange(1, count + 1, device=self._device).unsqueeze(1) * length - 1
+        with self._rows.only(Rows(last[:, 0], last if length > 1 else None)):
+            logits = self._model(**arguments, past_key_values=cache, use_cache=True).logits
+        return LiveRows(numbers, cache, mask), logits[0].float()
+
+
+def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids of B texts and their attention mask, int64 [B, T]."""
+    longest = max(map(len, texts))
+    padding = [longest - len(text) for text in texts]
+    ids = torch.tensor([[pad] * more + list(text) for text, more in zip(texts, padding, strict=True)])
+    return ids, torch.tensor([[0] * more + [1] * (longest - more) for more in padding])
