@@ -28,7 +28,13 @@ def booster_of(adapters: Trainable, args: XGBLoRAArguments) -> Booster | FullFin
     """What merges and records `adapters`."""
     if args.full:
         return FullFineTuning(adapters)
-    return Booster(adapters, rounding=args.rounding, reinit=args.start, colsample=args.xgblora_colsample)
+    return Booster(
+        adapters,
+        rounding=args.rounding,
+        remainders=args.remainders,
+        reinit=args.start,
+        colsample=args.xgblora_colsample,
+    )
 
 
 def zero_order_of(adapters: Trainable, objective: Callable, args: XGBLoRAArguments) -> ZeroOrder:
