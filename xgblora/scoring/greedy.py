@@ -65,10 +65,9 @@ def write(
         if more is None:
             break
         more = _open(*more, written, ends)
-        live = more if live is None else live if more is None else live.joined_by(more)
+        live = more if live is None else live if more is None else live.trimmed().joined_by(more)
     while live:
         live = _stepped(writer, live, written, ends)
-        live = live.trimmed() if live and ways.joins else live
     return written
 
 

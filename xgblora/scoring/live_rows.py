@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from xgblora.scoring.option_rows import OptionRows, Rows, last_layer
 
 # what stands in padding changes nothing
 _FILLER = 0
+# tokens that a cache has room for when it is copied: transformers' copies all that it holds for each
+_ROOM = 16
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Writer:
 
     def step(self, rows: LiveRows, tokens: Sequence[int]) -> tuple[LiveRows, Tensor]:
         """The rows with one token more each, and the logits of what follows."""
-        return self._run(rows.numbers, [[token] for token in tokens], rows.cache, rows.mask)
+        return self._run(rows.numbers, [[token] for token in tokens], _with_room(rows.cache), rows.mask)
 
     def _run(
         self, numbers: tuple[int, ...], texts: Sequence[Sequence[int]], cache: DynamicCache, before: Tensor
@@ -113,6 +116,40 @@ class Writer:
         with self._rows.only(Rows(last[:, 0], last if length > 1 else None)):
             logits = self._model(**arguments, past_key_values=cache, use_cache=True).logits
         return LiveRows(numbers, cache, mask), logits[0].float()
+
+
+class _LayerWithRoom(DynamicLayer):
+    """A layer's part of a cache that writes a token where there is room for it."""
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+        self._rooms: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        filled = self.keys.shape[-2]
+        end = filled + key_states.shape[-2]
+        if self._rooms is None or end > self._rooms[0].shape[-2]:
+            more = max(_ROOM, end - filled)
+            self._rooms = tuple(pad(part, (0, 0, 0, more)) for part in (self.keys, self.values))
+        for room, states in zip(self._rooms, (key_states, value_states), strict=True):
+            room[..., filled:end, :] = states
+        self.keys, self.values = (room[..., :end, :] for room in self._rooms)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._rooms = None
+
+
+def _with_room(cache: DynamicCache) -> DynamicCache:
+    """The same keys and values with room for more, where a cache keeps those of all tokens and nothing else."""
+    if any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return cache
+    roomy = DynamicCache()
+    roomy.layers = [_LayerWithRoom(layer.keys, layer.values) for layer in cache.layers]
+    return roomy
 
 
 def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
