@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from xgblora.scoring.batches import batches_by_length, tokens_per_batch
 from xgblora.scoring.greedy_ways import Ways
-from xgblora.scoring.live_rows import LiveRows, Writer
+from xgblora.scoring.live_rows import LiveRows, Writer, joined
 from xgblora.scoring.shared_prefixes import PrefixGroup, Text, prefix_groups
 
 # tokens of the rows that are written at a time, at least: on a CPU many more than a forward of prompts has
@@ -57,17 +57,17 @@ def write(
     half = (tokens or max(of_forward, IN_CACHE)) // 2
     writer, written = Writer(model, spares=ways.spares), [[] for _ in prompts]
     begun = _begun(writer, _groups(prompts, ways), of_forward, half, ends.most)
-    live: LiveRows | None = None
+    # rows that are written next, each part as it was begun: they are joined once, and not as often as one is begun
+    parts: list[LiveRows] = []
     while True:
-        while live and (not ways.joins or len(live.numbers) * (live.mask.shape[1] + ends.most) > half):
-            live = _stepped(writer, live, written, ends)
-        more = next(begun, None)
-        if more is None:
+        while parts and (not ways.joins or _cells(parts, ends.most) > half):
+            parts = _stepped(writer, parts, written, ends)
+        rows = next(begun, None)
+        if rows is None:
             break
-        more = _open(*more, written, ends)
-        live = more if live is None else live if more is None else live.trimmed().joined_by(more)
-    while live:
-        live = _stepped(writer, live, written, ends)
+        parts += _open(*rows, written, ends)
+    while parts:
+        parts = _stepped(writer, parts, written, ends)
     return written
 
 
@@ -80,31 +80,40 @@ def write_in_shares(
     A share keeps as many rows as the one with the most that have not ended.
     """
     writer, written = Writer(model, spares=ways.spares), [[] for _ in prompts]
-    live = _open(*writer.begin(prompts, range(len(prompts))), written, ends, shares)
-    while live:
-        live = _stepped(writer, live, written, ends, shares)
+    parts = _open(*writer.begin(prompts, range(len(prompts))), written, ends, shares)
+    while parts:
+        parts = _stepped(writer, parts, written, ends, shares)
     return written
 
 
-def _stepped(writer: Writer, live: LiveRows, written: list[list[int]], ends: Ends, shares: int = 1) -> LiveRows | None:
+def _cells(parts: list[LiveRows], most: int) -> int:
+    """Those of the cache when rows are joined and `most` tokens are written to each."""
+    return sum(len(rows.numbers) for rows in parts) * (max(rows.mask.shape[1] for rows in parts) + most)
+
+
+def _stepped(
+    writer: Writer, parts: list[LiveRows], written: list[list[int]], ends: Ends, shares: int = 1
+) -> list[LiveRows]:
+    """A token more for each row, all in one part; none if all have ended."""
+    live = joined([rows.trimmed() for rows in parts]) if len(parts) > 1 else parts[0]
     tokens = [written[number][-1] for number in live.numbers]
     return _open(*writer.step(live, tokens), written, ends, shares)
 
 
-def _open(rows: LiveRows, logits: Tensor, written: list[list[int]], ends: Ends, shares: int = 1) -> LiveRows | None:
-    """Write the likeliest token of each row; the rows that have not ended, None if there are none."""
+def _open(rows: LiveRows, logits: Tensor, written: list[list[int]], ends: Ends, shares: int = 1) -> list[LiveRows]:
+    """Write the likeliest token of each row; the rows that have not ended as one part, if there are any."""
     for number, token in zip(rows.numbers, logits.argmax(dim=-1).tolist(), strict=True):
         # a share may have kept a row that has ended
         if not ends.reached(written[number]):
             written[number].append(token)
     ended = [ends.reached(written[number]) for number in rows.numbers]
     if all(ended):
-        return None
+        return []
     size = len(ended) // shares
     of_shares = [range(start, start + size) for start in range(0, len(ended), size)]
     most = max(sum(not ended[place] for place in share) for share in of_shares)
     kept = [sorted(sorted(share, key=ended.__getitem__)[:most]) for share in of_shares]
-    return rows if most == size else rows.only(list(itertools.chain(*kept)))
+    return [rows if most == size else rows.only(list(itertools.chain(*kept)))]
 
 
 def _groups(prompts: Sequence[Sequence[int]], ways: Ways) -> list[PrefixGroup]:

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from xgblora.scoring.live_rows import Writer
+from xgblora.scoring.live_rows import Writer, joined
 from xgblora.scoring.masked import fills_masks, without_cache
 from xgblora.scoring.packing import reason_not_to_pack
 from xgblora.scoring.position_limit import position_limit
@@ -131,7 +131,7 @@ def _in_batches(writer: Writer, texts: list[list[int]], *, joins: bool) -> Tenso
         beginning, _ = writer.begin([texts[0][:shared]], [0])
         live, logits = writer.begin_after(beginning, [0, 0], [ids[shared:] for ids in begun[:2]], numbers[:2])
         others, of_others = writer.begin(begun[2:], numbers[2:])
-        live, made = live.joined_by(others), [torch.cat([logits, of_others])]
+        live, made = joined([live, others]), [torch.cat([logits, of_others])]
     else:
         live, logits = writer.begin(begun, numbers)
         made = [logits]

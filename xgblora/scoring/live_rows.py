@@ -51,24 +51,26 @@ class LiveRows:
         kept = [(layer.keys[..., first:, :], layer.values[..., first:, :]) for layer in self.cache.layers]
         return LiveRows(self.numbers, DynamicCache(kept), self.mask[:, first:])
 
-    def joined_by(self, others: "LiveRows") -> "LiveRows":
-        """These rows and `others`; layers must keep all tokens."""
-        width = max(rows.mask.shape[1] for rows in (self, others))
-        both = [rows._as_wide_as(width) for rows in (self, others)]
-        layers = [
-            tuple(torch.cat(parts) for parts in zip(*of_both, strict=True))
-            for of_both in zip(*(cells for cells, _ in both), strict=True)
-        ]
-        mask = torch.cat([mask for _, mask in both])
-        return LiveRows((*self.numbers, *others.numbers), DynamicCache(layers), mask)
-
     def _as_wide_as(self, width: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Keys and values of every layer, and the mask, with more padding on the left."""
         more = width - self.mask.shape[1]
-        cells = [
-            tuple(pad(part, (0, 0, more, 0)) for part in (layer.keys, layer.values)) for layer in self.cache.layers
-        ]
+        cells = [(layer.keys, layer.values) for layer in self.cache.layers]
+        if more:
+            cells = [tuple(pad(part, (0, 0, more, 0)) for part in parts) for parts in cells]
         return cells, pad(self.mask, (more, 0))
+
+
+def joined(parts: Sequence[LiveRows]) -> LiveRows:
+    """The rows of all `parts` in one; layers must keep all tokens."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(rows.mask.shape[1] for rows in parts)
+    cells, masks = zip(*(rows._as_wide_as(width) for rows in parts), strict=True)
+    layers = [
+        tuple(torch.cat(of_parts) for of_parts in zip(*of_layer, strict=True)) for of_layer in zip(*cells, strict=True)
+    ]
+    numbers = tuple(number for rows in parts for number in rows.numbers)
+    return LiveRows(numbers, DynamicCache(layers), torch.cat(masks))
 
 
 class Writer:
