@@ -14,8 +14,11 @@ import xgblora
 from benchmarks.measure import compare
 from benchmarks.models import on_device, random_model
 from benchmarks.peers.mezo import MezoStep, full_logits_loss
+from benchmarks.test_trunk import remembered
+from xgblora.adapters import Depths
 from xgblora.objectives.texts import CandidateObjective, classification
 from xgblora.scoring import Collator, EncodedExample, encode
+from xgblora.scoring.trunk_memory import states_by
 from xgblora.tasks import load_task, sample_sets
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -109,3 +112,35 @@ def test_packed_step_against_padded_and_mezo(benchmark, device, batches, name):
     }.items():
         benchmark.extra_info[f"tokens_over_real_{name}"] = computed / real
     compare(benchmark, "packed", ways, rounds=ROUNDS, device=device)
+
+
+@pytest.mark.published
+@pytest.mark.parametrize("shape", ["opt-125m", "opt-350m"])
+def test_the_upper_half_remembered_against_mezo(benchmark, device, tmp_path, batches, shape):
+    """With the share of the filling that falls to these steps where each of 1,000 examples is asked for 4.8 times."""
+    model = random_model(shape, device, torch.float32)
+    objective = CandidateObjective(model, classification)
+    adapters = xgblora.attach(model, alpha=16.0, seed=0, depths=Depths(0.5, 1.0))
+    zo = xgblora.ZeroOrder(adapters, objective, eps=1e-3, lr=1e-6)
+    first = adapters.first_block()
+    compute = states_by(objective.scorer, model, first, Collator(pad_token_id=1))
+    ours = [on_device(Collator(pad_token_id=1)(batch), device) for batch in batches]
+    states_of = [remembered(objective, model, first, batch, tmp_path) for batch in batches]
+    filled = [example for batch in batches for example in batch][: round(len(batches) * EXAMPLES / 4.8)]
+    theirs = [mezo_batch(batch, device) for batch in batches]
+    parameters = [tensor for layer in adapters.layers.values() for tensor in (layer.a, layer.b)]
+    mezo_step = MezoStep(parameters, lambda batch: full_logits_loss(model, batch), eps=1e-3, lr=1e-6)
+
+    def steps() -> None:
+        compute(filled)
+        for batch, states in zip(ours, states_of, strict=True):
+            zo.step({**batch, **states(batch)})
+
+    def mezo() -> None:
+        adapters.arena.read_master()
+        for batch in theirs:
+            mezo_step(batch, seed=0)
+        adapters.arena.restore()
+        adapters.arena.read_live(0, 1)
+
+    compare(benchmark, "remembered", {"remembered": steps, "mezo": mezo}, rounds=ROUNDS, device=device)

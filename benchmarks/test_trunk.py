@@ -18,7 +18,7 @@ from xgblora.scoring import Collator, EncodedExample
 from xgblora.scoring.blocks import blocks_of
 from xgblora.scoring.trunk_memory import TrunkMemory, states_by
 
-LENGTH, STEPS, FILLED = 48, 3, 10
+LENGTH, STEPS, FILLED, ROUNDS_OF_A_RUN = 48, 3, 10, 20
 # where the adapted layers begin, and whether what is below is remembered
 RUNS = {"all": (0.0, False), "half": (0.5, False), "half-remembered": (0.5, True), "quarter-remembered": (0.75, True)}
 SHAPES = [
@@ -68,6 +68,29 @@ def test_an_evaluation_from_the_middle_over_one_of_all_blocks(benchmark, device,
 
     torch.testing.assert_close(from_the_middle(), of_all_blocks(), rtol=1e-4, atol=1e-4)
     compare(benchmark, "remembered", {"remembered": from_the_middle, "all": of_all_blocks}, rounds=5, device=device)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_staged_evaluation_of_half_the_depth_over_one_of_all_blocks(benchmark, device, tmp_path, shape):
+    """An evaluation after each of twenty rounds, the filling of what is remembered among them."""
+    model = random_model(shape, device, torch.float32)
+    examples = random_examples(model, LENGTH, EXAMPLES)
+    objective = CandidateObjective(model, classification)
+    blocks = list(blocks_of(model))
+    batch = on_device(Collator(pad_token_id=1)(examples), device)
+
+    @torch.no_grad()
+    def of_all_blocks() -> None:
+        for _ in range(ROUNDS_OF_A_RUN):
+            objective(model, batch)
+
+    @torch.no_grad()
+    def from_the_middle() -> None:
+        states_of = remembered(objective, model, blocks[len(blocks) // 2], examples, tmp_path)
+        for _ in range(ROUNDS_OF_A_RUN):
+            objective(model, {**batch, **states_of(batch)})
+
+    compare(benchmark, "remembered", {"remembered": from_the_middle, "all": of_all_blocks}, rounds=3, device=device)
 
 
 def remembered_steps(zo, objective, batch: dict, examples: list[EncodedExample], filled, folder):

@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM
 
 import xgblora
 from xgblora.boosting.base_copy import BaseCopy
+from xgblora.errors import InputError
 
 
 @pytest.fixture
@@ -76,3 +77,17 @@ def test_a_file_that_is_replaced_later_changes_nothing(loaded, tmp_path):
     before = spoil(adapters)
     copy.restore()
     assert all(map(torch.equal, adapters.weights(), before))
+
+
+@pytest.mark.parametrize("longer", [True, False])
+def test_a_file_that_was_written_to_in_its_place_is_refused(loaded, tmp_path, longer):
+    adapters = loaded()
+    copy = BaseCopy(adapters)
+    (file,) = (tmp_path / "model").glob("*.safetensors")
+    # as `cp` does it: the file is the same one, with other bytes
+    file.write_bytes(file.read_bytes()[:-1] if not longer else file.read_bytes() + b"more")
+    spoil(adapters)
+    spoiled = [weight.clone() for weight in adapters.weights()]
+    with pytest.raises(InputError, match=r"model\.safetensors: was written to since .* those of the run are whole"):
+        copy.restore()
+    assert all(map(torch.equal, adapters.weights(), spoiled))

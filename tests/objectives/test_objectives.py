@@ -125,6 +125,7 @@ class Writer(torch.nn.Module):
 
     def __init__(self, texts: list[list[int]]):
         super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
         self.texts = texts
 
     def generate(self, input_ids, attention_mask, generation_config):

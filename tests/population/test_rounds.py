@@ -26,7 +26,7 @@ def population_of(booster, **options):
 
 
 def state_of(booster):
-    arena, planes = booster.adapters.arena, booster._remainders or []
+    arena, planes = booster.adapters.arena, booster._remainders.planes if booster._remainders else []
     return [tensor.clone() for tensor in (*booster.adapters.weights(), *planes, arena.master)]
 
 
@@ -109,7 +109,7 @@ def test_bf16_weights_with_their_planes_are_the_fp32_run(world, climb):
     for entry in booster.boosters:
         exact.merge_noise(entry.seeds, entry.coefficients, decay=entry.decay)
     for weight, plane, other in zip(
-        booster.adapters.weights(), booster._remainders, exact.adapters.weights(), strict=True
+        booster.adapters.weights(), booster._remainders.planes, exact.adapters.weights(), strict=True
     ):
         assert torch.equal(running_sum(weight, plane), other)
 

@@ -1,6 +1,8 @@
 """Hidden states are computed once, in batches that do not depend on what is asked for, in memory or in a file."""
 
 import itertools
+import os
+import signal
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from tests.scoring.test_packing import MIXED, forked, plain
 from xgblora.errors import InputError
 from xgblora.scoring import Collator, OptionScorer
 from xgblora.scoring.blocks import blocks_of
-from xgblora.scoring.trunk_memory import TrunkMemory, states_by
+from xgblora.scoring.trunk_memory import TrunkMemory, _mapped, states_by
 
 TRAIN, DEV = [plain(n, n) for n in (5, 9, 7, 3)], [plain(9, 9), forked(4, 2, 3)]
 WIDTH = 6
@@ -87,6 +89,19 @@ def test_what_memory_has_no_room_for_lies_in_a_file_without_a_name(remember, tmp
             assert torch.equal(batch_of(memory, [example])[1], batch_of(everything, [example])[1])
     assert (tmp_path / "not there yet").exists() == (rows < 1000)
     assert not list(tmp_path.rglob("*trunk*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process of its own is killed")
+def test_no_file_is_left_by_a_process_that_is_killed(tmp_path):
+    child = os.fork()
+    if not child:
+        try:
+            _mapped(tmp_path / "run", 1 << 16)[0] = 1
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert list(tmp_path.rglob("*")) == [tmp_path / "run"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(remember, tmp_path):

@@ -20,8 +20,17 @@ PASSING = (Decides.NOTHING, Decides.PASSING)
 MAY_CHANGE = {
     *("disable_tqdm", "dry_run", "gradient_checkpointing", "icl_sfc", "label_smoothing_factor"),
     *("logging_nan_inf_filter", "logging_steps", "num_demos", "num_eval", "one_demo_set_per_example", "output_dir"),
-    *("overwrite", "recipe", "remove_unused_columns", "report_to", "resume_from_checkpoint", "run_name", "save_model"),
-    *("save_steps", "save_strategy", "save_total_limit", "sfc", "torch_compile", "trunk_cache_gb", "use_cpu"),
+    *("overwrite", "recipe", "remainders", "remove_unused_columns", "report_to", "resume_from_checkpoint", "run_name"),
+    *(
+        "save_model",
+        "save_steps",
+        "save_strategy",
+        "save_total_limit",
+        "sfc",
+        "torch_compile",
+        "trunk_cache_gb",
+        "use_cpu",
+    ),
     "zo_capture",
 }
 

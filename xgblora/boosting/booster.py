@@ -13,10 +13,11 @@ from xgblora.boosting.base_copy import BaseCopy
 from xgblora.boosting.ledger import Ledger
 from xgblora.boosting.merged import Merged, MergedAdapter, MergedNoise
 from xgblora.boosting.overflow import MergeOverflow, Reach
+from xgblora.boosting.remainders import REMAINDERS, Remainders
 from xgblora.boosting.starts import RoundStart, Samples, check_share
 from xgblora.boosting.terms import Fade, NoiseTerm, Target, Term
 from xgblora.errors import InputError
-from xgblora.ops.merge_rank1 import ROUNDINGS, new_remainders
+from xgblora.ops.merge_rank1 import ROUNDINGS
 from xgblora.spelling import dtype_name
 from xgblora.tape import Tape
 
@@ -29,6 +30,7 @@ class Booster:
     Args:
         adapters: from `xgblora.attach`, nothing merged yet. An adapter of rank r is merged as r rank-1 terms.
         rounding: "remainder" (exact; 16-bit weights carry an int16 plane), "stochastic" or "nearest".
+        remainders: where the planes lie: "device", or "host", from where a layer's goes to the device for a merge.
         reinit: how a round's adapter starts, one of `xgblora.boosting.starts.REINITS`.
         colsample: share of the layers that a round trains.
         samples: what a measured start looks at; of no meaning to the others.
@@ -42,7 +44,7 @@ class Booster:
     the adapted base weights, from which `rollback` starts again: see `BaseCopy`.
 
     Raises:
-        InputError: rounding or reinit is unknown, or colsample out of range.
+        InputError: rounding, remainders or reinit is unknown, or colsample out of range.
     """
 
     def __init__(
@@ -50,17 +52,21 @@ class Booster:
         adapters: AdapterSet,
         *,
         rounding: str = "remainder",
+        remainders: str = "device",
         reinit: str = "kaiming",
         colsample: float = 1.0,
         samples: Samples | None = None,
     ):
         if rounding not in ROUNDINGS:
             raise InputError(f"rounding={rounding}: must be one of {', '.join(ROUNDINGS)}")
+        self._planes = REMAINDERS.get(remainders)
+        if self._planes is None:
+            raise InputError(f"remainders={remainders}: must be one of {', '.join(REMAINDERS)}")
         self.adapters, self.rounding, self.samples = adapters, rounding, samples
         self.tape: Tape | None = None
         self.ledger = Ledger(adapters.identify(), adapters.arena.slots, rounding, RoundStart(reinit, colsample))
         self._base: BaseCopy | None = None
-        self._remainders: list[Tensor] | None = None
+        self._remainders: Remainders | None = None
         self._reach = Reach(adapters)
         if rounding == "nearest" and adapters.compute_dtype != torch.float32:
             logger.warning(
@@ -323,8 +329,8 @@ class Booster:
             self._write_anew((*self.ledger.terms(), *([] if offset is None else [offset])))
             raise
 
-    def _zero_remainders(self) -> list[Tensor] | None:
-        return new_remainders(self.adapters.weights()) if self.rounding == "remainder" else None
+    def _zero_remainders(self) -> Remainders | None:
+        return self._planes(self.adapters.weights()) if self.rounding == "remainder" else None
 
 
 def refuse_noise(booster: Booster, decay: float = 1.0) -> None:

@@ -5,6 +5,7 @@ adapters, `count` says how many rows it adds, and `reach` how far a pass over th
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from xgblora import ops
 from xgblora.adapters import AdapterSet
 from xgblora.adapters.arena import arena_size
 from xgblora.boosting.base_copy import BaseCopy
+from xgblora.boosting.remainders import Remainders
 from xgblora.ops.merge_rank1 import round_with_remainder, running_sum
 from xgblora.ops.noise import derive_seed, normal
 
@@ -29,13 +31,19 @@ class Target:
         adapters: their adapters.
         rounding: how they are merged.
         base: the weights that merges write into as they were before the first one.
-        remainders: their planes, for "remainder".
+        remainders: where their planes are, for "remainder".
     """
 
     adapters: AdapterSet
     rounding: str
     base: BaseCopy
-    remainders: list[Tensor] | None
+    remainders: Remainders | None
+
+    def turns(self) -> Iterator[tuple[slice, list[Tensor] | None]]:
+        """Which of the weights are written into at once, all in turn, with their planes."""
+        return (
+            iter([(slice(None), None)]) if self.remainders is None else self.remainders.turns(self.adapters.weights())
+        )
 
     def seed(self, round: int, row: int) -> int:
         """Seed of stochastic rounding: another for each round, and for each of the rank-1 terms of an adapter."""
@@ -78,14 +86,15 @@ class Term:
             elif bool(b.any()):
                 layer.extend_bank(a, b * self.scale)
         for row in range(adapters.rank if merged else 0):
-            ops.merge_rank1_(
-                adapters.weights(),
-                [(a[row], b[row]) for a, b in merged],
-                self.scale,
-                target.rounding,
-                remainders=target.remainders,
-                seed=target.seed(self.round, row + adapters.rank * self.is_start),
-            )
+            for part, planes in target.turns():
+                ops.merge_rank1_(
+                    adapters.weights()[part],
+                    [(a[row], b[row]) for a, b in merged[part]],
+                    self.scale,
+                    target.rounding,
+                    remainders=planes,
+                    seed=target.seed(self.round, row + adapters.rank * self.is_start),
+                )
 
     def stack(self, rows: list[Tensor], scales: list[float], slots: tuple) -> None:
         """Add its rows, fp32 [P], and what each of their `outer(b, a)` is multiplied with."""
@@ -123,15 +132,16 @@ class NoiseTerm:
             for slot in adapters.arena.slots
             for number in range(slot.rank)
         ]
-        ops.merge_noise_(
-            adapters.weights(),
-            starts,
-            self.seeds,
-            self.coefficients,
-            target.rounding,
-            remainders=target.remainders,
-            seed=target.seed(self.round, 0),
-        )
+        for part, planes in target.turns():
+            ops.merge_noise_(
+                adapters.weights()[part],
+                starts[part],
+                self.seeds,
+                self.coefficients,
+                target.rounding,
+                remainders=planes,
+                seed=target.seed(self.round, 0),
+            )
 
     def stack(self, rows: list[Tensor], scales: list[float], slots: tuple) -> None:
         """As of `Term`."""
@@ -158,16 +168,17 @@ class Fade:
 
     def write(self, target: Target) -> None:
         """Fade the weights, all of which must be writable, and hold the running sum."""
-        for index, weight in enumerate(target.adapters.weights()):
-            base = target.base[index].to(weight.device, torch.float32)
-            if weight.dtype == torch.float32:
-                weight.copy_(base + (weight - base) * self.factor)
-                continue
-            total = base + (running_sum(weight, target.remainders[index]) - base) * self.factor
-            for part, new in zip(
-                (weight, target.remainders[index]), round_with_remainder(total, weight.dtype), strict=True
-            ):
-                part.copy_(new)
+        bases = target.base.weights()
+        for part, planes in target.turns():
+            weights = target.adapters.weights()[part]
+            for weight, plane in zip(weights, planes or [None] * len(weights), strict=True):
+                base = next(bases).to(weight.device, torch.float32)
+                if weight.dtype == torch.float32:
+                    weight.copy_(base + (weight - base) * self.factor)
+                    continue
+                total = base + (running_sum(weight, plane) - base) * self.factor
+                for kept, new in zip((weight, plane), round_with_remainder(total, weight.dtype), strict=True):
+                    kept.copy_(new)
 
     def stack(self, rows: list[Tensor], scales: list[float], slots: tuple) -> None:
         """As of `Term`."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from xgblora.scoring.generation import left_padded, write_after
+from xgblora.scoring.generation import write_after
+from xgblora.scoring.live_rows import left_padded
 from xgblora.tasks.metrics import f1
 
 
@@ -27,7 +28,8 @@ class Question:
 class QuestionCollator:
     """Make a batch of B questions: `input_ids`, `attention_mask` [B, T], padded on the left, and the list `answers`.
 
-    `copies` says how often they stand in the batch: once. What repeats a batch repeats tensors, not the list.
+    `copies` says how often they stand in the batch, and `groups` how many adapters read it: once, and one. What repeats
+    a batch repeats tensors, not the list.
     """
 
     pad_token_id: int
@@ -39,6 +41,7 @@ class QuestionCollator:
             "attention_mask": mask,
             "answers": [question.answers for question in questions],
             "copies": 1,
+            "groups": 1,
         }
 
 
@@ -56,7 +59,14 @@ class AnswerF1:
     def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """fp32 [B] losses of a batch of `QuestionCollator`."""
         ids, answers = batch["input_ids"], batch["answers"]
-        written = write_after(model, self._tokenizer, ids, batch["attention_mask"], max_new_tokens=self._max_new_tokens)
+        written = write_after(
+            model,
+            self._tokenizer,
+            ids,
+            batch["attention_mask"],
+            max_new_tokens=self._max_new_tokens,
+            shares=batch["groups"],
+        )
         losses = [answer_loss(*pair) for pair in zip(written, answers * batch["copies"], strict=True)]
         return torch.tensor(losses, dtype=torch.float32, device=ids.device)
 

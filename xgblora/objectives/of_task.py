@@ -23,6 +23,7 @@ from xgblora.objectives.texts import (
 from xgblora.scoring import in_eval_mode, log_probabilities
 from xgblora.scoring.forms import ModelForm, form_of
 from xgblora.scoring.generation import check_room, prompt_ids
+from xgblora.scoring.greedy_ways import ways_for
 from xgblora.scoring.vocabulary import padding_id, rows_of_embeddings
 from xgblora.tasks import Sample, Task
 
@@ -102,7 +103,7 @@ def prepare_objective(
         )
     to_options = partial(_encode, form, tokenizer, model, max_length=max_length)
     if name == "f1":
-        return _of_written_answers(tokenizer, model, max_length, max_new_tokens)
+        return _of_written_answers(tokenizer, model, max_length, max_new_tokens, samples)
     if name == "language_model":
         whole = partial(to_options, whole_text=True)
         alone = partial(whole, only_right=True)
@@ -140,7 +141,11 @@ def _collator(
 
 
 def _of_written_answers(
-    tokenizer: PreTrainedTokenizerBase, model: nn.Module, max_length: int, max_new_tokens: int
+    tokenizer: PreTrainedTokenizerBase,
+    model: nn.Module,
+    max_length: int,
+    max_new_tokens: int,
+    samples: Sequence[Sample],
 ) -> TaskObjective:
     check_room(max_length, max_new_tokens)
 
@@ -150,6 +155,8 @@ def _of_written_answers(
     def mean_loss(model: nn.Module, samples: Sequence[Sample], records: Sequence[Record]) -> float:
         return sum(answer_loss(record.prediction, record.right) for record in records) / len(records)
 
+    # now: with several adapters at once it cannot be tried
+    ways_for(model, (_longest(samples, to_question) or 0) + max_new_tokens)
     objective = AnswerF1(tokenizer, max_new_tokens=max_new_tokens)
     collate = QuestionCollator(padding_id(tokenizer, rows_of_embeddings(model)))
     return TaskObjective(objective, to_question, to_question, collate, mean_loss)

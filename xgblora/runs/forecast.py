@@ -117,8 +117,8 @@ class RunMemory:
         optimizer: what the optimizer keeps.
         step: the peak of what a step on the largest batch makes: activations, and gradients with backpropagation.
         evaluation: likewise, of the largest evaluation batch of the development set.
-        remainders: what merging keeps beside 16-bit weights.
-        host: on the host, the copy of the base weights that lie in no file, and all boosters.
+        remainders: what merging keeps beside 16-bit weights on the device.
+        host: on the host, the copy of the base weights that lie in no file, all boosters, and the remainders there.
         trunk: on the host, the hidden states that are remembered.
     """
 
@@ -158,15 +158,17 @@ def memory_of_run(trainer: XGBLoRATrainer, batches: Batches | None, boosters: in
     # of full parameters the live row is the weights themselves
     live = arena.live.nbytes if arena.live is not None and arena.stacks else 0
     step, optimizer = _peak_of_step(trainer, batches.largest)
+    # the adapter that is left at the end is merged too, so that every run that trains merges
+    planes = merging.remainders if trainer.args.rounding == "remainder" else 0
+    on_host = trainer.args.remainders == "host"
     return RunMemory(
         weights=base_bytes(trainer),
         adapters=arena.master.nbytes + live,
         optimizer=optimizer,
         step=step,
         evaluation=evaluation,
-        # the adapter that is left at the end is merged too, so that every run that trains merges
-        remainders=merging.remainders if trainer.args.rounding == "remainder" else 0,
-        host=BaseCopy(trainer.adapters).nbytes + boosters * _recorded(trainer),
+        remainders=0 if on_host else planes,
+        host=BaseCopy(trainer.adapters).nbytes + boosters * _recorded(trainer) + (planes if on_host else 0),
         trunk=trunk.memory.in_memory if trunk is not None else 0,
     )
 

@@ -65,7 +65,8 @@ def log_configuration(
             if args.early_stopping_rounds:
                 rows.append(("Early stopping", f"after {args.early_stopping_rounds} round(s) without a better one"))
             if weights != torch.float32:
-                rows.append(("Rounding of merges", args.rounding))
+                where = ", on the host" if (args.rounding, args.remainders) == ("remainder", "host") else ""
+                rows.append(("Rounding of merges", args.rounding + where))
         if args.trainer == "zo":
             rows.append(("Zeroth order", estimate_and_rule(args)))
         if trainer.trunk is not None:

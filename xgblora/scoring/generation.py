@@ -1,4 +1,7 @@
-"""Answers that a model writes: greedy, up to the end of the line, as MeZO has them."""
+"""Answers that a model writes: greedy, up to the end of the line, as MeZO has them.
+
+They are written as `xgblora.scoring.greedy` does it; where that is not right for a model, by its own `generate`.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +13,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from xgblora.errors import InputError
 from xgblora.scoring.batches import batches_by_length, tokens_per_batch
 from xgblora.scoring.encoding import option_start
+from xgblora.scoring.greedy import Ends, write, write_in_shares
+from xgblora.scoring.greedy_ways import ways_for
+from xgblora.scoring.live_rows import left_padded
+from xgblora.scoring.together import ONE_LENGTH
 from xgblora.scoring.vocabulary import end_ids, first_id, line_end_ids, padding_id, rows_of_embeddings
 
 MAX_NEW_TOKENS = 50
@@ -33,25 +40,15 @@ def generate_answers(
         prompts: texts; long ones lose tokens at their beginning, never the first one if it is a special token.
         max_length: the most tokens of prompt and answer together.
         max_new_tokens: the most tokens of an answer, which ends before the first line end or end of text.
-        tokens: the most tokens of a batch, padding on the left and answers among them; None: what suits the device.
+        tokens: the most tokens of a forward, and of all rows that are written at a time, padding and answers among
+            them; None: what suits the device.
 
     Raises:
         InputError: there is no room for a prompt.
     """
     check_room(max_length, max_new_tokens)
     texts = [prompt_ids(tokenizer, prompt, max_length - max_new_tokens) for prompt in prompts]
-    device = next(model.parameters()).device
-    tokens = tokens or tokens_per_batch(device)
-    pad = padding_id(tokenizer, rows_of_embeddings(model))
-    answers = [""] * len(texts)
-    lengths = list(map(len, texts))
-    for places in batches_by_length(range(len(texts)), lengths.__getitem__, tokens=tokens, extra=max_new_tokens):
-        ids, mask = left_padded([texts[place] for place in places], pad)
-        batch = (ids.to(device), mask.to(device))
-        written = write_after(model, tokenizer, *batch, max_new_tokens=max_new_tokens)
-        for place, answer in zip(places, written, strict=True):
-            answers[place] = answer
-    return answers
+    return _answers(model, tokenizer, texts, max_new_tokens, tokens=tokens)
 
 
 @torch.no_grad()
@@ -62,30 +59,83 @@ def write_after(
     attention_mask: Tensor,
     *,
     max_new_tokens: int,
+    shares: int = 1,
 ) -> list[str]:
     """What the model writes after each of the prompts of one batch, see `generate_answers`.
 
-    Nothing of the model's own generation configuration counts (penalties, suppressed tokens, guidance, strings that
-    stop), but the tokens that end a text.
-
     Args:
         input_ids, attention_mask: int64 [B, T], padded on the left.
+        shares: how many adapters the model reads, each for its equal share of the rows.
     """
-    ends, line_ends = end_ids(tokenizer, model), line_end_ids(tokenizer)
+    rows = zip(input_ids.tolist(), attention_mask.sum(dim=1).tolist(), strict=True)
+    texts = [row[len(row) - length :] for row, length in rows]
+    return _answers(model, tokenizer, texts, max_new_tokens, shares=shares)
+
+
+def _answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Sequence[int]],
+    most: int,
+    *,
+    tokens: int | None = None,
+    shares: int = 1,
+) -> list[str]:
+    ends = end_ids(tokenizer, model)
+    end = Ends(ends | line_end_ids(tokenizer), most)
+    longest = max(map(len, texts), default=0) + most
+    ways = ways_for(model, longest if shares == 1 else 0)
+    if ways is None:
+        written = _by_its_own_way(model, tokenizer, texts, end, tokens, shares)
+    elif shares == 1:
+        written = write(model, texts, end, ways, tokens=tokens)
+    else:
+        written = write_in_shares(model, texts, end, ways, shares=shares)
+    return [_answer(tokenizer, ids, ends) for ids in written]
+
+
+def _answer(tokenizer: PreTrainedTokenizerBase, written: Sequence[int], ends: frozenset[int]) -> str:
+    end = next((i for i, token in enumerate(written) if token in ends), len(written))
+    return tokenizer.decode(written[:end], skip_special_tokens=True).partition("\n")[0].strip()
+
+
+def _by_its_own_way(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Sequence[int]],
+    ends: Ends,
+    tokens: int | None,
+    shares: int,
+) -> list[list[int]]:
+    """What `model.generate` writes: to prompts of one length at a time, so that there is no padding.
+
+    Where several adapters are read, each by its share of the rows, all prompts are padded on the left.
+    """
+    padding = padding_id(tokenizer, rows_of_embeddings(model))
     ours = GenerationConfig(
         do_sample=False,
         num_beams=1,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends | line_ends) or None,
-        pad_token_id=padding_id(tokenizer, rows_of_embeddings(model)),
+        max_new_tokens=ends.most,
+        eos_token_id=sorted(ends.tokens) or None,
+        pad_token_id=padding,
     )
-    with _generating_as(model, ours):
-        output = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=ours)
-    answers = []
-    for written in output[:, input_ids.shape[1] :].tolist():
-        end = next((i for i, token in enumerate(written) if token in ends), len(written))
-        answers.append(tokenizer.decode(written[:end], skip_special_tokens=True).partition("\n")[0].strip())
-    return answers
+    device, written = next(model.parameters()).device, [[] for _ in texts]
+    batches = (
+        [range(len(texts))] if shares > 1 else _of_one_length(texts, ends.most, tokens or tokens_per_batch(device))
+    )
+    for places in batches:
+        ids, mask = (tensor.to(device) for tensor in left_padded([texts[place] for place in places], padding))
+        with _generating_as(model, ours):
+            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=ours)
+        for place, row in zip(places, output[:, ids.shape[1] :].tolist(), strict=True):
+            written[place] = row
+    return written
+
+
+def _of_one_length(texts: Sequence[Sequence[int]], more: int, tokens: int) -> Iterator[list[int]]:
+    lengths = list(map(len, texts))
+    for places in ONE_LENGTH.groups(lengths):
+        yield from batches_by_length(places, lengths.__getitem__, tokens=tokens, extra=more)
 
 
 @contextmanager
@@ -97,14 +147,6 @@ def _generating_as(model: nn.Module, ours: GenerationConfig) -> Iterator[None]:
         yield
     finally:
         model.generation_config = theirs
-
-
-def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids of B texts and their attention mask, int64 [B, T]."""
-    longest = max(map(len, texts))
-    padding = [longest - len(text) for text in texts]
-    ids = torch.tensor([[pad] * more + list(text) for text, more in zip(texts, padding, strict=True)])
-    return ids, torch.tensor([[0] * more + [1] * (longest - more) for more in padding])
 
 
 def check_room(max_length: int, max_new_tokens: int) -> None:

@@ -124,10 +124,10 @@ class AdapterArguments:
         needs=(Needs.ROUNDS, Needs.ESTIMATE),
     )
     rounding: Literal["remainder", "stochastic", "nearest"] = declare(
-        "remainder",
-        "How merges round into 16-bit weights; remainder loses nothing.",
-        Decides.ROUNDS,
-        needs=(Needs.ADAPTERS,),
+        "remainder", "Rounding into 16-bit weights; remainder loses nothing.", Decides.ROUNDS, needs=(Needs.ADAPTERS,)
+    )
+    remainders: Literal["device", "host"] = declare(
+        "device", "Where remainders lie; host: 2 bytes a weight less on the device.", Decides.PASSING
     )
     staged_eval: bool = declare(
         False,

@@ -35,7 +35,13 @@ def booster_of(adapters: Trainable, args: XGBLoRAArguments) -> Booster | FullFin
     """What merges and records `adapters`."""
     if args.full:
         return FullFineTuning(adapters)
-    return Booster(adapters, rounding=args.rounding, reinit=args.start, colsample=args.xgblora_colsample)
+    return Booster(
+        adapters,
+        rounding=args.rounding,
+        remainders=args.remainders,
+        reinit=args.start,
+        colsample=args.xgblora_colsample,
+    )
 
 
 def hard_examples_of(examples: Sized | None, args: XGBLoRAArguments) -> HardExamples | None:
