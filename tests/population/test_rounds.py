@@ -104,7 +104,7 @@ def test_bf16_weights_with_their_planes_are_the_fp32_run(world, climb):
     climb(population_of(booster, decay=0.9), 5)
     exact = world()
     with torch.no_grad():
-        for weight, old in zip(exact.adapters.weights(), booster._base, strict=True):
+        for weight, old in zip(exact.adapters.weights(), booster._base.weights(), strict=True):
             weight.copy_(old)
     for entry in booster.boosters:
         exact.merge_noise(entry.seeds, entry.coefficients, decay=entry.decay)
