@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import xgblora
-from xgblora import ops
 from xgblora.boosting.remainders import OnHost
 from xgblora.errors import InputError
 
@@ -28,20 +27,18 @@ def test_merges_have_the_bits_of_those_on_the_device(make_model, randomise_adapt
     assert all(map(torch.equal, there, here))
 
 
-def test_one_plane_at_a_time_leaves_the_host(make_opt, monkeypatch):
+def test_one_plane_at_a_time_leaves_the_host(make_opt):
     weights = xgblora.attach(make_opt(dtype=torch.bfloat16), alpha=2.0).weights()
-    planes, given = OnHost(weights), []
-
-    def merge(weights, adapters, scale, rounding, *, remainders):
-        given.append([plane.shape for plane in remainders])
-        remainders[0].fill_(5)
-
-    monkeypatch.setattr(ops, "merge_rank1_", merge)
-    for _ in range(2):
-        planes.merge(weights, [(None, None)] * len(weights), 1.0)
-    assert given == [[weight.shape] for weight in weights] * 2
-    # what a merge left there came back
-    assert all(bool((plane == 5).all()) for plane in planes._planes)
+    kept = OnHost(weights)
+    for turn in range(2):
+        shapes = []
+        for part, planes in kept.turns(weights):
+            assert [plane.shape for plane in planes] == [weight.shape for weight in weights[part]]
+            # what a merge left there came back
+            assert bool((planes[0] == 5 * turn).all())
+            planes[0].fill_(5 * turn + 5)
+            shapes += [plane.shape for plane in planes]
+        assert shapes == [weight.shape for weight in weights]
 
 
 def test_another_place_is_refused(make_opt):
