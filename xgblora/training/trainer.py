@@ -32,7 +32,7 @@ from xgblora.training import processes
 from xgblora.training.advice import Advise
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback
-from xgblora.training.check_flags import check_batches, check_development_set
+from xgblora.training.check_flags import check_batches, check_development_set, refuse_population
 from xgblora.training.from_flags import booster_of, hard_examples_of, trainable_of, zero_order_of
 from xgblora.training.hard_examples import weighing
 from xgblora.training.progress import ShowProgress
@@ -79,6 +79,7 @@ class XGBLoRATrainer(Trainer):
         **kwargs,
     ):
         processes.refuse_several(args)
+        refuse_population(args)
         self.adapters = adapters or trainable_of(model, args)
         self.objective = objective or model_loss
         self.booster = booster_of(self.adapters, args)
