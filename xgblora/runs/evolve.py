@@ -136,11 +136,9 @@ def _train_and_measure(run: PreparedEvolution) -> _Outcome:
             raise InputError(f"step {evolution.population.step + 1}: {error}; choose a smaller learning_rate") from None
         number = step.told.step + 1
         _record(run, files, number, step)
-        if run.held_out and (_due(args.eval_strategy, args.eval_steps, number) or number == run.steps):
+        if run.held_out and (number == run.steps or _due(args.eval_strategy, args.eval_steps, number)):
             trained = _measured(run, files, number)
-        if _due(args.save_strategy, args.save_steps, number) or (
-            _value(args.save_strategy) != "no" and number == run.steps
-        ):
+        if _due(args.save_strategy, args.save_steps, number, last=number == run.steps):
             files.sync()
             _save(run, number)
     seconds = time.perf_counter() - begun
@@ -215,9 +213,6 @@ def _leave_results(run: PreparedEvolution, outcome: _Outcome, started: float) ->
     return metrics
 
 
-def _due(strategy: object, often: float | None, number: int) -> bool:
-    return _value(strategy) == "steps" and bool(often) and number % int(often) == 0
-
-
-def _value(strategy: object) -> str:
-    return getattr(strategy, "value", strategy)
+def _due(strategy: object, often: float | None, number: int, *, last: bool = False) -> bool:
+    by_steps = getattr(strategy, "value", strategy) == "steps"
+    return by_steps and bool(often) and (last or number % int(often) == 0)
