@@ -228,7 +228,7 @@ class XGBLoRAArguments(TrainingArguments, PopulationArguments, AdapterArguments)
     logging_nan_inf_filter: bool = declare(False, "Hide losses that are not finite.", Decides.PASSING, shown=False)
     eval_strategy: str = declare(
         "steps",
-        "When to evaluate on the development set, or held-out prompts: no, steps or epoch.",
+        "When to evaluate on the development set or held-out prompts: no, steps or epoch.",
         Decides.EVALUATIONS,
     )
     eval_steps: float | None = declare(100, "Steps between evaluations on the development set.", Decides.EVALUATIONS)

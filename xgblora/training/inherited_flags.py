@@ -11,6 +11,8 @@ _NO_GRADIENT_STEPS = {
     "zo": "--zo_optimizer chooses what steps",
     "population": "the fitness of members makes the step",
 }
+_NOTHING_KEPT = dict.fromkeys(("zo", "population"), "nothing is kept for a backward pass")
+_OWN_LOSS = {"zo": "--objective chooses the loss", "population": "--reward says what a text is worth"}
 _of_backpropagation = partial(Flag, Decides.GRADIENT, shown=False)
 
 INHERITED = {
@@ -31,9 +33,7 @@ INHERITED = {
     "bf16": _of_backpropagation(),
     "fp16": _of_backpropagation(),
     "neftune_noise_alpha": _of_backpropagation(),
-    "gradient_checkpointing": Flag(
-        Decides.PASSING, idle=dict.fromkeys(("zo", "population"), "nothing is kept for a backward pass"), shown=False
-    ),
+    "gradient_checkpointing": Flag(Decides.PASSING, idle=_NOTHING_KEPT, shown=False),
     "torch_compile": Flag(
         Decides.PASSING,
         idle={"zo": "forwards run the model as it is; on a GPU they are captured as CUDA graphs"},
@@ -41,7 +41,7 @@ INHERITED = {
     ),
     "label_smoothing_factor": Flag(
         Decides.PASSING,
-        idle={"zo": "--objective chooses the loss", "population": "--reward says what a text is worth"},
+        idle=_OWN_LOSS,
         shown=False,
     ),
     "warmup_steps": Flag(Decides.WARMUP),

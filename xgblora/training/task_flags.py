@@ -63,9 +63,7 @@ class TaskArguments:
         False, "Calibrate scores by those of the candidates without the question (--trainer none).", Decides.PASSING
     )
     icl_sfc: bool = declare(False, "Calibrate likewise, behind the demonstrations (--trainer none).", Decides.PASSING)
-    max_new_tokens: int = declare(
-        50, "Longest generated answer, or completion of a prompt, in tokens.", Decides.ANSWERS
-    )
+    max_new_tokens: int = declare(50, "Longest generated answer or completion in tokens.", Decides.ANSWERS)
     save_model: bool = declare(True, "Save the trained model (merged) to OUTPUT_DIR/model.", Decides.NOTHING)
     overwrite: bool = declare(
         False,
