@@ -25,13 +25,14 @@ FLAGS = {"trainer": "population", "reward": "../rewards.py:good", "prompts": "..
         ({"lr_scheduler_type": "linear"}, ["lr_scheduler_type=linear", "constant"]),
         ({"save_strategy": "epoch"}, ["save_strategy=epoch", "steps"]),
         ({"lora": "true"}, ["lora=True"]),
+        ({"task_name": "SST2"}, ["task_name=SST2", "--prompts"]),
         ({"trainer": "zo"}, ["reward=", "--trainer population"]),
     ],
 )
-def test_one_line_and_nothing_written(train_command, refused, tmp_path, flags, said):
+def test_one_line_and_nothing_written(train_command, refused, tiny_model_folder, tmp_path, flags, said):
     (tmp_path / "rewards.py").write_text("def good(prompt, completion, row):\n    return 1.0\n", encoding="utf-8")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"a": word}) + "\n" for word in "xy"), encoding="utf-8")
-    given = {"prompts_per_step": 2, **FLAGS, **flags}
+    given = {"model_name": tiny_model_folder, "use_cpu": "true", "prompts_per_step": 2, **FLAGS, **flags}
     words = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    refused(train_command(*words), *said)
+    refused(train_command(*words, defaults=False), *said)
     assert list(Path.cwd().iterdir()) == []

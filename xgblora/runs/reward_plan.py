@@ -44,11 +44,16 @@ def plan_rewards(task: TaskArguments, args: XGBLoRAArguments) -> RewardPlan:
     processes.refuse_several(args)
     if task.model_name is None:
         raise InputError("model_name is missing: give a model folder or a hub name")
+    for name in ("task_name", "task_file", "data_dir"):
+        if getattr(task, name) is not None:
+            raise InputError(f"{name}={getattr(task, name)}: --trainer population learns from --prompts; leave it out")
     refuse_missing_folder(task.model_name)
     sampling_of(args, task.max_new_tokens)
     rewards = parse_rewards(args.reward, args.reward_weights)
     rows = _rows_of("prompts", args.prompts)
     held_out = _rows_of("eval_prompts", args.eval_prompts) if args.eval_prompts else []
+    if args.prompts_per_step > len(rows):
+        raise InputError(f"prompts_per_step={args.prompts_per_step}: {args.prompts} has {len(rows)} rows")
     if args.prompt_template is not None:
         # now, because it needs no model
         read_prompts([*rows, *held_out], args, None)

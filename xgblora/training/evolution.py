@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from xgblora.boosting import Booster
 from xgblora.completions import Completion, Sampling, generate_for_members
 from xgblora.completions.members import TOKENS
-from xgblora.errors import InputError
 from xgblora.ops.noise import derive_seed
 from xgblora.population import Population, Told
 from xgblora.rewards import RewardPool, Text
@@ -78,7 +77,7 @@ class Evolution:
         max_length, max_new_tokens: of prompt and completion together, and of a completion, in tokens.
 
     Raises:
-        InputError: a flag is out of range, or a prompt has no room.
+        InputError: a flag is out of range, or there is no room for a prompt.
     """
 
     def __init__(
@@ -93,8 +92,6 @@ class Evolution:
         max_length: int,
         max_new_tokens: int,
     ):
-        if args.prompts_per_step > len(prompts):
-            raise InputError(f"prompts_per_step={args.prompts_per_step}: {args.prompts} has {len(prompts)} rows")
         self.population = Population(
             booster.adapters,
             booster,
