@@ -127,7 +127,7 @@ def test_help_all_shows_those_of_transformers_too(train_command):
 def test_every_flag_of_ours_has_help(train_command):
     from xgblora.cli.train import build_parser
     from xgblora.training.arguments import AdapterArguments
-    from xgblora.training.task_arguments import TaskArguments
+    from xgblora.training.task_flags import TaskArguments
 
     ours = {*TaskArguments.__dataclass_fields__, *AdapterArguments.__dataclass_fields__}
     actions = {action.dest: action.help for action in build_parser(show_all=True)._actions}

@@ -1,5 +1,6 @@
 """Every Python block and every command of the pages: the blocks run, the commands are taken as they are printed."""
 
+import copy
 import re
 
 import pytest
@@ -61,6 +62,22 @@ def of_objectives(folder) -> dict:
     }
 
 
+def of_rewards(tokenizer) -> dict:
+    """What docs/rewards.md leaves to its reader."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
+    model = tiny_opt(vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=1)
+    adapters = xgblora.attach(model, alpha=1.0)
+    booster = xgblora.Booster(adapters)
+    return {
+        **{"xgblora": xgblora, "torch": torch, "tokenizer": tokenizer, "model": model, "adapters": adapters, "step": 0},
+        "population": xgblora.Population(adapters, booster, sigma=0.1, lr=0.1),
+        **{"prompt": "1 + 1 = ", "completion": "2", "row": {"answer": 2}, "origin": "sums.jsonl line 1"},
+        **{"x": torch.randn(4, 8), "weight": torch.randn(6, 8), "bias": None},
+        **{"a": torch.randn(8, 8), "b": torch.randn(8, 6), "scale": 1.0},
+    }
+
+
 class TestPython:
     """The blocks of a page, one after the other, with what the page leaves to its reader."""
 
@@ -89,8 +106,20 @@ class TestPython:
         names["zo"].step(texts())
         assert len(list(names["tape"].records())) == 1
 
-    def test_the_page_about_rewards(self):
-        assert self.run("rewards.md", {})["told"].round == 3
+    def test_the_page_about_rewards(self, tiny_tokenizer, tmp_path, monkeypatch):
+        first, checks, *others = blocks(ROOT / "docs" / "rewards.md", "python")
+        names = {}
+        exec(first, names)
+        assert names["told"].round == 3
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "checks.py").write_text(f"{checks}\n\ndef short(prompt, completion, row):\n    return 1\n")
+        (tmp_path / "sums.jsonl").write_text('{"question": "the film"}\n')
+        names = of_rewards(tiny_tokenizer)
+        for block in others:
+            exec(block, names)
+        assert names["scored"][0].value == 1.1
+        assert len(names["texts"]) == 64
+        assert names["y"].shape == (4, 6)
 
     def test_no_page_has_a_block_that_is_not_run(self):
         with_blocks = {path.name for path in PAGES if blocks(path, "python")}

@@ -58,7 +58,7 @@ class TestFlags:
         assert len(rows) > 90
         from xgblora.training.arguments import AdapterArguments
         from xgblora.training.flag import flags_of
-        from xgblora.training.task_arguments import TaskArguments
+        from xgblora.training.task_flags import TaskArguments
 
         ours = {*flags_of(TaskArguments), *flags_of(AdapterArguments)}
         said = dict(rows)

@@ -48,7 +48,7 @@ PHASES = {
     "xgblora.boosting.booster.Booster.merge": "merge",
     "xgblora.training.trainer.XGBLoRATrainer._save_checkpoint": "checkpoint",
     "xgblora.training.trainer.XGBLoRATrainer.evaluate": "evaluation",
-    "xgblora.runs.plan._go_on_from_last": "resume",
+    "xgblora.runs.place._go_on_from_last": "resume",
     "xgblora.runs.fine_tune._leave_results": "results",
 }
 GIVEN_UP_AFTER = 60.0

@@ -10,7 +10,7 @@ from xgblora.evaluation import evaluate
 from xgblora.runs.fine_tune import fine_tune
 from xgblora.tasks import TASKS, load_task, sample_sets
 from xgblora.training.arguments import XGBLoRAArguments
-from xgblora.training.task_arguments import TaskArguments
+from xgblora.training.task_flags import TaskArguments
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from xgblora.errors import InputError
 from xgblora.objectives.of_task import WITHOUT_GRADIENT
 from xgblora.runs.plan import check_start, plan, sampling_seed
 from xgblora.training.arguments import XGBLoRAArguments
-from xgblora.training.task_arguments import TaskArguments
+from xgblora.training.task_flags import TaskArguments
 
 
 @pytest.fixture

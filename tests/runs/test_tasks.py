@@ -8,7 +8,7 @@ import pytest
 from xgblora.runs.fine_tune import fine_tune
 from xgblora.tasks import TASKS
 from xgblora.training.arguments import XGBLoRAArguments
-from xgblora.training.task_arguments import TaskArguments
+from xgblora.training.task_flags import TaskArguments
 
 
 @pytest.fixture

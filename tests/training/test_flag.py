@@ -10,8 +10,9 @@ from xgblora.training.arguments import FLAGS, AdapterArguments, XGBLoRAArguments
 from xgblora.training.check_flags import TRAINERS
 from xgblora.training.flag import Decides, Needs, asked_for, declare, flags_of, needing
 from xgblora.training.inherited_flags import INHERITED
+from xgblora.training.population_flags import PopulationArguments
 from xgblora.training.run_identity import identity_of_flags, identity_of_task
-from xgblora.training.task_arguments import TaskArguments
+from xgblora.training.task_flags import TaskArguments
 
 # what a checkpoint says by the flag's own name, in the runs where it counts
 NAMED = set(Decides) - {Decides.NOTHING, Decides.PASSING, Decides.ORIGIN, Decides.EXAMPLES, Decides.METHOD}
@@ -21,17 +22,8 @@ MAY_CHANGE = {
     *("disable_tqdm", "dry_run", "gradient_checkpointing", "icl_sfc", "label_smoothing_factor"),
     *("logging_nan_inf_filter", "logging_steps", "num_demos", "num_eval", "one_demo_set_per_example", "output_dir"),
     *("overwrite", "recipe", "remainders", "remove_unused_columns", "report_to", "resume_from_checkpoint", "run_name"),
-    *(
-        "save_model",
-        "save_steps",
-        "save_strategy",
-        "save_total_limit",
-        "sfc",
-        "torch_compile",
-        "trunk_cache_gb",
-        "use_cpu",
-    ),
-    "zo_capture",
+    *("save_model", "save_steps", "save_strategy", "save_total_limit", "sfc", "torch_compile", "trunk_cache_gb"),
+    *("use_cpu", "zo_capture", "reward_workers", "on_failure", "eval_prompts"),
 }
 
 
@@ -45,7 +37,7 @@ def silent(kind: type) -> set[str]:
     return own - (flags_of(kind).keys() - (INHERITED.keys() - own))
 
 
-@pytest.mark.parametrize("kind", [TaskArguments, AdapterArguments, XGBLoRAArguments])
+@pytest.mark.parametrize("kind", [TaskArguments, AdapterArguments, PopulationArguments, XGBLoRAArguments])
 def test_every_flag_of_ours_says_what_it_decides(kind):
     assert silent(kind) == set()
 
@@ -75,6 +67,7 @@ def test_every_flag_that_decides_something_that_lasts_is_in_the_identity_of_a_ru
         {"xgblora_adaptive_merge": True},
         {"trainer": "regular", "lr_scheduler_type": "linear"},
         {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 100},
+        {"trainer": "population", "reward": ["rewards.py:one"], "prompts": "rows.jsonl"},
     ]
     named = {name for flags in runs for name in identity_of_flags(arguments(**flags))}
     named |= identity_of_task(TaskArguments(objective="f1"), seed=0, max_length=8).keys()
@@ -83,7 +76,8 @@ def test_every_flag_that_decides_something_that_lasts_is_in_the_identity_of_a_ru
 
 def test_one_of_transformers_is_one_of_transformers_and_none_of_ours():
     assert INHERITED.keys() <= {field.name for field in fields(TrainingArguments)}
-    assert not INHERITED.keys() & {*TaskArguments.__annotations__, *AdapterArguments.__annotations__}
+    ours = (TaskArguments, AdapterArguments, PopulationArguments)
+    assert not INHERITED.keys() & {name for kind in ours for name in kind.__annotations__}
     assert not INHERITED.keys() & XGBLoRAArguments.__annotations__.keys()
 
 

@@ -26,6 +26,9 @@ OF_GRADIENTS = {
 }
 
 
+OF_POPULATIONS = {"members": 8, "sigma": 0.5, "temperature": 0.5}
+
+
 def arguments(trainer: str, **flags) -> XGBLoRAArguments:
     return XGBLoRAArguments(output_dir="unused", use_cpu=True, trainer=trainer, **flags)
 
@@ -40,6 +43,15 @@ def test_backpropagation_estimates_nothing():
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
+def test_what_has_no_population_says_so_and_a_population_estimates_nothing():
+    lines = arguments("zo", **OF_POPULATIONS).idle_flags
+    assert lines[0] == "--members 8 has no effect with --trainer zo: it has no population"
+    assert len(lines) == len(OF_POPULATIONS)
+    given = {"reward": ["rewards.py:one"], "prompts": "rows.jsonl", **OF_POPULATIONS}
+    lines = arguments("population", **given, zo_eps=0.5, xgblora_steps_per_iteration=3, weight_decay=0.1).idle_flags
+    assert [line.split()[0] for line in lines] == ["--weight_decay", "--xgblora_steps_per_iteration", "--zo_eps"]
+
+
 def test_a_zeroth_order_run_has_no_gradient():
     lines = arguments("zo", **OF_GRADIENTS).idle_flags
     assert [line.split()[0] for line in lines] == [f"--{name}" for name in OF_GRADIENTS]

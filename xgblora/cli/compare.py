@@ -26,7 +26,7 @@ from xgblora.tasks import Task
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.process_group import started
 from xgblora.training.processes import refusing_together
-from xgblora.training.task_arguments import TaskArguments
+from xgblora.training.task_flags import TaskArguments
 
 DESCRIPTION = """Compare LoRA and XGBLoRA: run every method on every seed, on the same data and the same noise, one run
 after the other, each a process of its own. What was stopped goes on where it was when the same command is given again.

@@ -13,15 +13,17 @@ from xgblora.errors import InputError
 from xgblora.freed_memory import keep_freed_memory
 from xgblora.runs.console import show_on_terminal
 from xgblora.runs.dry_run import dry_run
+from xgblora.runs.evolve import evolve
 from xgblora.runs.fine_tune import fine_tune
 from xgblora.settings_file import read_settings
 from xgblora.training.arguments import FLAGS, XGBLoRAArguments
 from xgblora.training.processes import refusing_together
 from xgblora.training.recipes import flags_of_recipe
-from xgblora.training.task_arguments import TaskArguments
+from xgblora.training.task_flags import TaskArguments
 
-DESCRIPTION = """Fine-tune a language model with XGBLoRA (boosted rank-1 adapters) or LoRA, by forward passes alone
-or by backpropagation. Without --model_name it fine-tunes the small model of the package on its review data.
+DESCRIPTION = """Fine-tune a language model with XGBLoRA (boosted rank-1 adapters) or LoRA: by forward passes
+alone, by evolution from rewards, or by backpropagation. Without --model_name it fine-tunes the small model of the
+package on its review data.
 A first argument that ends in .yaml, .yml or .json is read for flags; those on the command line win."""
 
 _SCALARS = str | int | float | bool | None
@@ -36,7 +38,10 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     with refusing_together():
         task, args = parse(sys.argv[1:] if arguments is None else arguments)
-    dry_run(task, args) if task.dry_run else fine_tune(task, args)
+    if args.trainer == "population":
+        evolve(task, args)
+    else:
+        dry_run(task, args) if task.dry_run else fine_tune(task, args)
 
 
 def parse(arguments: list[str]) -> tuple[TaskArguments, XGBLoRAArguments]:
@@ -91,6 +96,9 @@ def set_defaults(parser: FlagParser, arguments: list[str]) -> None:
 def flags_of_demonstration(given: Collection[str]) -> dict[str, object]:
     """What the demonstration sets in a run with the flags `given`."""
     flags = demo.flags()
+    if "prompts" in given:
+        # the demonstration's model on prompts of one's own
+        return {name: flags[name] for name in ("model_name", "dtype")}
     if {"task_name", "task_file", "data_dir"} & set(given):
         # the demonstration's model on another task
         del flags["task_name"], flags["data_dir"], flags["objective"]

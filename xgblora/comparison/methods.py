@@ -43,6 +43,7 @@ class Method:
             Needs.ROUNDS: not self.boosts,
             Needs.MERGES: not self.boosts,
             Needs.ESTIMATE: self.trainer != "zo",
+            Needs.POPULATION: self.trainer != "population",
             # a weight has one value at a time
             Needs.COPIES: self.full,
         }

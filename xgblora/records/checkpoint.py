@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -37,7 +38,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 # nanoseconds; clocks of file systems tick every few milliseconds, of FAT every two seconds
 _SETTLED_AFTER = 2_000_000_000
 # transformers' own names; to ask its trainer for them would import it wherever a checkpoint is read
-_NEEDED_TO_GO_ON = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+NEEDED_BY_TRANSFORMERS = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
 
 class State(Protocol):
@@ -88,16 +89,20 @@ def seal(folder: Path, origin: Origin, *, step: int, epoch: float, run: dict, un
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def check(folder: Path, origin: Origin, run: dict) -> dict:
+def check(folder: Path, origin: Origin, run: dict, needed: Sequence[str] = NEEDED_BY_TRANSFORMERS) -> dict:
     """The manifest of `folder`, if it is a whole checkpoint of such a run.
+
+    Args:
+        folder, origin, run: as of `seal`.
+        needed: files without which such a run cannot go on.
 
     Raises:
         InputError: it is not; one line says why, and names another checkpoint beside it that is.
     """
     try:
-        return _manifest_of_run(folder, origin, run)
+        return _manifest_of_run(folder, origin, run, needed)
     except InputError as error:
-        raise InputError(f"resume_from_checkpoint={folder}: {error}{_offer(folder, origin, run)}") from None
+        raise InputError(f"resume_from_checkpoint={folder}: {error}{_offer(folder, origin, run, needed)}") from None
 
 
 def load(
@@ -239,7 +244,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     return None, damaged
 
 
-def _manifest_of_run(folder: Path, origin: Origin, run: dict) -> dict:
+def _manifest_of_run(folder: Path, origin: Origin, run: dict, needed: Sequence[str]) -> dict:
     manifest = verified_manifest(folder)
     if manifest["format"] == _FORMAT_TO_READ_ONLY:
         raise InputError(
@@ -251,17 +256,17 @@ def _manifest_of_run(folder: Path, origin: Origin, run: dict) -> dict:
         if ours.get(name) != theirs.get(name):
             raise InputError(f"it is of another run: {name} is {theirs.get(name)} there and {ours.get(name)} here")
     origin.refuse_other(Origin.from_json(manifest["origin"]), "it is of another run")
-    for name in _NEEDED_TO_GO_ON:
+    for name in needed:
         if name not in manifest["files"]:
             raise InputError(f"was written with --save_only_model, there is no {name} to go on with")
     return manifest
 
 
-def _offer(folder: Path, origin: Origin, run: dict) -> str:
+def _offer(folder: Path, origin: Origin, run: dict, needed: Sequence[str]) -> str:
     """What else can be resumed from beside `folder`, as the end of a message."""
     for other in checkpoints_in(folder.parent):
         try:
-            _manifest_of_run(other, origin, run)
+            _manifest_of_run(other, origin, run, needed)
         except InputError:
             continue
         return f"; {other} is whole"

@@ -1,14 +1,13 @@
 """The files of a run that grow as training goes: losses, evaluations, merges and the tape."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
 
 from xgblora.atomic_file import sync_file, write_text
 from xgblora.boosting import Booster, FullFineTuning, MergePolicy
+from xgblora.records.growing_files import append, lines_up_to
 from xgblora.records.run_folder import RunFolder
 
 
@@ -33,10 +32,10 @@ class RunFilesCallback(TrainerCallback):
         self._step_losses.clear()
         keep = self._first_step = state.global_step
         self._folder.remove_leftovers()
-        kept = _lines_up_to(keep, self._folder.step_loss, lambda line: int(line.split(",")[0]), heading=1)
+        kept = lines_up_to(keep, self._folder.step_loss, lambda line: int(line.split(",")[0]), heading=1)
         write_text(self._folder.step_loss, "step,loss\n" + kept)
         for path in (self._folder.training_loss, self._folder.eval_loss):
-            write_text(path, _lines_up_to(keep, path, lambda line: json.loads(line)["step"]))
+            write_text(path, lines_up_to(keep, path, lambda line: json.loads(line)["step"]))
         write_text(self._folder.merges, "")
         self._merges_written = 0
         self._flush_merges(keep + 1)
@@ -54,10 +53,10 @@ class RunFilesCallback(TrainerCallback):
         # a merge of this very step waits for its evaluation; the run's last entry comes before the best model is loaded
         self._flush_merges(state.global_step + (1 if "train_runtime" in entry else 0))
         if "loss" in entry:
-            _append(self._folder.training_loss, json.dumps(entry) + "\n")
+            append(self._folder.training_loss, json.dumps(entry) + "\n")
         elif "eval_loss" in entry and state.global_step > self._first_step:
             rate = lr_scheduler.get_last_lr()[0] if lr_scheduler is not None else args.learning_rate
-            _append(self._folder.eval_loss, json.dumps({**entry, "learning_rate": rate}) + "\n")
+            append(self._folder.eval_loss, json.dumps({**entry, "learning_rate": rate}) + "\n")
 
     def on_train_end(self, args, state, control, **kwargs):
         self._flush_losses(state)
@@ -75,7 +74,7 @@ class RunFilesCallback(TrainerCallback):
         if self._step_losses:
             losses = torch.stack(self._step_losses).tolist()
             first = state.global_step - len(losses) + 1
-            _append(self._folder.step_loss, "".join(f"{first + i},{loss!r}\n" for i, loss in enumerate(losses)))
+            append(self._folder.step_loss, "".join(f"{first + i},{loss!r}\n" for i, loss in enumerate(losses)))
             self._step_losses.clear()
         self._append_to_tape()
 
@@ -98,25 +97,5 @@ class RunFilesCallback(TrainerCallback):
                 "scale": booster.scale,
                 "held_out_loss": booster.held_out_loss,
             }
-            _append(self._folder.merges, json.dumps(entry) + "\n")
+            append(self._folder.merges, json.dumps(entry) + "\n")
             self._merges_written += 1
-
-
-def _lines_up_to(last_step: int, path: Path, step_of: Callable[[str], int], *, heading: int = 0) -> str:
-    """The lines of a file after its heading, up to `last_step` or the first that a killed process left unreadable."""
-    lines = path.read_bytes().split(b"\n")[heading:-1] if path.exists() else []
-    kept = []
-    for line in lines:
-        try:
-            text = line.decode("utf-8")
-            if step_of(text) > last_step:
-                break
-        except (ValueError, KeyError, TypeError):
-            break
-        kept.append(text + "\n")
-    return "".join(kept)
-
-
-def _append(path: Path, text: str) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)

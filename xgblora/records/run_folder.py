@@ -47,6 +47,26 @@ class RunFolder:
         return self.path / "predictions.jsonl"
 
     @property
+    def step_reward(self) -> Path:
+        """A line for each step of a population: its rewards, full precision."""
+        return self.path / "step_reward.csv"
+
+    @property
+    def eval_reward(self) -> Path:
+        """One JSON object an evaluation of held-out prompts."""
+        return self.path / "eval_reward.jsonl"
+
+    @property
+    def completions(self) -> Path:
+        """Samples of completions with their rewards, one JSON object each."""
+        return self.path / "completions.jsonl"
+
+    @property
+    def reward_figure(self) -> Path:
+        """The reward by step."""
+        return self.path / "reward.png"
+
+    @property
     def ledger(self) -> Path:
         """The boosters, safetensors."""
         return self.path / "boosters.safetensors"
@@ -90,11 +110,14 @@ class RunFolder:
     def _written_whole(self) -> tuple[Path, ...]:
         """The files that are written under a temporary name, some of them to grow afterwards."""
         growing = (self.step_loss, self.training_loss, self.eval_loss, self.merges, self.tape)
-        return (*growing, self.metrics, self.predictions, self.ledger, self.figure, self.rounds_figure, self.base)
+        of_rewards = (self.step_reward, self.eval_reward, self.completions, self.reward_figure)
+        whole = (self.metrics, self.predictions, self.ledger, self.figure, self.rounds_figure, self.base)
+        return (*growing, *of_rewards, *whole)
 
     def refuse_if_used(self) -> None:
         """Raise InputError if the folder holds a run already."""
-        used = [file.name for file in (self.metrics, self.step_loss, self.training_loss) if file.exists()]
+        begun = (self.metrics, self.step_loss, self.training_loss, self.step_reward)
+        used = [file.name for file in begun if file.exists()]
         used += [folder.name for folder in checkpoint.checkpoints_in(self.path)]
         if used:
             raise InputError(

@@ -17,7 +17,7 @@ from xgblora.runs.plan import plan
 from xgblora.runs.prepare import prepare
 from xgblora.spelling import memory_size
 from xgblora.training.arguments import XGBLoRAArguments
-from xgblora.training.task_arguments import TaskArguments
+from xgblora.training.task_flags import TaskArguments
 from xgblora.training.trainer import XGBLoRATrainer
 
 Rows = list[tuple[str, object]]

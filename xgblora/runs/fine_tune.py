@@ -21,7 +21,7 @@ from xgblora.scoring.forms import form_of
 from xgblora.spelling import one_line
 from xgblora.training import processes
 from xgblora.training.arguments import XGBLoRAArguments
-from xgblora.training.task_arguments import TaskArguments
+from xgblora.training.task_flags import TaskArguments
 
 
 def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:

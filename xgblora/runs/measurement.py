@@ -15,7 +15,7 @@ from xgblora.scoring.forms import form_of
 from xgblora.scoring.generation import check_room
 from xgblora.scoring.vocabulary import refuse_unknown_ids, rows_of_embeddings
 from xgblora.tasks import Sample, SampledSets, Splits, Task
-from xgblora.training.task_arguments import TaskArguments
+from xgblora.training.task_flags import TaskArguments
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,21 @@
 """`plan`, the first stage of a run: what its flags decide. It needs no data and no model."""
 
-import copy
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from xgblora.boosting.starts import REINITS, Measured
 from xgblora.errors import InputError
 from xgblora.objectives.of_task import WITHOUT_GRADIENT, check_objective
-from xgblora.records import checkpoint
-from xgblora.records.run_folder import RunFolder, refuse_unwritable, unused_folder
-from xgblora.runs.console import logger
+from xgblora.records.run_folder import RunFolder
 from xgblora.runs.language_model import refuse_missing_folder
 from xgblora.runs.measurement import check_measurement
+from xgblora.runs.place import Place, in_place, place_of
 from xgblora.tasks import Task, choose_task
 from xgblora.training import processes
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.check_flags import check_batches
 from xgblora.training.check_schedule import goes_by_evaluations
 from xgblora.training.flag import Needs, asked_for
-from xgblora.training.task_arguments import TaskArguments
-
-# how a person asks for the newest whole checkpoint
-_LAST = ("last", "True", "true")
+from xgblora.training.task_flags import TaskArguments
 
 
 @dataclass(frozen=True)
@@ -66,13 +59,8 @@ def plan(task: TaskArguments, args: XGBLoRAArguments) -> Plan:
     _refuse_unknown_metric(args, chosen)
     _refuse_what_needs_development_examples(task, args)
     task = replace(task, task_name=chosen.name)
-    folder = _folder_of(task, args)
-    resumed = args.resume_from_checkpoint
-    if resumed in _LAST:
-        resumed = _go_on_from_last(folder, task, args)
-    elif args.names_its_folder and not task.overwrite:
-        _refuse_another_run(folder, resumed)
-    return Plan(task, _resolved(args, task, folder, resumed), chosen, folder, _step_in(folder, resumed))
+    place = place_of(task, args, chosen.name)
+    return Plan(task, _resolved(args, task, place), chosen, place.folder, place.first_step)
 
 
 def task_of(task: TaskArguments) -> Task:
@@ -100,12 +88,9 @@ def sampling_seed(task: TaskArguments, seed: int) -> int:
     return seed if task.train_set_seed is None else task.train_set_seed
 
 
-def _resolved(args: XGBLoRAArguments, task: TaskArguments, folder: RunFolder, resumed: str | None) -> XGBLoRAArguments:
+def _resolved(args: XGBLoRAArguments, task: TaskArguments, place: Place) -> XGBLoRAArguments:
     """A copy of `args` with all that a plan changes."""
-    args = copy.copy(args)
-    # transformers' trainer makes its folder as it is made itself
-    args.output_dir = tempfile.gettempdir() if task.dry_run else str(folder.path)
-    args.resume_from_checkpoint = resumed
+    args = in_place(args, task, place)
     if not task.num_dev:
         args.eval_strategy = "no"
     return args
@@ -126,44 +111,3 @@ def _refuse_what_needs_development_examples(task: TaskArguments, args: XGBLoRAAr
         wanted.append(f"lr_scheduler_type={getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}")
     if wanted and not task.num_dev:
         raise InputError(f"num_dev={task.num_dev}: {wanted[0]} needs development examples")
-
-
-def _folder_of(task: TaskArguments, args: XGBLoRAArguments) -> RunFolder:
-    if args.names_its_folder:
-        folder = RunFolder(Path(args.output_dir))
-    elif args.resume_from_checkpoint in _LAST:
-        raise InputError("resume_from_checkpoint=last: give --output_dir, the folder of the run that is to go on")
-    else:
-        name = f"{Path(task.model_name).name}-{task.task_name}-{args.method}-{args.trainer}-seed{args.seed}"
-        folder = RunFolder(unused_folder(Path("runs"), name))
-    refuse_unwritable(folder.path)
-    return folder
-
-
-def _go_on_from_last(folder: RunFolder, task: TaskArguments, args: XGBLoRAArguments) -> str | None:
-    """The newest whole checkpoint of `folder`; None for a new run."""
-    if not task.dry_run and processes.writes(args):
-        folder.remove_leftovers()
-    whole, damaged = checkpoint.newest_whole(folder.path)
-    for line in damaged:
-        logger.warning("passed over %s", line)
-    if whole is None and not task.overwrite:
-        folder.refuse_if_finished()
-    logger.info("resuming from %s", whole) if whole else logger.info("no whole checkpoint: starting from the beginning")
-    return str(whole) if whole else None
-
-
-def _refuse_another_run(folder: RunFolder, resumed: str | None) -> None:
-    step = _step_in(folder, resumed)
-    if step:
-        checkpoint.refuse_newer(folder.path, step)
-    else:
-        folder.refuse_if_used()
-
-
-def _step_in(folder: RunFolder, resumed: str | None) -> int:
-    """The step of the checkpoint `resumed` if it is one of `folder`; 0 for a run that is new there."""
-    if not resumed:
-        return 0
-    chosen = Path(resumed)
-    return checkpoint.step_of(chosen) if chosen.resolve().parent == folder.path.resolve() else 0

@@ -22,7 +22,7 @@ from xgblora.tasks import Sample, SampledSets, Splits, Task, sample_sets
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.from_flags import trainable_of
 from xgblora.training.run_identity import identity_of_examples, identity_of_task
-from xgblora.training.task_arguments import TaskArguments
+from xgblora.training.task_flags import TaskArguments
 from xgblora.training.trainer import XGBLoRATrainer
 
 

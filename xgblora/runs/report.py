@@ -11,7 +11,7 @@ from xgblora.tasks import SampledSets
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.processes import shares_examples
 from xgblora.training.recipes import RECIPES
-from xgblora.training.task_arguments import TaskArguments
+from xgblora.training.task_flags import TaskArguments
 from xgblora.training.trainer import XGBLoRATrainer
 from xgblora.zo import Estimator
 

@@ -7,7 +7,7 @@ from xgblora.records import step_losses
 from xgblora.records.run_folder import RunFolder, entries_of
 from xgblora.runs import loss_figure, rounds_figure
 from xgblora.runs.report import method_name
-from xgblora.training.task_arguments import TaskArguments
+from xgblora.training.task_flags import TaskArguments
 from xgblora.training.trainer import XGBLoRATrainer
 
 

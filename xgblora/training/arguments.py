@@ -16,20 +16,28 @@ from xgblora.training.check_schedule import check_schedule
 from xgblora.training.flag import Decides, Needs, declare, flags_of
 from xgblora.training.idle_flags import idle_flags
 from xgblora.training.inherited_flags import INHERITED
-from xgblora.training.task_arguments import TaskArguments
+from xgblora.training.population_flags import PopulationArguments
+from xgblora.training.task_flags import TaskArguments
 from xgblora.zo import Estimator, OneSided, TwoSided, UpdateRule
 
 _of_method = partial(declare, False, decides=Decides.METHOD, in_comparison="use --methods")
-_of_adaptive_rule = partial(declare, decides=Decides.ADAPTIVE_RULE, needs=(Needs.MERGES,))
-_of_rounds = partial(declare, decides=Decides.ROUNDS, needs=(Needs.ROUNDS,))
+_each_step = {"population": "each step is a round"}
+_of_adaptive_rule = partial(declare, decides=Decides.ADAPTIVE_RULE, needs=(Needs.MERGES,), idle=_each_step)
+_of_rounds = partial(declare, decides=Decides.ROUNDS, needs=(Needs.ROUNDS,), idle=_each_step)
 _of_estimates = partial(
     declare,
     decides=Decides.ESTIMATE,
     needs=(Needs.ESTIMATE,),
-    idle={"regular": "backpropagation computes the gradient, nothing is estimated"},
+    idle={
+        "regular": "backpropagation computes the gradient, nothing is estimated",
+        "population": "members are scored, nothing is estimated",
+    },
 )
 _of_zeroth_order_rules = partial(
-    declare, decides=Decides.OPTIMIZER, needs=(Needs.ESTIMATE,), idle={"regular": "--optim chooses what steps"}
+    declare,
+    decides=Decides.OPTIMIZER,
+    needs=(Needs.ESTIMATE,),
+    idle={"regular": "--optim chooses what steps", "population": "the fitness of members makes the step"},
 )
 
 
@@ -37,9 +45,10 @@ _of_zeroth_order_rules = partial(
 class AdapterArguments:
     """The adapters, boosting and zeroth-order training."""
 
-    trainer: Literal["zo", "regular", "none"] = declare(
+    trainer: Literal["zo", "regular", "population", "none"] = declare(
         "zo",
-        "zo: forward passes alone; regular: backpropagation (AdamW); none: evaluate zero-shot.",
+        "zo: forward passes alone; regular: backpropagation (AdamW); population: evolution by rewards "
+        "(docs/rewards.md); none: evaluate zero-shot.",
         Decides.RUN,
         in_comparison="use --methods",
     )
@@ -69,18 +78,24 @@ class AdapterArguments:
         "kaiming", "How plain LoRA's adapter starts, see --xgblora_reinit.", Decides.ROUNDS, needs=(Needs.RANK,)
     )
     xgblora_steps_per_iteration: int = declare(
-        0, "Merge after every N optimizer steps; 0: not by steps.", Decides.STEPS_RULE, needs=(Needs.MERGES,)
+        0,
+        "Merge after every N optimizer steps; 0: not by steps.",
+        Decides.STEPS_RULE,
+        needs=(Needs.MERGES,),
+        idle=_each_step,
     )
     xgblora_merge_frequency: int = declare(
         1,
         "Merge after every F epochs; 0: not by epochs. Ignored when merging by steps.",
         Decides.EPOCHS_RULE,
         needs=(Needs.MERGES,),
+        idle=_each_step,
     )
     xgblora_adaptive_merge: bool = declare(
         False,
         "Merge a round's best adapter when the smoothed development loss stops improving (--eval_steps).",
         Decides.BOOSTING,
+        idle=_each_step,
         needs=(Needs.ROUNDS, Needs.DEVELOPMENT_EXAMPLES, Needs.ONE_DEVELOPMENT_SET),
     )
     xgblora_adaptive_ema: float = _of_adaptive_rule(
@@ -134,6 +149,7 @@ class AdapterArguments:
         "Evaluate on the development set after every merge, and plot it by round.",
         Decides.EVALUATIONS,
         needs=(Needs.ROUNDS, Needs.DEVELOPMENT_EXAMPLES),
+        idle=_each_step,
     )
     load_best_round_at_end: bool = _of_rounds(
         False,
@@ -160,7 +176,7 @@ class AdapterArguments:
         "a file of the run's folder. A quarter of what is free without it; 0: nothing is remembered.",
         decides=Decides.PASSING,
         needs=(Needs.ESTIMATE, Needs.ADAPTERS),
-        idle={"regular": "backpropagation runs all layers"},
+        idle={"regular": "backpropagation runs all layers", "population": "every member has a trunk of its own"},
     )
     zo_distribution: Literal["gaussian", "rademacher"] = _of_estimates("gaussian", "Distribution of the directions.")
     zo_two_sided: bool = _of_estimates(
@@ -189,7 +205,7 @@ class AdapterArguments:
 
 
 @dataclass
-class XGBLoRAArguments(TrainingArguments, AdapterArguments):
+class XGBLoRAArguments(TrainingArguments, PopulationArguments, AdapterArguments):
     """`transformers.TrainingArguments` with the adapters, the merge policy and zeroth-order training.
 
     Defaults that differ from transformers': batches of 16, a constant learning rate of 1e-4, losses logged every 10
@@ -210,13 +226,17 @@ class XGBLoRAArguments(TrainingArguments, AdapterArguments):
     )
     learning_rate: float = declare(1e-4, "Learning rate.", Decides.RUN)
     lr_scheduler_type: str = declare("constant", "Schedule of the learning rate.", Decides.RUN)
-    per_device_train_batch_size: int = declare(16, "Training examples a step.", Decides.RUN)
+    per_device_train_batch_size: int = declare(
+        16, "Training examples a step.", Decides.RUN, idle={"population": "--prompts_per_step says what a step reads"}
+    )
     per_device_eval_batch_size: int = declare(32, "Examples of an evaluation batch.", Decides.HELD_OUT_LOSS)
     max_steps: int = declare(-1, "Optimizer steps; -1: as many as num_train_epochs has.", Decides.STEPS)
     logging_steps: float = declare(10, "Steps between log entries.", Decides.PASSING)
     logging_nan_inf_filter: bool = declare(False, "Hide losses that are not finite.", Decides.PASSING, shown=False)
     eval_strategy: str = declare(
-        "steps", "When to evaluate on the development set: no, steps or epoch.", Decides.EVALUATIONS
+        "steps",
+        "When to evaluate on the development set or held-out prompts: no, steps or epoch.",
+        Decides.EVALUATIONS,
     )
     eval_steps: float | None = declare(100, "Steps between evaluations on the development set.", Decides.EVALUATIONS)
     save_strategy: str = declare("no", "When to write checkpoints: no, steps or epoch.", Decides.NOTHING)

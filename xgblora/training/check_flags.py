@@ -11,12 +11,13 @@ from xgblora.boosting.starts import FIRST_STARTS, REINITS, check_share
 from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.ops.update import RULES
 from xgblora.training.flag import OF_ADAPTERS, Needs, asked_for, needing
+from xgblora.training.population_flags import check_population
 from xgblora.training.refused_flags import check_refused
 from xgblora.zo.one_sided import check_normalise
 from xgblora.zo.update_rule import check_beta
 
 METHODS = ("xgblora", "lora", "full")
-TRAINERS = ("zo", "regular", "none")
+TRAINERS = ("zo", "regular", "population", "none")
 
 
 def check_flags(args: Any) -> None:
@@ -57,6 +58,7 @@ def check_flags(args: Any) -> None:
     for name in ("logging_steps", "eval_steps"):
         if getattr(args, name) is not None:
             check_positive(name, getattr(args, name))
+    check_population(args)
     check_refused(args)
     if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
         raise InputError(
@@ -131,6 +133,12 @@ def check_development_set(args: Any, held_out: object) -> None:
     if wanted and args.trainer != "none" and (held_out is None or isinstance(held_out, dict)):
         found = "none" if held_out is None else f"a dict of {len(held_out)}"
         raise InputError(f"eval_dataset: {wanted[0]} needs one development set to measure rounds on, not {found}")
+
+
+def refuse_population(args: Any) -> None:
+    """Raise InputError where a trainer of batches is to be made for evolution by rewards."""
+    if args.trainer == "population":
+        raise InputError("trainer=population: has no batches; run xgblora-train, or use xgblora.Population")
 
 
 def check_batches(args: Any, examples: int) -> None:

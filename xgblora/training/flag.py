@@ -31,6 +31,7 @@ class Decides(Enum):
     EPOCHS_RULE = "after how many epochs a round ends"
     ESTIMATE = "a zeroth-order estimate"
     OPTIMIZER = "a step along an estimate, with the optimizers that read it"
+    POPULATION = "members, what they write and what it is worth"
     GRADIENT = "a gradient, and a step along it"
     WARMUP = "how a schedule begins"
     EVALUATIONS = "when the development set is evaluated, and as what"
@@ -50,6 +51,7 @@ class Needs(Enum):
     DEVELOPMENT_EXAMPLES = "development examples to measure rounds on"
     ONE_DEVELOPMENT_SET = "one development set, not several by name"
     ESTIMATE = "zeroth-order estimates"
+    POPULATION = "members that rewards judge"
     COPIES = "several perturbed copies of what is trained at a time"
 
 

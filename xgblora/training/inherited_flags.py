@@ -7,33 +7,43 @@ from functools import partial
 
 from xgblora.training.flag import Decides, Flag
 
+_NO_GRADIENT_STEPS = {
+    "zo": "--zo_optimizer chooses what steps",
+    "population": "the fitness of members makes the step",
+}
+_NOTHING_KEPT = dict.fromkeys(("zo", "population"), "nothing is kept for a backward pass")
+_OWN_LOSS = {"zo": "--objective chooses the loss", "population": "--reward says what a text is worth"}
 _of_backpropagation = partial(Flag, Decides.GRADIENT, shown=False)
 
 INHERITED = {
-    "gradient_accumulation_steps": Flag(Decides.RUN),
-    "weight_decay": Flag(Decides.RUN),
+    "gradient_accumulation_steps": Flag(Decides.RUN, idle={"population": "--prompts_per_step says what a step reads"}),
+    "weight_decay": Flag(Decides.RUN, idle={"population": "--decay lets earlier steps fade"}),
     "lr_scheduler_kwargs": Flag(Decides.RUN, shown=False),
     "train_sampling_strategy": Flag(Decides.RUN, shown=False),
     "data_seed": Flag(Decides.RUN, shown=False),
     "dataloader_drop_last": Flag(Decides.RUN, shown=False),
     "load_best_model_at_end": Flag(Decides.RUN),
-    "optim": _of_backpropagation(idle={"zo": "--zo_optimizer chooses what steps"}),
-    "optim_args": _of_backpropagation(idle={"zo": "--zo_optimizer chooses what steps"}),
+    "optim": _of_backpropagation(idle=_NO_GRADIENT_STEPS),
+    "optim_args": _of_backpropagation(idle=_NO_GRADIENT_STEPS),
     "optim_target_modules": _of_backpropagation(),
     "adam_beta1": _of_backpropagation(optimizers={"adam": "beta1"}),
     "adam_beta2": _of_backpropagation(optimizers={"adam": "beta2"}),
     "adam_epsilon": _of_backpropagation(optimizers={"adam": "epsilon"}),
-    "max_grad_norm": _of_backpropagation(idle={"zo": "there are no gradients to clip"}),
+    "max_grad_norm": _of_backpropagation(idle=dict.fromkeys(("zo", "population"), "there are no gradients to clip")),
     "bf16": _of_backpropagation(),
     "fp16": _of_backpropagation(),
     "neftune_noise_alpha": _of_backpropagation(),
-    "gradient_checkpointing": Flag(Decides.PASSING, idle={"zo": "nothing is kept for a backward pass"}, shown=False),
+    "gradient_checkpointing": Flag(Decides.PASSING, idle=_NOTHING_KEPT, shown=False),
     "torch_compile": Flag(
         Decides.PASSING,
         idle={"zo": "forwards run the model as it is; on a GPU they are captured as CUDA graphs"},
         shown=False,
     ),
-    "label_smoothing_factor": Flag(Decides.PASSING, idle={"zo": "--objective chooses the loss"}, shown=False),
+    "label_smoothing_factor": Flag(
+        Decides.PASSING,
+        idle=_OWN_LOSS,
+        shown=False,
+    ),
     "warmup_steps": Flag(Decides.WARMUP),
     "eval_delay": Flag(Decides.EVALUATIONS, shown=False),
     "eval_on_start": Flag(Decides.EVALUATIONS, shown=False),

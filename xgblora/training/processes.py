@@ -28,6 +28,11 @@ def check_processes(args: TrainingArguments) -> None:
     """Raise InputError if several processes were started and the flags do not go with them."""
     if args.world_size == 1:
         return
+    if args.trainer == "population":
+        raise InputError(
+            f"trainer=population: is for one process, and there are {args.world_size}; start it with python, without "
+            "torchrun or accelerate launch"
+        )
     kind = args.zo_parallel
     if kind != "examples" and args.trainer == "regular":
         raise InputError(f"zo_parallel={kind}: backpropagation shares examples alone; leave it out")

@@ -12,7 +12,7 @@ from typing import Any
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.check_schedule import goes_by_evaluations
 from xgblora.training.flag import Decides, flags_of
-from xgblora.training.task_arguments import TaskArguments
+from xgblora.training.task_flags import TaskArguments
 
 _SCHEDULES_WITHOUT_END = ("constant", "constant_with_warmup", "inverse_sqrt")
 
@@ -44,6 +44,12 @@ def identity_of_examples(training: Sequence[Any], development: Sequence[Any]) ->
     return {f"the digest of the {name} examples": _digest(examples) for name, examples in sets.items()}
 
 
+def identity_of_prompts(prompts: Sequence[Any], *, max_length: int, max_new_tokens: int) -> dict[str, Any]:
+    """What decides a run by rewards beside its flags: its prompts, and how long a text may get, in tokens."""
+    lengths = {"max_length": max_length, "max_new_tokens": max_new_tokens}
+    return {**lengths, "the digest of the prompts": _digest(prompts)}
+
+
 def _deciding(arguments: TaskArguments | XGBLoRAArguments, counts: Collection[Decides]) -> list[str]:
     """The flags that decide something of what `counts`, in the order of `Decides`."""
     flags = flags_of(arguments)
@@ -64,6 +70,7 @@ def _what_counts(args: XGBLoRAArguments) -> set[Decides]:
         Decides.STEPS_RULE: by_steps,
         Decides.EPOCHS_RULE: by_steps and not args.xgblora_steps_per_iteration,
         Decides.ESTIMATE: args.trainer == "zo",
+        Decides.POPULATION: args.trainer == "population",
         Decides.GRADIENT: args.trainer == "regular",
         Decides.WARMUP: _plain(args.lr_scheduler_type) != "constant",
         Decides.EVALUATIONS: evaluations,

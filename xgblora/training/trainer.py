@@ -32,7 +32,7 @@ from xgblora.training.agreement import Agreement, agree_on, facts_of
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.best_round import keep_best_round
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback
-from xgblora.training.check_flags import check_batches, check_development_set
+from xgblora.training.check_flags import check_batches, check_development_set, refuse_population
 from xgblora.training.from_flags import booster_of, hard_examples_of, trainable_of, zero_order_of
 from xgblora.training.hard_examples import weighing
 from xgblora.training.process_trainer import ProcessTrainer
@@ -82,6 +82,7 @@ class XGBLoRATrainer(ProcessTrainer):
         **kwargs,
     ):
         processes.check_processes(args)
+        refuse_population(args)
         self.group = processes.group_of(args)
         self.adapters = adapters or trainable_of(model, args)
         self.objective = objective or model_loss

@@ -1,4 +1,4 @@
-"""The flags that say what a run is of: the model and the task."""
+"""The flags of model and task."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -68,7 +68,7 @@ class TaskArguments:
         False, "Calibrate scores by those of the candidates without the question (--trainer none).", Decides.PASSING
     )
     icl_sfc: bool = declare(False, "Calibrate likewise, behind the demonstrations (--trainer none).", Decides.PASSING)
-    max_new_tokens: int = declare(50, "Longest generated answer in tokens.", Decides.ANSWERS)
+    max_new_tokens: int = declare(50, "Longest generated answer or completion in tokens.", Decides.ANSWERS)
     save_model: bool = declare(True, "Save the trained model (merged) to OUTPUT_DIR/model.", Decides.NOTHING)
     overwrite: bool = declare(
         False,

@@ -1,0 +1,72 @@
+"""A small model learns from reward alone to write words in alphabetical order; a program checks them.
+
+    python examples/words_in_order.py --steps 400 --seeds 0 1 2 --figure docs/images/words_in_order.png
+
+Without flags it makes the first steps of one seed. The model is the one that ships with the package: it writes reviews,
+and nobody shows it a right answer. The order need not depend on the prompt; prompts that it has not seen judge it.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+STEPS, WORDS = 40, 6
+OF, THINGS = ("the", "this", "my", "a"), ("film", "service", "bread", "design", "coffee", "camera", "phone", "menu")
+
+
+def ordered(prompt: str, completion: str, row: dict) -> float:
+    """The share of the first words that go on in alphabetical order, none twice."""
+    words, kept = completion.split()[:WORDS], 0
+    while kept < len(words) and words[kept].isalpha() and (not kept or words[kept - 1] < words[kept]):
+        kept += 1
+    return max(0, kept - 1) / (WORDS - 1)
+
+
+def learn(seed: int, steps: int, folder: Path) -> dict[str, list[float]]:
+    """One run of `xgblora-train --trainer population`: steps and held-out rewards, at the beginning and as it goes."""
+    # here, because the processes of rewards import this file too
+    from xgblora.cli.train import parse
+    from xgblora.runs.evolve import evolve
+
+    prompts = [{"text": f"{of} {thing}"} for thing in THINGS for of in OF]
+    for name, rows in (("train", prompts[8:]), ("held_out", prompts[:8])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    flags = ["--trainer=population", f"--reward={__file__}:ordered", "--prompt_template={text}"]
+    flags += [f"--prompts={folder}/train.jsonl", f"--eval_prompts={folder}/held_out.jsonl"]
+    flags += ["--target_modules=all-linear", "--members=32", "--sigma=0.02", "--learning_rate=0.01", "--use_cpu"]
+    flags += ["--prompts_per_step=4", "--max_new_tokens=10", f"--max_steps={steps}", f"--eval_steps={STEPS // 2}"]
+    evolve(*parse([*flags, f"--seed={seed}", f"--output_dir={folder}/run", "--save_model=false"]))
+    lines = (folder / "run" / "eval_reward.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
+    return {name: [entry[name] for entry in entries] for name in ("step", "reward")}
+
+
+def draw(path: Path, curves: dict[int, dict[str, list[float]]]) -> None:
+    from xgblora.figure_file import figure_file
+
+    with figure_file(path, size=(8, 4)) as (_, axes):
+        for seed, curve in curves.items():
+            axes.plot(curve["step"], curve["reward"], "o-", markersize=3, label=f"seed {seed}")
+        axes.set(xlabel="step", ylabel="reward on held-out prompts", ylim=(0, 1), title="words in alphabetical order")
+        axes.grid(alpha=0.2)
+        axes.legend()
+
+
+def main(steps: int = STEPS, seeds: tuple[int, ...] = (0,), figure: Path | None = None) -> None:
+    curves = {}
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            curves[seed] = learn(seed, steps, Path(folder))
+        before, *_, after = curves[seed]["reward"]
+        print(f"seed {seed}: held-out reward {before:.2f}, after {steps} steps {after:.2f}")
+    if figure is not None:
+        draw(figure, curves)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--figure", type=Path)
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,137 @@
+"""Runs by rewards: what they leave, that they go on to the bit, and that seeds and fitness give the weights again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.fixtures.runs import unchanged_logger
+from xgblora.boosting import Ledger
+from xgblora.boosting.merged import MergedNoise
+from xgblora.cli.train import main
+from xgblora.replaying.from_ledger import rebuild
+from xgblora.runs import evolve
+
+REWARDS = """
+def letters(prompt, completion, row):
+    return sum(one in "aeiou" for one in completion) / 20
+
+def picky(prompt, completion, row):
+    if row["number"] == 1:
+        raise KeyError("number")
+    return len(completion) / 20
+"""
+
+
+@pytest.fixture
+def run_in(tiny_model_folder, tmp_path, monkeypatch):
+    """A function `(folder, *flags)` that runs `xgblora-train --trainer population`, and gives its status."""
+    monkeypatch.chdir(tmp_path)
+    Path("rewards.py").write_text(REWARDS, encoding="utf-8")
+    rows = [{"number": number, "text": f"the film {number} was"} for number in range(6)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    good = {
+        "model_name": tiny_model_folder,
+        "trainer": "population",
+        "reward": "rewards.py:letters",
+        "prompts": "rows.jsonl",
+        "eval_prompts": "rows.jsonl",
+        "prompt_template": "{text}",
+        "dtype": "bfloat16",
+        "members": 4,
+        "sigma": 0.1,
+        "learning_rate": 0.2,
+        "prompts_per_step": 2,
+        "max_new_tokens": 4,
+        "max_steps": 5,
+        "logging_steps": 2,
+        "eval_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+
+    def run(folder: str, *flags: str) -> int:
+        words = [f"--{name}={value}" for name, value in good.items()]
+        with unchanged_logger():
+            try:
+                main([*words, f"--output_dir={folder}", "--use_cpu", *flags])
+            except SystemExit as exit:
+                return exit.code
+        return 0
+
+    return run
+
+
+def lines_of(name: str) -> list[str]:
+    return Path(name).read_text(encoding="utf-8").splitlines()
+
+
+def test_what_a_run_leaves(run_in):
+    assert run_in("run") == 0
+    heading, *steps = lines_of("run/step_reward.csv")
+    assert heading == "step,mean,best,failed,truncated,letters"
+    assert [line.split(",")[0] for line in steps] == ["1", "2", "3", "4", "5"]
+    evaluations = [json.loads(line) for line in lines_of("run/eval_reward.jsonl")]
+    assert [entry["step"] for entry in evaluations] == [0, 2, 4, 5]
+    samples = [json.loads(line) for line in lines_of("run/completions.jsonl")]
+    assert {sample["by"].split()[0] for sample in samples} == {"held-out", "member"}
+    vowels = [sum(one in "aeiou" for one in sample["completion"]) / 20 for sample in samples]
+    assert [sample["reward"] for sample in samples] == vowels
+    metrics = json.loads(Path("run/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["results"]["zero_shot"]["eval"]["reward"] == evaluations[0]["reward"]
+    assert metrics["results"]["trained"]["eval"]["reward"] == evaluations[-1]["reward"]
+    names = {path.name for path in Path("run").iterdir()}
+    assert names >= {"reward.png", "train.log", "boosters.safetensors", "model", "checkpoint-4", "checkpoint-5"}
+    assert run_in("run") == 2
+
+
+def test_a_stopped_run_goes_on_to_the_bit_and_seeds_and_fitness_give_its_weights(
+    run_in, tiny_model_folder, monkeypatch
+):
+    assert run_in("whole") == 0
+    step = evolve.Evolution.step
+
+    def stopping(evolution):
+        if evolution.population.step == 3:
+            raise KeyboardInterrupt
+        return step(evolution)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evolve.Evolution, "step", stopping)
+        assert run_in("stopped") == 130
+    assert len(lines_of("stopped/step_reward.csv")) == 4
+    with open("stopped/step_reward.csv", "a", encoding="utf-8") as file:
+        file.write("4,0.2")
+    assert run_in("stopped", "--resume_from_checkpoint=last") == 0
+    for name in ("step_reward.csv", "eval_reward.jsonl", "completions.jsonl"):
+        assert lines_of(f"stopped/{name}") == lines_of(f"whole/{name}")
+    ledger = Ledger.load(Path("stopped/boosters.safetensors"))
+    assert ledger.boosters
+    assert all(isinstance(booster, MergedNoise) for booster in ledger.boosters)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.bfloat16)
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    replayed = rebuild(base, ledger)
+    ours = {
+        layer: weight.clone() for layer, weight in zip(ledger.origin.layers, replayed.adapters.weights(), strict=True)
+    }
+    for folder in ("whole", "stopped"):
+        trained = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.bfloat16).state_dict()
+        assert all(torch.equal(trained[f"{layer}.weight"], weight) for layer, weight in ours.items())
+        assert not all(torch.equal(trained[name], weight) for name, weight in before.items())
+
+
+def test_another_learning_rate_is_another_run(run_in, capsys):
+    assert run_in("run", "--max_steps=2") == 0
+    assert run_in("run", "--resume_from_checkpoint=last", "--sigma=0.3") == 2
+    assert "sigma is 0.1 there and 0.3 here" in capsys.readouterr().err
+
+
+def test_a_reward_that_fails_costs_a_member_its_step_or_ends_the_run(run_in, capsys):
+    flags = ("--reward=rewards.py:picky", "--prompts_per_step=6", "--max_steps=1", "--save_model=false")
+    assert run_in("run", *flags) == 0
+    assert lines_of("run/step_reward.csv")[1].split(",")[:4] == ["1", "nan", "nan", "4"]
+    assert "reward picky of rows.jsonl line 2: raised KeyError: 'number'" in capsys.readouterr().out
+    assert run_in("ended", *flags, "--on_failure=stop") == 2
+    assert "raised KeyError" in capsys.readouterr().err

@@ -1,0 +1,60 @@
+"""The files of a run by rewards that grow as it goes: rewards of steps and evaluations, and samples of completions."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from xgblora.atomic_file import sync_file, write_text
+from xgblora.records.growing_files import append, lines_up_to
+from xgblora.records.run_folder import RunFolder
+
+_FIRST_COLUMNS = ("step", "mean", "best", "failed", "truncated")
+
+
+class RewardFiles:
+    """Writes `step_reward.csv`, `eval_reward.jsonl` and `completions.jsonl`, a whole line at a time.
+
+    Args:
+        folder: of the run.
+        rewards: the names of its rewards, each a column.
+        keep: the step of the checkpoint that the run goes on from, whose lines are kept; 0 for a new run.
+    """
+
+    def __init__(self, folder: RunFolder, rewards: Sequence[str], *, keep: int):
+        self._folder, self._rewards = folder, tuple(rewards)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.remove_leftovers()
+        heading = ",".join((*_FIRST_COLUMNS, *self._rewards)) + "\n"
+        steps = lines_up_to(keep, folder.step_reward, lambda line: int(line.split(",")[0]), heading=1) if keep else ""
+        write_text(folder.step_reward, heading + steps)
+        for path in (folder.eval_reward, folder.completions):
+            write_text(path, lines_up_to(keep, path, lambda line: json.loads(line)["step"]) if keep else "")
+
+    def add_step(
+        self, step: int, *, mean: float, best: float, failed: int, truncated: int, rewards: Mapping[str, float]
+    ) -> None:
+        """Write the line of a step: rewards of members that did not fail, and the mean of each reward by its name."""
+        values = (step, mean, best, failed, truncated, *(rewards[name] for name in self._rewards))
+        append(self._folder.step_reward, ",".join(map(repr, values)) + "\n")
+
+    def add_evaluation(self, entry: Mapping[str, object]) -> None:
+        """Write what held-out prompts gave."""
+        append(self._folder.eval_reward, json.dumps(entry) + "\n")
+
+    def add_completions(self, step: int, about: str, texts: Sequence[Mapping[str, object]]) -> None:
+        """Write samples of what was completed; `about` says by whom."""
+        lines = [json.dumps({"step": step, "by": about, **text}) + "\n" for text in texts]
+        append(self._folder.completions, "".join(lines))
+
+    def sync(self) -> None:
+        """Bring everything to the disk: a run that goes on from a checkpoint keeps it."""
+        for path in (self._folder.step_reward, self._folder.eval_reward, self._folder.completions):
+            sync_file(path)
+
+
+def read_steps(path: Path) -> dict[str, list[float]]:
+    """The columns of a `step_reward.csv` by name."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in _FIRST_COLUMNS}

@@ -1,0 +1,82 @@
+"""`plan_rewards`, the first stage of a run by rewards: what its flags decide. It needs no model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xgblora.errors import InputError
+from xgblora.rewards import parse_rewards, prompts_by_chat, prompts_by_template
+from xgblora.rewards.functions import Reward
+from xgblora.rewards.prompts import Prompt
+from xgblora.runs.language_model import refuse_missing_folder
+from xgblora.runs.place import Place, place_of
+from xgblora.tasks.files import Row, read_rows
+from xgblora.training import processes
+from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.evolution import sampling_of
+
+
+@dataclass(frozen=True)
+class RewardPlan:
+    """A run by rewards as its flags have it.
+
+    Attributes:
+        task, args: the flags.
+        rewards: what completions are judged by.
+        rows, held_out: those to learn from, and those to evaluate.
+        place: where it writes, and what it goes on from.
+    """
+
+    task: TaskArguments
+    args: XGBLoRAArguments
+    rewards: tuple[Reward, ...]
+    rows: list[Row]
+    held_out: list[Row]
+    place: Place
+
+
+def plan_rewards(task: TaskArguments, args: XGBLoRAArguments) -> RewardPlan:
+    """Check the flags, read the rows, and choose the folder.
+
+    Raises:
+        InputError: a flag or a file is wrong, or the folder holds another run.
+    """
+    processes.check_processes(args)
+    if task.model_name is None:
+        raise InputError("model_name is missing: give a model folder or a hub name")
+    for name in ("task_name", "task_file", "data_dir"):
+        if getattr(task, name) is not None:
+            raise InputError(f"{name}={getattr(task, name)}: --trainer population learns from --prompts; leave it out")
+    refuse_missing_folder(task.model_name)
+    sampling_of(args, task.max_new_tokens)
+    rewards = parse_rewards(args.reward, args.reward_weights)
+    rows = _rows_of("prompts", args.prompts)
+    held_out = _rows_of("eval_prompts", args.eval_prompts) if args.eval_prompts else []
+    if args.prompts_per_step > len(rows):
+        raise InputError(f"prompts_per_step={args.prompts_per_step}: {args.prompts} has {len(rows)} rows")
+    if args.prompt_template is not None:
+        # now, because it needs no model
+        read_prompts([*rows, *held_out], args, None)
+    place = place_of(task, args, Path(args.prompts).stem)
+    return RewardPlan(task, args, rewards, rows, held_out, place)
+
+
+def read_prompts(rows: list[Row], args: XGBLoRAArguments, tokenizer: Any) -> list[Prompt]:
+    """The prompts of rows as the flags have them; the tokenizer is for its chat template.
+
+    Raises:
+        InputError: a row has not what the template needs, or there is no template.
+    """
+    if args.prompt_template is not None:
+        return prompts_by_template(rows, args.prompt_template)
+    return prompts_by_chat(rows, tokenizer, args.prompt_column)
+
+
+def _rows_of(flag: str, name: str) -> list[Row]:
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"{flag}={name}: there is no such file")
+    rows = read_rows(path)
+    if not rows:
+        raise InputError(f"{flag}={name}: there are no rows in it")
+    return rows

@@ -1,0 +1,104 @@
+"""What a run by rewards says and shows: its configuration, its steps, its results and its figure."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from xgblora.records.reward_files import read_steps
+from xgblora.records.run_folder import RunFolder, entries_of
+from xgblora.runs import reward_figure
+from xgblora.runs.console import log_block, logger
+from xgblora.runs.reward_plan import RewardPlan
+from xgblora.spelling import dtype_name, one_line
+from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.evolution import Evolution, Judged, Step, mean_of
+
+
+def log_configuration(plan: RewardPlan, evolution: Evolution, steps: int) -> None:
+    """Log the block that says what will run."""
+    task, args, adapters = plan.task, plan.args, evolution.booster.adapters
+    for line in args.idle_flags:
+        logger.warning(line)
+    sampling = evolution.sampling
+    how = f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}" if sampling.temperature else "greedy"
+    pairs = ", in pairs" if args.pairs else ""
+    blocks = f", {evolution.block} at a time" if evolution.block < args.members else ""
+    log_block(
+        "xgblora",
+        [
+            ("Model", f"{task.model_name} ({dtype_name(adapters.compute_dtype)}, {args.device})"),
+            ("Prompts", f"{len(plan.rows)} from {args.prompts}, {len(plan.held_out)} held out"),
+            ("Rewards", ", ".join(f"{reward.weight:g} x {reward.name}" for reward in plan.rewards)),
+            ("A reward that fails", f"{args.on_failure}; time limit {args.reward_time_limit:g} s"),
+            ("Method", "evolution, rank-1 perturbations of the weights; each step is a booster"),
+            ("Members", f"{args.members}{pairs}{blocks}, sigma {args.sigma:g}"),
+            ("Shaping", args.shaping),
+            ("Decay", f"{args.decay:g}"),
+            ("Learning rate", f"{args.learning_rate:g}"),
+            ("Texts a step", f"{args.prompts_per_step} prompts x {sampling.completions} x {args.members} members"),
+            ("Sampling", f"{how}, at most {sampling.max_new_tokens} tokens"),
+            ("Adapted layers", len(adapters.layers)),
+            ("Steps", steps),
+            ("Seed", args.seed),
+            ("Output", plan.place.folder.path),
+        ],
+    )
+
+
+def log_step(number: int, step: Step, rewards: Mapping[str, float], truncated: float) -> None:
+    """Log what a step came to; several rewards one by one."""
+    told = step.told
+    each = ", ".join(f"{name} {value:.4f}" for name, value in rewards.items()) if len(rewards) > 1 else ""
+    logger.info(
+        "step %d: reward mean %.4f, best %.4f, %d failed, %.0f%% of texts truncated%s",
+        number,
+        told.mean,
+        told.best,
+        told.failed,
+        100 * truncated,
+        f" ({each})" if each else "",
+    )
+
+
+def about_texts(judged: Sequence[Judged]) -> dict:
+    """What texts are worth together: the mean of those that did not fail, each reward by its name, and the counts."""
+    names = judged[0].scored.rewards
+    return {
+        "examples": len(judged),
+        "reward": mean_of([one.scored.value for one in judged]),
+        "rewards": {name: mean_of([one.scored.rewards[name] for one in judged]) for name in names},
+        "failed": sum(bool(one.scored.failures) for one in judged),
+        "truncated": sum(one.completion.truncated for one in judged),
+    }
+
+
+def log_results(metrics: dict, folder: RunFolder, *, saved: bool) -> None:
+    """Log what was gained, and where everything is."""
+    before, after = (metrics["results"][name]["eval"] for name in ("zero_shot", "trained"))
+    training = metrics["training"]
+    logger.info("")
+    if before:
+        logger.info("held-out reward: %.4f before, %.4f after", before["reward"], after["reward"])
+    logger.info(
+        "%d steps in %.1f s (%.2f steps/s), %d boosters",
+        training["steps"],
+        training["seconds"],
+        training["steps_per_second"],
+        training["boosters"],
+    )
+    logger.info("curve:   %s", folder.reward_figure)
+    logger.info("metrics: %s", folder.metrics)
+    if saved:
+        logger.info("model:   %s", folder.model)
+
+
+def draw(folder: RunFolder, task: TaskArguments, args: XGBLoRAArguments) -> None:
+    """Draw the figure; one that cannot be drawn is logged, since all that was learnt is there without it."""
+    try:
+        reward_figure.draw(
+            folder.reward_figure,
+            title=f"{Path(task.model_name).name} on {Path(args.prompts).name}: evolution, seed {args.seed}",
+            steps=read_steps(folder.step_reward),
+            held_out=[(entry["step"], entry["reward"]) for entry in entries_of(folder.eval_reward)],
+        )
+    except Exception as error:  # what a library of figures can raise is anybody's guess
+        logger.warning("no figure: it could not be drawn (%s)", one_line(error, kind=True, limit=200))
