@@ -92,32 +92,34 @@ def generate_for_members(
     room = max_length - sampling.max_new_tokens
     texts = [prompt_ids(tokenizer, one, room) if isinstance(one, str) else list(one)[-room:] for one in prompts]
     numbers = list(range(len(texts))) if numbers is None else list(numbers)
-    rows_a_prompt = (members or 1) * sampling.completions
-    result: list[list[list[Completion]]] = [[[] for _ in texts] for _ in range(members or 1)]
     writer = _Writer(model, tokenizer, adapters, members, sampling)
-    batches = batches_by_length(
-        range(len(texts)),
-        lambda place: len(texts[place]),
-        tokens=max(1, (tokens or TOKENS) // rows_a_prompt),
-        extra=sampling.max_new_tokens,
-    )
     with in_eval_mode(model):
         try:
-            for places in batches:
-                noise = uniforms(
-                    seed,
-                    [numbers[place] for place in places],
-                    sampling.completions,
-                    sampling.max_new_tokens,
-                    writer.device,
-                )
-                written = iter(writer.write([texts[place] for place in places], noise))
-                for of_member in result:
-                    for place in places:
-                        of_member[place] = [next(written) for _ in range(sampling.completions)]
+            return _in_batches(writer, texts, numbers, seed, tokens or TOKENS)
         finally:
             if members is not None:
                 adapters.arena.read_master()
+
+
+def _in_batches(
+    writer: "_Writer", texts: list[list[int]], numbers: list[int], seed: int, tokens: int
+) -> list[list[list[Completion]]]:
+    """What `writer` writes after `texts`, by member, text and completion."""
+    sampling, members = writer.sampling, writer.members or 1
+    result: list[list[list[Completion]]] = [[[] for _ in texts] for _ in range(members)]
+    batches = batches_by_length(
+        range(len(texts)),
+        lambda place: len(texts[place]),
+        tokens=max(1, tokens // (members * sampling.completions)),
+        extra=sampling.max_new_tokens,
+    )
+    for places in batches:
+        named = [numbers[place] for place in places]
+        noise = uniforms(seed, named, sampling.completions, sampling.max_new_tokens, writer.device)
+        written = iter(writer.write([texts[place] for place in places], noise))
+        for of_member in result:
+            for place in places:
+                of_member[place] = [next(written) for _ in range(sampling.completions)]
     return result
 
 
@@ -158,8 +160,8 @@ class _Writer:
                 "state): several members cannot write in one batch"
             )
         self.device = next(model.parameters()).device
-        self._model, self._tokenizer, self._sampling = model, tokenizer, sampling
-        self._adapters, self._members = adapters, members
+        self._model, self._tokenizer, self.sampling = model, tokenizer, sampling
+        self._adapters, self.members = adapters, members
         self._pad = padding_id(tokenizer, rows_of_embeddings(model))
         self._ends = torch.tensor(sorted(end_ids(tokenizer, model)), dtype=torch.int64, device=self.device)
         self._stops = StopStringCriteria(tokenizer, list(sampling.stop)) if sampling.stop else None
@@ -169,13 +171,13 @@ class _Writer:
     def write(self, texts: list[list[int]], noise: Tensor) -> list[Completion]:
         """What is written after `texts`, by member, text and completion; `noise` is [texts, completions, positions]."""
         rows = self._read(texts)
-        count, positions = len(rows.numbers), self._sampling.max_new_tokens
-        noise = noise.view(-1, positions).repeat(self._members or 1, 1)
+        count, positions = len(rows.numbers), self.sampling.max_new_tokens
+        noise = noise.view(-1, positions).repeat(self.members or 1, 1)
         written = torch.full((count, positions), self._pad, device=self.device)
         lengths = torch.full((count,), positions, device=self.device)
         has_ended = torch.zeros(count, dtype=torch.bool, device=self.device)
         for position in range(positions):
-            token = next_tokens(rows.logits, self._sampling, noise[rows.numbers, position])
+            token = next_tokens(rows.logits, self.sampling, noise[rows.numbers, position])
             written[rows.numbers, position] = token
             ended = torch.isin(token, self._ends)
             if self._stops is not None:
@@ -194,12 +196,12 @@ class _Writer:
 
     def _completion(self, ids: list[int], has_ended: bool) -> Completion:
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        ends = [text.index(stop) for stop in self._sampling.stop if stop in text]
+        ends = [text.index(stop) for stop in self.sampling.stop if stop in text]
         return Completion(text[: min(ends)] if ends else text, tuple(ids), not (has_ended or ends))
 
     def _read(self, texts: list[list[int]]) -> _Rows:
         """The rows of a batch, their prompts read: what all begin with once a member, each prompt once a member."""
-        members = torch.arange(self._members or 1, dtype=torch.int32, device=self.device)
+        members = torch.arange(self.members or 1, dtype=torch.int32, device=self.device)
         shared = min(common_length(min(texts), max(texts)), min(map(len, texts)) - 1)
         shared = shared if len(texts) > 1 and shared >= _SHARED else 0
         zeros = torch.zeros(len(members), dtype=torch.int64, device=self.device)
@@ -210,7 +212,7 @@ class _Writer:
         self._repeat(rows, len(texts), in_cache=bool(shared))
         ids, mask = (part.to(self.device) for part in left_padded([text[shared:] for text in texts], self._pad))
         self._go_on(rows, ids.repeat(len(members), 1), mask.repeat(len(members), 1))
-        self._repeat(rows, self._sampling.completions, in_cache=True)
+        self._repeat(rows, self.sampling.completions, in_cache=True)
         rows.numbers = torch.arange(len(rows.member), device=self.device)
         return rows
 
@@ -227,8 +229,8 @@ class _Writer:
         """Run `ids` [R, T] after what the cache holds; `mask` [R, T] is 0 for padding."""
         positions = rows.length.unsqueeze(1) + (mask.cumsum(dim=1) - 1).clamp_(min=0)
         rows.length, rows.mask = rows.length + mask.sum(dim=1), torch.cat((rows.mask, mask), dim=1)
-        if self._members is not None:
-            self._adapters.arena.read_live(0, self._members, rows.member if self._members > 1 else None)
+        if self.members is not None:
+            self._adapters.arena.read_live(0, self.members, rows.member if self.members > 1 else None)
         given = {"position_ids": positions, "logits_to_keep": 1}
         output = self._model(
             input_ids=ids,
