@@ -1,6 +1,6 @@
 """A small model learns from reward alone to write three words in alphabetical order; a program checks them.
 
-    python examples/words_in_order.py --steps 60 --seeds 0 1 2 --figure docs/images/words_in_order.png
+    python examples/words_in_order.py --steps 100 --seeds 0 1 2 --figure docs/images/words_in_order.png
 
 Without flags it makes the first steps of one seed. The model is the one that ships with the package: it writes reviews,
 and nobody shows it a right answer. The task is an easy one, for answers need not depend on the prompt. Prompts that it
@@ -33,8 +33,9 @@ def learn(seed: int, steps: int, folder: Path) -> dict[str, list[float]]:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     flags = ["--trainer=population", f"--reward={__file__}:ordered", "--prompt_template={text}"]
     flags += [f"--prompts={folder}/train.jsonl", f"--eval_prompts={folder}/held_out.jsonl"]
-    flags += ["--target_modules=all-linear", "--members=64", "--sigma=0.02", "--learning_rate=0.03", "--use_cpu"]
-    flags += ["--prompts_per_step=8", "--max_new_tokens=5", f"--max_steps={steps}", "--eval_steps=10"]
+    flags += ["--target_modules=all-linear", "--xgblora_layers=0.75:1.0", "--shaping=z-score", "--use_cpu"]
+    flags += ["--members=128", "--sigma=0.1", "--learning_rate=0.15", "--temperature=0.5"]
+    flags += ["--prompts_per_step=4", "--max_new_tokens=5", f"--max_steps={steps}", "--eval_steps=10"]
     evolve(*parse([*flags, f"--seed={seed}", f"--output_dir={folder}/run", "--save_model=false"]))
     lines = (folder / "run" / "eval_reward.jsonl").read_text(encoding="utf-8").splitlines()
     entries = [json.loads(line) for line in lines]
