@@ -1,9 +1,10 @@
-"""A small model learns from reward alone to write words in alphabetical order; a program checks them.
+"""A small model learns from reward alone to write three words in alphabetical order; a program checks them.
 
-    python examples/words_in_order.py --steps 400 --seeds 0 1 2 --figure docs/images/words_in_order.png
+    python examples/words_in_order.py --steps 100 --seeds 0 1 2 --figure docs/images/words_in_order.png
 
 Without flags it makes the first steps of one seed. The model is the one that ships with the package: it writes reviews,
-and nobody shows it a right answer. The order need not depend on the prompt; prompts that it has not seen judge it.
+and nobody shows it a right answer. The task is an easy one, for answers need not depend on the prompt. Prompts that it
+has not seen judge it.
 """
 
 import argparse
@@ -11,16 +12,14 @@ import json
 import tempfile
 from pathlib import Path
 
-STEPS, WORDS = 40, 6
-OF, THINGS = ("the", "this", "my", "a"), ("film", "service", "bread", "design", "coffee", "camera", "phone", "menu")
+STEPS, WORDS = 30, 3
+OF, THINGS = ("the", "this", "my", "a"), ("film", "service", "bread", "design", "coffee", "menu", "camera", "phone")
 
 
 def ordered(prompt: str, completion: str, row: dict) -> float:
-    """The share of the first words that go on in alphabetical order, none twice."""
-    words, kept = completion.split()[:WORDS], 0
-    while kept < len(words) and words[kept].isalpha() and (not kept or words[kept - 1] < words[kept]):
-        kept += 1
-    return max(0, kept - 1) / (WORDS - 1)
+    """1 if the first three words are in alphabetical order, none twice and no sign between them; else 0."""
+    words = completion.split()[:WORDS]
+    return float(len(words) == WORDS and all(map(str.isalpha, words)) and sorted({*words}) == words)
 
 
 def learn(seed: int, steps: int, folder: Path) -> dict[str, list[float]]:
@@ -30,12 +29,13 @@ def learn(seed: int, steps: int, folder: Path) -> dict[str, list[float]]:
     from xgblora.runs.evolve import evolve
 
     prompts = [{"text": f"{of} {thing}"} for thing in THINGS for of in OF]
-    for name, rows in (("train", prompts[8:]), ("held_out", prompts[:8])):
+    for name, rows in (("train", [*prompts[1::3], *prompts[2::3]]), ("held_out", prompts[::3])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     flags = ["--trainer=population", f"--reward={__file__}:ordered", "--prompt_template={text}"]
     flags += [f"--prompts={folder}/train.jsonl", f"--eval_prompts={folder}/held_out.jsonl"]
-    flags += ["--target_modules=all-linear", "--members=32", "--sigma=0.02", "--learning_rate=0.01", "--use_cpu"]
-    flags += ["--prompts_per_step=4", "--max_new_tokens=10", f"--max_steps={steps}", f"--eval_steps={STEPS // 2}"]
+    flags += ["--target_modules=all-linear", "--xgblora_layers=0.75:1.0", "--shaping=z-score", "--use_cpu"]
+    flags += ["--members=128", "--sigma=0.1", "--learning_rate=0.15", "--temperature=0.5"]
+    flags += ["--prompts_per_step=4", "--max_new_tokens=5", f"--max_steps={steps}", "--eval_steps=10"]
     evolve(*parse([*flags, f"--seed={seed}", f"--output_dir={folder}/run", "--save_model=false"]))
     lines = (folder / "run" / "eval_reward.jsonl").read_text(encoding="utf-8").splitlines()
     entries = [json.loads(line) for line in lines]

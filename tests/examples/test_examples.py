@@ -74,6 +74,11 @@ def test_a_pole_is_balanced_and_a_server_is_pleased_by_rewards_alone(printed, ca
     assert rewards == sorted(rewards, reverse=True)
 
 
+def test_a_reward_alone_is_learnt_from(printed, capsys):
+    _, before, _, after = figures(printed("words_in_order", capsys))
+    assert after > before
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_it_fits_on_a_page(path):
     assert path.read_text(encoding="utf-8").count("\n") <= 75

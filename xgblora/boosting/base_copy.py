@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -152,6 +151,9 @@ def _ends(name: str) -> Iterator[str]:
 
 def _paths(name: str) -> list[Path]:
     """The safetensors files in a folder, or of a model of the hub that was downloaded before."""
+    # here, because it brings packages that adapters and boosting do without
+    from huggingface_hub import snapshot_download
+
     folder = Path(name)
     if name and not folder.is_dir():
         try:

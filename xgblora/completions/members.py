@@ -87,28 +87,39 @@ def generate_for_members(
     """
     max_length = max_length or position_limit(model) or 1 << 30
     check_room(max_length, sampling.max_new_tokens)
+    if members is not None and (adapters is None or adapters.arena.live is None or len(adapters.arena.live) < members):
+        raise InputError(f"members={members}: `adapters.arena.live` must have a row for each; call `allocate_live`")
     room = max_length - sampling.max_new_tokens
     texts = [prompt_ids(tokenizer, one, room) if isinstance(one, str) else list(one)[-room:] for one in prompts]
     numbers = list(range(len(texts))) if numbers is None else list(numbers)
-    rows_a_prompt = (members or 1) * sampling.completions
-    result: list[list[list[Completion]]] = [[[] for _ in texts] for _ in range(members or 1)]
-    writer = _Writer(model, tokenizer, adapters, members, sampling, seed)
-    batches = batches_by_length(
-        range(len(texts)),
-        lambda place: len(texts[place]),
-        tokens=max(1, (tokens or TOKENS) // rows_a_prompt),
-        extra=sampling.max_new_tokens,
-    )
+    writer = _Writer(model, tokenizer, adapters, members, sampling)
     with in_eval_mode(model):
         try:
-            for places in batches:
-                written = iter(writer.write([texts[place] for place in places], [numbers[place] for place in places]))
-                for of_member in result:
-                    for place in places:
-                        of_member[place] = [next(written) for _ in range(sampling.completions)]
+            return _in_batches(writer, texts, numbers, seed, tokens or TOKENS)
         finally:
             if members is not None:
                 adapters.arena.read_master()
+
+
+def _in_batches(
+    writer: "_Writer", texts: list[list[int]], numbers: list[int], seed: int, tokens: int
+) -> list[list[list[Completion]]]:
+    """What `writer` writes after `texts`, by member, text and completion."""
+    sampling, members = writer.sampling, writer.members or 1
+    result: list[list[list[Completion]]] = [[[] for _ in texts] for _ in range(members)]
+    batches = batches_by_length(
+        range(len(texts)),
+        lambda place: len(texts[place]),
+        tokens=max(1, tokens // (members * sampling.completions)),
+        extra=sampling.max_new_tokens,
+    )
+    for places in batches:
+        named = [numbers[place] for place in places]
+        noise = uniforms(seed, named, sampling.completions, sampling.max_new_tokens, writer.device)
+        written = iter(writer.write([texts[place] for place in places], noise))
+        for of_member in result:
+            for place in places:
+                of_member[place] = [next(written) for _ in range(sampling.completions)]
     return result
 
 
@@ -142,36 +153,31 @@ class _Rows:
 class _Writer:
     """Writes batches; arguments as of `generate_for_members`."""
 
-    def __init__(self, model, tokenizer, adapters, members: int | None, sampling: Sampling, seed: int):
+    def __init__(self, model, tokenizer, adapters, members: int | None, sampling: Sampling):
         if not keeps_all_tokens(model.config):
             raise InputError(
                 f"{type(model).__name__} keeps something else than the keys and values of all tokens (a window, a "
                 "state): several members cannot write in one batch"
             )
-        self._device = next(model.parameters()).device
-        if members is not None and (
-            adapters is None or adapters.arena.live is None or len(adapters.arena.live) < members
-        ):
-            raise InputError(f"members={members}: `adapters.arena.live` must have a row for each; call `allocate_live`")
-        self._model, self._tokenizer, self._sampling, self._seed = model, tokenizer, sampling, seed
-        self._adapters, self._members = adapters, members
+        self.device = next(model.parameters()).device
+        self._model, self._tokenizer, self.sampling = model, tokenizer, sampling
+        self._adapters, self.members = adapters, members
         self._pad = padding_id(tokenizer, rows_of_embeddings(model))
-        self._ends = torch.tensor(sorted(end_ids(tokenizer, model)), dtype=torch.int64, device=self._device)
+        self._ends = torch.tensor(sorted(end_ids(tokenizer, model)), dtype=torch.int64, device=self.device)
         self._stops = StopStringCriteria(tokenizer, list(sampling.stop)) if sampling.stop else None
         arguments = inspect.signature(model.forward).parameters
         self._takes = {name for name in ("position_ids", "logits_to_keep") if name in arguments}
 
-    def write(self, texts: list[list[int]], numbers: list[int]) -> list[Completion]:
-        """What is written after `texts`, by member, text and completion; the noise calls them `numbers`."""
+    def write(self, texts: list[list[int]], noise: Tensor) -> list[Completion]:
+        """What is written after `texts`, by member, text and completion; `noise` is [texts, completions, positions]."""
         rows = self._read(texts)
-        count, positions = len(rows.numbers), self._sampling.max_new_tokens
-        noise = uniforms(self._seed, numbers, self._sampling.completions, positions, self._device)
-        noise = noise.view(-1, positions).repeat(self._members or 1, 1)
-        written = torch.full((count, positions), self._pad, device=self._device)
-        lengths = torch.full((count,), positions, device=self._device)
-        has_ended = torch.zeros(count, dtype=torch.bool, device=self._device)
+        count, positions = len(rows.numbers), self.sampling.max_new_tokens
+        noise = noise.view(-1, positions).repeat(self.members or 1, 1)
+        written = torch.full((count, positions), self._pad, device=self.device)
+        lengths = torch.full((count,), positions, device=self.device)
+        has_ended = torch.zeros(count, dtype=torch.bool, device=self.device)
         for position in range(positions):
-            token = next_tokens(rows.logits, self._sampling, noise[rows.numbers, position])
+            token = next_tokens(rows.logits, self.sampling, noise[rows.numbers, position])
             written[rows.numbers, position] = token
             ended = torch.isin(token, self._ends)
             if self._stops is not None:
@@ -190,24 +196,24 @@ class _Writer:
 
     def _completion(self, ids: list[int], has_ended: bool) -> Completion:
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        ends = [text.index(stop) for stop in self._sampling.stop if stop in text]
+        ends = [text.index(stop) for stop in self.sampling.stop if stop in text]
         return Completion(text[: min(ends)] if ends else text, tuple(ids), not (has_ended or ends))
 
     def _read(self, texts: list[list[int]]) -> _Rows:
         """The rows of a batch, their prompts read: what all begin with once a member, each prompt once a member."""
-        members = torch.arange(self._members or 1, dtype=torch.int32, device=self._device)
+        members = torch.arange(self.members or 1, dtype=torch.int32, device=self.device)
         shared = min(common_length(min(texts), max(texts)), min(map(len, texts)) - 1)
         shared = shared if len(texts) > 1 and shared >= _SHARED else 0
-        zeros = torch.zeros(len(members), dtype=torch.int64, device=self._device)
+        zeros = torch.zeros(len(members), dtype=torch.int64, device=self.device)
         rows = _Rows(zeros, members, zeros, zeros.unsqueeze(1)[:, :0], DynamicCache(config=self._model.config), zeros)
         if shared:
-            ids = torch.tensor([texts[0][:shared]], device=self._device).expand(len(members), -1)
+            ids = torch.tensor([texts[0][:shared]], device=self.device).expand(len(members), -1)
             self._go_on(rows, ids, torch.ones_like(ids))
         self._repeat(rows, len(texts), in_cache=bool(shared))
-        ids, mask = (part.to(self._device) for part in left_padded([text[shared:] for text in texts], self._pad))
+        ids, mask = (part.to(self.device) for part in left_padded([text[shared:] for text in texts], self._pad))
         self._go_on(rows, ids.repeat(len(members), 1), mask.repeat(len(members), 1))
-        self._repeat(rows, self._sampling.completions, in_cache=True)
-        rows.numbers = torch.arange(len(rows.member), device=self._device)
+        self._repeat(rows, self.sampling.completions, in_cache=True)
+        rows.numbers = torch.arange(len(rows.member), device=self.device)
         return rows
 
     def _repeat(self, rows: _Rows, times: int, *, in_cache: bool) -> None:
@@ -223,8 +229,8 @@ class _Writer:
         """Run `ids` [R, T] after what the cache holds; `mask` [R, T] is 0 for padding."""
         positions = rows.length.unsqueeze(1) + (mask.cumsum(dim=1) - 1).clamp_(min=0)
         rows.length, rows.mask = rows.length + mask.sum(dim=1), torch.cat((rows.mask, mask), dim=1)
-        if self._members is not None:
-            self._adapters.arena.read_live(0, self._members, rows.member if self._members > 1 else None)
+        if self.members is not None:
+            self._adapters.arena.read_live(0, self.members, rows.member if self.members > 1 else None)
         given = {"position_ids": positions, "logits_to_keep": 1}
         output = self._model(
             input_ids=ids,
