@@ -14,7 +14,7 @@ import xgblora
 from benchmarks.by_turns import ratios, seconds_by_turns
 from benchmarks.models import EXAMPLES, random_model
 from xgblora.objectives.texts import model_loss
-from xgblora.training.process_group import ProcessGroup, join
+from xgblora.process_group import ProcessGroup, join
 from xgblora.zo.exchange import Alone, ShareOfExamples
 
 GATHERS = 200

@@ -20,6 +20,7 @@ RANKS = {
     "eval_mode": 0,
     "short_texts": 0,
     "hub_downloads": 0,
+    "process_group": 1,
     "demo": 0,
     "kernels": 1,
     "_C": 1,

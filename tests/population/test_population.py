@@ -129,7 +129,8 @@ def test_a_failed_member_is_counted_never_best_and_has_no_weight(world, caplog, 
         told = population.tell([1.0, bad, 3.0, 2.0])
     assert (told.failed, told.best_member, told.best, told.mean) == (1, 2, 3.0, 2.0)
     assert population.booster.boosters[0].coefficients[1] == 0.0
-    assert caplog.messages == ["XGBLoRA: population, step 1: 1 of 4 members failed"]
+    said = [message for message in caplog.messages if "population" in message]
+    assert said == ["XGBLoRA: population, step 1: 1 of 4 members failed"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_where_nothing_can_be_said_nothing_changes_but_the_step(world, caplog, f
     assert len(booster.ledger) == 0
     assert population.step == 1
     assert all(map(torch.equal, before, (*booster.adapters.weights(), booster.adapters.arena.master)))
-    (message,) = caplog.messages
+    (message,) = (message for message in caplog.messages if "population" in message)
     assert line in message
 
 

@@ -255,6 +255,7 @@ def test_what_counts_in_a_run_is_named(flags, named):
 
 def test_generated_answers_count_where_the_objective_is_of_them():
     always = {"task_name": "SQuAD", "num_train": 1000, "num_dev": 500, "train_set_seed": 3, "max_length": 64}
+    always |= {"head": False}
     for objective, more in (("accuracy", {}), ("f1", {"max_new_tokens": 50})):
         task = TaskArguments(task_name="SQuAD", objective=objective)
         assert identity_of_task(task, seed=3, max_length=64) == {**always, "objective": objective, **more}

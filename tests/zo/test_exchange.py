@@ -9,7 +9,7 @@ import torch.distributed as dist
 import xgblora
 from tests.zo.toys import Toy, squared_errors, toy_batch
 from xgblora.errors import InputError
-from xgblora.training.process_group import ProcessGroup, join
+from xgblora.process_group import ProcessGroup, join
 from xgblora.zo import OneSided, TwoSided
 from xgblora.zo.exchange import Alone, ShareOfExamples, ShareOfForwards, by_directions, by_signs, mean_in_order
 

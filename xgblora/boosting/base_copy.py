@@ -151,11 +151,11 @@ def _ends(name: str) -> Iterator[str]:
 
 def _paths(name: str) -> list[Path]:
     """The safetensors files in a folder, or of a model of the hub that was downloaded before."""
-    # here, because it brings packages that adapters and boosting do without
-    from huggingface_hub import snapshot_download
-
     folder = Path(name)
     if name and not folder.is_dir():
+        # here, because it brings packages that a model of no hub does without
+        from huggingface_hub import snapshot_download
+
         try:
             folder = Path(snapshot_download(name, local_files_only=True, allow_patterns="*.safetensors"))
         except (OSError, ValueError):

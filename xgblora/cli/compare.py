@@ -17,6 +17,7 @@ from xgblora.comparison.results import FinishedRun
 from xgblora.comparison.runs import Ended, PlannedRun
 from xgblora.errors import InputError
 from xgblora.objectives.of_task import check_objective
+from xgblora.process_group import started
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
 from xgblora.runs.measurement import check_measurement
 from xgblora.runs.plan import check_start, task_of
@@ -24,7 +25,6 @@ from xgblora.runs.prepare import draw_samples
 from xgblora.runs.report import configuration
 from xgblora.tasks import Task
 from xgblora.training.arguments import XGBLoRAArguments
-from xgblora.training.process_group import started
 from xgblora.training.processes import refusing_together
 from xgblora.training.task_flags import TaskArguments
 

@@ -12,8 +12,8 @@ import torch
 from tqdm import tqdm
 
 from xgblora.errors import InputError
+from xgblora.process_group import AgreedInputError, ProcessFailure, leave_together, process_number
 from xgblora.spelling import one_line
-from xgblora.training.process_group import AgreedInputError, ProcessFailure, leave_together, process_number
 
 _GO_ON = "a run with checkpoints goes on by --resume_from_checkpoint last"
 

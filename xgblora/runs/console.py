@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from xgblora.training.process_group import process_number
+from xgblora.process_group import process_number
 
 logger = logging.getLogger("xgblora")
 

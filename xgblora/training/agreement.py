@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from xgblora.adapters import Origin, Trainable
 from xgblora.boosting import Booster, FullFineTuning
-from xgblora.training.process_group import AgreedInputError, ProcessFailure, ProcessGroup
+from xgblora.process_group import AgreedInputError, ProcessFailure, ProcessGroup
 
 # what each process may have its own way: where it runs and what it shows
 _OF_ONE_PROCESS = {

@@ -19,9 +19,9 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from xgblora.errors import InputError
+from xgblora.process_group import ProcessFailure, ProcessGroup
 from xgblora.records import checkpoint
 from xgblora.training import processes
-from xgblora.training.process_group import ProcessFailure, ProcessGroup
 
 
 class MeanLoss(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from xgblora.errors import InputError
-from xgblora.training.process_group import AgreedInputError, ProcessGroup, join, started
+from xgblora.process_group import AgreedInputError, ProcessGroup, join, started
 from xgblora.zo.exchange import Alone, Exchange, Gather, ShareOfExamples, ShareOfForwards, by_directions, by_signs
 
 # --zo_parallel: what of a step each process has -> the exchange of (gather, process, processes)

@@ -3,7 +3,7 @@
 A zeroth-order step needs of another machine its losses alone: noise, update and merge give the same bits everywhere. So
 processes that hold the same adapters exchange a number for each row of `live` and batch, and each makes one update.
 
-Here is the arithmetic; who sends the numbers is a `Gather`, and `xgblora.training.process_group` has the one over
+Here is the arithmetic; who sends the numbers is a `Gather`, and `xgblora.process_group` has the one over
 torch.distributed. Every sum is taken in the order of the processes by each of them, so that the result depends on
 neither who was first nor the units of a machine.
 """
