@@ -207,7 +207,7 @@ OF_EVERY_RUN = (
     "method trainer seed learning_rate lr_scheduler_type lr_scheduler_kwargs weight_decay per_device_train_batch_size "
     "gradient_accumulation_steps train_sampling_strategy data_seed dataloader_drop_last rounding xgblora_reinit "
     "lora_init xgblora_shrinkage xgblora_colsample early_stopping_rounds load_best_round_at_end "
-    "load_best_model_at_end"
+    "load_best_model_at_end xgblora_hard_examples"
 )
 OF_ESTIMATES = (
     "xgblora_hard_examples zo_eps zo_directions zo_distribution zo_two_sided zo_normalise zo_pairing zo_optimizer"
@@ -215,6 +215,10 @@ OF_ESTIMATES = (
 OF_BACKPROPAGATION = (
     "optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 "
     "neftune_noise_alpha"
+)
+OF_POPULATIONS = (
+    "reward reward_weights reward_time_limit members sigma pairs shaping decay noise_reuse prompts_per_step "
+    "completions temperature top_p stop"
 )
 OF_EVALUATIONS = "eval_strategy eval_steps eval_delay eval_on_start staged_eval"
 OF_MERGES_BY_EPOCHS = "xgblora_adaptive_merge xgblora_steps_per_iteration xgblora_merge_frequency"
@@ -244,6 +248,10 @@ OF_ADAPTIVE_MERGES = (
         (
             {"lora": True, "load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 100},
             [OF_ESTIMATES, OF_EVALUATIONS, "metric_for_best_model greater_is_better per_device_eval_batch_size"],
+        ),
+        (
+            {"trainer": "population", "reward": ["rewards.py:one"], "prompts": "rows.jsonl"},
+            [OF_POPULATIONS, OF_MERGES_BY_EPOCHS],
         ),
         ({"trainer": "none", "load_best_round_at_end": True}, [OF_MERGES_BY_EPOCHS, "per_device_eval_batch_size"]),
     ],
