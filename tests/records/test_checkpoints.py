@@ -33,7 +33,7 @@ def test_losses_are_on_disk_when_the_checkpoint_is(run_in, tmp_path, monkeypatch
 
 
 def test_the_files_that_a_run_needs_to_go_on_are_called_as_transformers_calls_them():
-    ours = set(checkpoint._NEEDED_TO_GO_ON) - {"rng_state.pth"}
+    ours = set(checkpoint.NEEDED_BY_TRANSFORMERS) - {"rng_state.pth"}
     assert ours == {OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME}
 
 

@@ -207,7 +207,7 @@ OF_EVERY_RUN = (
     "method trainer seed learning_rate lr_scheduler_type lr_scheduler_kwargs weight_decay per_device_train_batch_size "
     "gradient_accumulation_steps train_sampling_strategy data_seed dataloader_drop_last rounding xgblora_reinit "
     "lora_init xgblora_shrinkage xgblora_colsample early_stopping_rounds load_best_round_at_end "
-    "load_best_model_at_end xgblora_hard_examples"
+    "load_best_model_at_end"
 )
 OF_ESTIMATES = (
     "xgblora_hard_examples zo_eps zo_directions zo_distribution zo_two_sided zo_normalise zo_pairing zo_optimizer"

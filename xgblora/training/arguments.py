@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 
 from xgblora.adapters import Depths
@@ -11,6 +12,7 @@ from xgblora.adapters.rank1_linear import scale_of
 from xgblora.boosting import AdaptiveRule, MergePolicy
 from xgblora.boosting.shrinkage import FACTORS, Shrinkage
 from xgblora.boosting.starts import FIRST_STARTS, REINITS
+from xgblora.process_group import started
 from xgblora.training.check_flags import check_flags
 from xgblora.training.check_schedule import check_schedule
 from xgblora.training.flag import Decides, Needs, declare, flags_of
@@ -274,6 +276,9 @@ class XGBLoRAArguments(TrainingArguments, PopulationArguments, AdapterArguments)
             self.zo_pairing = "sequential"
         # before transformers and the lines below fill in values of their own
         self.idle_flags = idle_flags(self)
+        if started() > 1 and not torch.accelerator.is_available():
+            # transformers takes each process for a run of its own where there is no GPU and nobody says so
+            self.use_cpu = True
         super().__post_init__()
         check_schedule(self)
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"

@@ -27,6 +27,11 @@ KINDS: dict[str, Callable[[Gather, int, int], Exchange]] = {
 def check_processes(args: TrainingArguments) -> None:
     """Raise InputError if several processes were started and the flags do not go with them."""
     if args.world_size == 1:
+        if started() > 1:
+            raise InputError(
+                f"WORLD_SIZE={started()}: transformers takes each of the processes for a run of its own; start one, or "
+                "give --use_cpu where they have no GPU each"
+            )
         return
     if args.trainer == "population":
         raise InputError(
