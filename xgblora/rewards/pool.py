@@ -151,6 +151,8 @@ class _Worker:
 
     def __init__(self, rewards: tuple[Reward, ...]):
         self._rewards, self.closed = rewards, False
+        # a pool that closes ends it while another thread may
+        self._ending = threading.Lock()
         self._start()
 
     def ask(self, question: tuple, limit: float) -> tuple[float | None, str | None]:
@@ -189,17 +191,21 @@ class _Worker:
 
     def end(self) -> None:
         """End the process, and what it has started."""
-        if self._process.is_alive():
-            if hasattr(os, "killpg"):
-                try:
-                    # its group, if it has one already
-                    if os.getpgid(self._process.pid) == self._process.pid:
-                        os.killpg(self._process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            self._process.kill()
-        self._process.join(5.0)
-        self._connection.close()
+        with self._ending:
+            if self._process.is_alive():
+                self._kill()
+            self._process.join(5.0)
+            self._connection.close()
+
+    def _kill(self) -> None:
+        if hasattr(os, "killpg"):
+            try:
+                # its group, if it has one already
+                if os.getpgid(self._process.pid) == self._process.pid:
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self._process.kill()
 
     def _start(self) -> None:
         self._ready = False
