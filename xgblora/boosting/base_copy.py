@@ -98,7 +98,7 @@ class _Files:
     def __init__(self, model: nn.Module):
         self._files: dict[str, _File] = {}
         self._used: set[_File] = set()
-        for path in _paths(getattr(model, "name_or_path", "")):
+        for path in _paths(model):
             try:
                 file = _File.of(path)
             except (OSError, SafetensorError):
@@ -149,15 +149,13 @@ def _ends(name: str) -> Iterator[str]:
     return (".".join(parts[start:]) for start in range(len(parts) - 1))
 
 
-def _paths(name: str) -> list[Path]:
-    """The safetensors files in a folder, or of a model of the hub that was downloaded before."""
-    folder = Path(name)
-    if name and not folder.is_dir():
-        # here, because it brings packages that a model of no hub does without
-        from huggingface_hub import snapshot_download
+def _paths(model: nn.Module) -> list[Path]:
+    """The safetensors files in a model's folder, or in its snapshot of the hub that was downloaded before."""
+    name = getattr(model, "name_or_path", "")
+    if not name:
+        return []
+    # here, because it brings packages that a model of one's own does without
+    from xgblora.boosting.base_files import base_folder
 
-        try:
-            folder = Path(snapshot_download(name, local_files_only=True, allow_patterns="*.safetensors"))
-        except (OSError, ValueError):
-            return []
-    return sorted(folder.glob("*.safetensors")) if name else []
+    folder = base_folder(name, getattr(model.config, "_commit_hash", None))
+    return sorted(folder.glob("*.safetensors")) if folder else []

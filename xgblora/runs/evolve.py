@@ -26,10 +26,11 @@ from xgblora.runs.console import logger, logging_to, remembering_log
 from xgblora.runs.language_model import load_model, longest_text
 from xgblora.runs.place import in_place
 from xgblora.runs.reward_plan import RewardPlan, plan_rewards, read_prompts
-from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.evolution import Evolution, Judged, Step, mean_of
 from xgblora.training.from_flags import booster_of, trainable_of
 from xgblora.training.run_identity import identity_of_flags, identity_of_prompts
+from xgblora.training.task_flags import TaskArguments
 
 # of each entry in the log and each evaluation so many completions are kept
 _SAMPLES = 4

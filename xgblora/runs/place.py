@@ -10,7 +10,8 @@ from xgblora.records import checkpoint
 from xgblora.records.run_folder import RunFolder, refuse_unwritable, unused_folder
 from xgblora.runs.console import logger
 from xgblora.training import processes
-from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import XGBLoRAArguments
+from xgblora.training.task_flags import TaskArguments
 
 # how a person asks for the newest whole checkpoint
 _LAST = ("last", "True", "true")

@@ -12,8 +12,9 @@ from xgblora.runs.language_model import refuse_missing_folder
 from xgblora.runs.place import Place, place_of
 from xgblora.tasks.files import Row, read_rows
 from xgblora.training import processes
-from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.evolution import sampling_of
+from xgblora.training.task_flags import TaskArguments
 
 
 @dataclass(frozen=True)

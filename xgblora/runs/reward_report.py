@@ -9,8 +9,9 @@ from xgblora.runs import reward_figure
 from xgblora.runs.console import log_block, logger
 from xgblora.runs.reward_plan import RewardPlan
 from xgblora.spelling import dtype_name, one_line
-from xgblora.training.arguments import TaskArguments, XGBLoRAArguments
+from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.evolution import Evolution, Judged, Step, mean_of
+from xgblora.training.task_flags import TaskArguments
 
 
 def log_configuration(plan: RewardPlan, evolution: Evolution, steps: int) -> None:
