@@ -8,6 +8,8 @@ import contextlib
 import os
 import socket
 import sys
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -25,7 +27,18 @@ class ProcessFailure(Exception):
     """A run of several processes cannot go on, because one of them is gone or is not like the others.
 
     The message is one line; it is empty where another process says it.
+
+    Attributes:
+        left: the process numbers of the system of the others on this machine, that look in the same moment who is gone.
     """
+
+    def __init__(self, message: str, left: Iterable[int] = ()):
+        super().__init__(message)
+        self.left = tuple(left)
+
+    def let_others_look(self) -> None:
+        """Wait until the others have ended, 10 seconds at most: a process that ends earlier is taken for a lost one."""
+        _wait(lambda: not any(map(_runs, self.left)), 10.0)
 
 
 class AgreedInputError(InputError):
@@ -137,7 +150,7 @@ class ProcessGroup:
 
         Its message is empty where another process has to say it: of those that are left the first one speaks.
         """
-        gone = self.gone()
+        gone = self.gone(within=2.0)
         if self.processes > 2:
             self._leave()
         left = [process for process in range(self.processes) if process not in gone]
@@ -147,12 +160,19 @@ class ProcessGroup:
             reason = f" ({one_line(error, limit=160)})" if error is not None else ""
             return ProcessFailure(f"process {self.process} of {self.processes} lost the others{reason}")
         names = " and ".join(f"{one} (pid {self.peers[one].pid} on {self.peers[one].host})" for one in gone)
-        return ProcessFailure(f"of {self.processes} processes this one is gone: {names}")
+        others = [self.peers[one] for one in left if one != self.process]
+        here = [peer.pid for peer in others if peer.host == self.peers[self.process].host]
+        return ProcessFailure(f"of {self.processes} processes this one is gone: {names}", here)
 
-    def gone(self) -> list[int]:
-        """The numbers of the processes of this machine that ended, those not counted that left because others had."""
+    def gone(self, within: float = 0.0) -> list[int]:
+        """The numbers of the processes of this machine that ended, those not counted that left because others had.
+
+        Args:
+            within: seconds to wait for the first: a killed one loses its connections before it shows as ended.
+        """
         host = self.peers[self.process].host
         here = [number for number, peer in enumerate(self.peers) if peer.host == host]
+        _wait(lambda: not all(_runs(self.peers[number].pid) for number in here), within)
         gone = [number for number in here if not _runs(self.peers[number].pid)]
         # with one there is nothing to tell apart, and what is asked may have gone with it
         left = self._left() if len(gone) > 1 else set()
@@ -207,6 +227,12 @@ def leave_together(status: int) -> None:
 
 def _store() -> Any:
     return dist.distributed_c10d._get_default_store()
+
+
+def _wait(until: Callable[[], bool], seconds: float) -> None:
+    late = time.monotonic() + seconds
+    while not until() and time.monotonic() < late:
+        time.sleep(0.02)
 
 
 def _runs(pid: int) -> bool:

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -45,8 +44,7 @@ def exits_with_one_line(main: Callable) -> Callable:
         except ProcessFailure as error:
             if str(error):
                 tqdm.write(f"error: {error}; {_GO_ON}", file=sys.stderr)
-                # the others look who is gone in these seconds, and this process is not
-                time.sleep(2)
+                error.let_others_look()
             sys.exit(1)
         except BrokenPipeError:
             # Python flushes once more as it ends, and would complain again

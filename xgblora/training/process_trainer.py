@@ -68,7 +68,8 @@ class ProcessTrainer(Trainer):
             raise
         except BaseException as error:
             # SIGTERM among them: what started the processes ends them all when one has ended
-            if self.group is not None and self.group.gone():
+            within = 2.0 if isinstance(error, RuntimeError) else 0.0  # seconds; a collective's error
+            if self.group is not None and self.group.gone(within):
                 raise self.group.lost() from error
             raise
 
