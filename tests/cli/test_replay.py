@@ -91,6 +91,23 @@ def test_the_adapter_in_training_becomes_the_last_booster(replay, command, run_c
     checkpoint.verified_manifest(run_copy / "checkpoint-3")
 
 
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_step_on_the_way_gives_what_its_checkpoint_holds(replay, command, run_copy, step):
+    what, verified, *_ = lines_of(replay(run_copy, f"--step={step}"))
+    assert what.startswith(f"replayed {step} steps")
+    assert verified == f"not verified: the tape has a digest of the weights at its end alone, not of step {step}"
+    lines_of(command(export_main, run_copy / f"checkpoint-{step}"))
+    replayed, exported = run_copy / f"replayed-step{step}", run_copy / f"exported-merged-checkpoint-{step}"
+    assert same(tensors_of(replayed), tensors_of(exported))
+
+
+def test_the_last_step_is_verified_and_there_is_none_behind_it(replay, zero_order_run, refused):
+    _, verified = lines_of(replay(zero_order_run, "--step=7", "--no_save_model"))
+    assert verified == VERIFIED
+    for step in (0, 8):
+        refused(replay(zero_order_run, f"--step={step}"), f"step={step}: must be 1 to 7, the last step of the tape")
+
+
 def test_weights_that_cannot_be_written_leave_boosters(replay, run_copy, monkeypatch, request):
     """A run without a merge, so that only its end depends on whether weights can be written."""
     train_tiny = request.getfixturevalue("train_tiny")

@@ -37,6 +37,9 @@ class ReplayArguments:
     """What to do with the model."""
 
     save_model: bool = field(default=True, metadata={"help": "Write the trained model; false: only check the tape."})
+    step: int | None = field(
+        default=None, metadata={"help": "Stop after this optimizer step: the model as it was then, 1 to the last step."}
+    )
 
 
 @exits_with_one_line
@@ -46,16 +49,20 @@ def main(arguments: list[str] | None = None) -> None:
     file = tape_at(path)
     tape = Tape.load(file, torn_end=True)
     run, which = run_of(path)
+    which = which if replaying.step is None else f"{which}-step{replaying.step}"
     folder = Path(args.output_dir) if args.output_dir else run / f"replayed{which}"
     if replaying.save_model:
         needed = [file, Path(base_name(tape.header.origin, args.model_name))]
         refuse_place(folder, marker="config.json", overwrite=args.overwrite, needed=needed)
-    model, tokenizer = load_base(tape.header.origin, args)
     records = list(tape.records())
+    if replaying.step is not None:
+        records = until(records, replaying.step)
+    model, tokenizer = load_base(tape.header.origin, args)
     # None: no bar where there is no terminal
     booster, verified = replay(model, tape, tqdm(records, desc="replaying", unit=" records", disable=None))
     whole = tape.header.origin.rest is not None
-    print("\n".join(report(records, len(tape.to_bytes()), verified, whole=whole)))
+    size = len(tape.to_bytes())
+    print("\n".join(report(records, size, verified, whole=whole, stopped_at=replaying.step)))
     if replaying.save_model:
         finish(booster.adapters, booster, step=last_step(records), epoch=0.0)
         print("\n".join(save(booster, model, tokenizer, folder)))
@@ -95,19 +102,44 @@ def tape_at(path: Path) -> Path:
     return tape
 
 
-def report(records: list[Record], size: int, verified: bool, *, whole: bool = True) -> list[str]:
-    """What was replayed, and whether it is what the run had; `whole`: the tape knows all weights of the base."""
+def until(records: list[Record], step: int) -> list[Record]:
+    """The records up to and with optimizer step `step`, and what was merged after it.
+
+    Raises:
+        InputError: the tape has no such step.
+    """
+    last = last_step(records)
+    if not 1 <= step <= last:
+        raise InputError(f"step={step}: must be 1 to {last}, the last step of the tape")
+    later = (at for at, record in enumerate(records) if isinstance(record, StepRecord) and record.step >= step)
+    return records[: next(later, len(records))]
+
+
+def report(
+    records: list[Record], size: int, verified: bool, *, whole: bool = True, stopped_at: int | None = None
+) -> list[str]:
+    """What was replayed, and whether it is what the run had.
+
+    Args:
+        records: those that were replayed.
+        size: of the tape, in bytes.
+        verified: whether the digest of the trained weights was compared.
+        whole: whether the tape knows all weights of the base.
+        stopped_at: the step after which the replay was stopped.
+    """
     steps = [record for record in records if isinstance(record, StepRecord)]
     skipped = sum(not record.applied for record in steps)
     merges = sum(isinstance(record, MergeRecord) for record in records)
     bytes_a_step = f", {size / len(steps):.1f} bytes a step" if steps else ""
     return [
         f"replayed {len(steps)} steps ({skipped} skipped), {merges} merges from a tape of {size} bytes{bytes_a_step}",
-        _about_weights(verified, whole),
+        _about_weights(verified, whole, stopped_at),
     ]
 
 
-def _about_weights(verified: bool, whole: bool) -> str:
+def _about_weights(verified: bool, whole: bool, stopped_at: int | None) -> str:
+    if not verified and stopped_at is not None:
+        return f"not verified: the tape has a digest of the weights at its end alone, not of step {stopped_at}"
     if not verified:
         return "not verified: the run was stopped, and its tape has no digest of the weights to compare with"
     if not whole:
@@ -116,8 +148,8 @@ def _about_weights(verified: bool, whole: bool) -> str:
 
 
 def last_step(records: list[Record]) -> int:
-    """The step after which the tape ends."""
-    return max((record.step for record in records if isinstance(record, StepRecord | MergeRecord)), default=0)
+    """The step after which the tape ends, counted from 1; that of a record is counted from 0."""
+    return max((record.step + 1 for record in records if isinstance(record, StepRecord)), default=0)
 
 
 def save(booster: Booster, model, tokenizer, folder: Path) -> list[str]:
