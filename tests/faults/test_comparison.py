@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.injection import SURVIVED, Mistake, counted, drawn, inject
+from tests.faults.injection import SURVIVED, Fault, Mistake, counted, drawn, inject
 from xgblora.cli import train
 from xgblora.cli.compare import main
 from xgblora.comparison import figures, runs
@@ -23,6 +23,11 @@ FAULTS = [
     fault
     for fault in drawn(max(12, int(os.environ.get("XGBLORA_FAULTS", "0")) // 3), seed=1)
     if fault.kind not in SURVIVED
+]
+# as a run ends, and in the middle of the second one
+FAULTS += [
+    Fault("folder vanishes", "xgblora.boosting.booster.Booster.merge", 0.1),
+    Fault("folder vanishes", "xgblora.scoring.collator.Collator.__call__", 0.57),
 ]
 
 

@@ -60,8 +60,8 @@ class PlannedRun:
 
     @property
     def done(self) -> bool:
-        """Whether it came to its end."""
-        return self.folder.metrics.exists()
+        """Whether it came to its end, and has the losses to compare still."""
+        return self.folder.metrics.exists() and self.folder.step_loss.exists()
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,17 @@ def carry_out(run: PlannedRun, start: Callable[[PlannedRun], int]) -> Ended | No
         start: runs it and gives its exit status, such as `start_process`.
     """
     run.folder.path.mkdir(parents=True, exist_ok=True)
-    write_text(run.record, json.dumps(run.configuration, indent=1) + "\n")
-    status = start(run)
+    if not run.done:
+        # of a run whose folder somebody removed as it ended
+        run.folder.metrics.unlink(missing_ok=True)
+    configuration = json.dumps(run.configuration, indent=1) + "\n"
+    write_text(run.record, configuration)
+    try:
+        status = start(run)
+    finally:
+        # somebody removed the folder meanwhile, and the run made it again
+        if run.folder.path.is_dir() and not run.record.exists():
+            write_text(run.record, configuration)
     return None if run.done else Ended(status, _tail(run.console))
 
 

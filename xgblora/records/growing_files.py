@@ -1,5 +1,6 @@
 """Files that grow by whole lines, and what of them a run keeps that goes on from an earlier step."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,17 @@ def lines_up_to(last_step: int, path: Path, step_of: Callable[[str], int], *, he
 
 
 def append(path: Path, text: str) -> None:
-    """Write `text`, whole lines, at the end of a file."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)
+    """Write `text`, whole lines, at the end of a file.
+
+    Raises:
+        FileNotFoundError: somebody removed it since the run began it; one that begins in the middle would look whole.
+    """
+    append_bytes(path, text.encode("utf-8"))
+
+
+def append_bytes(path: Path, content: bytes) -> None:
+    """As `append`, of bytes."""
+    # r+ and not a, which makes a file that is not there
+    with open(path, "r+b") as file:
+        file.seek(0, os.SEEK_END)
+        file.write(content)

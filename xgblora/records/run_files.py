@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 
 from xgblora.atomic_file import sync_file, write_text
 from xgblora.boosting import Booster, FullFineTuning, MergePolicy
-from xgblora.records.growing_files import append, lines_up_to
+from xgblora.records.growing_files import append, append_bytes, lines_up_to
 from xgblora.records.run_folder import RunFolder
 
 
@@ -81,8 +81,7 @@ class RunFilesCallback(TrainerCallback):
     def _append_to_tape(self) -> None:
         if self._booster.tape is not None:
             new = self._booster.tape.to_bytes(self._tape_bytes_written)
-            with open(self._folder.tape, "ab") as file:
-                file.write(new)
+            append_bytes(self._folder.tape, new)
             self._tape_bytes_written += len(new)
 
     def _flush_merges(self, before_step: int) -> None:
