@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xgblora.spelling import dtype_name, file_size, memory_size, one_line
+from xgblora.spelling import dtype_name, file_size, memory_size, number_of, one_line
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,7 @@ def test_an_error_is_one_line():
     assert one_line(error) == "two lines"
     assert one_line(error, kind=True, limit=5) == "ValueError: two l"
     assert one_line(KeyError()) == "KeyError"
+
+
+def test_a_number_of_things():
+    assert [number_of(count, "merge") for count in (0, 1, 2)] == ["0 merges", "1 merge", "2 merges"]

@@ -29,6 +29,11 @@ def file_size(size: int) -> str:
     return f"{size / 1000**power:.1f} {units[power - 1]}"
 
 
+def number_of(count: int, thing: str) -> str:
+    """ "1 merge", "2 merges", of a `thing` whose plural ends in s."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def dtype_name(dtype: "torch.dtype") -> str:
     """ "bfloat16"."""
     return str(dtype).removeprefix("torch.")

@@ -31,5 +31,5 @@ def test_two_runs(drawing, tmp_path):
 
 
 def test_a_folder_without_evaluations(drawing, tmp_path):
-    with pytest.raises(SystemExit, match="there is no .*eval_loss.jsonl; give NAME=FOLDER"):
+    with pytest.raises(SystemExit, match=r"there is no .*eval_loss.jsonl; give NAME=FOLDER"):
         drawing(f"one={tmp_path}")

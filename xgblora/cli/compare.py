@@ -23,6 +23,7 @@ from xgblora.runs.measurement import check_measurement
 from xgblora.runs.plan import check_start, task_of
 from xgblora.runs.prepare import draw_samples
 from xgblora.runs.report import configuration
+from xgblora.spelling import number_of
 from xgblora.tasks import Task
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.processes import refusing_together
@@ -108,7 +109,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise InputError(f"WORLD_SIZE={started()}: a comparison starts its runs itself; start it with python")
     comparison = plan(sys.argv[1:] if arguments is None else arguments)
     if comparison.dry_run:
-        print("\n".join([f"{comparison.title}: {len(comparison.planned)} runs", *table.plan(comparison.planned)]))
+        print(f"{comparison.title}: {number_of(len(comparison.planned), 'run')}")
+        print("\n".join(table.plan(comparison.planned)))
         return
     with runs.only_one(comparison.root) as keep_open, runs.stopping_on_sigterm():
         ended = run_all(comparison, keep_open)
@@ -250,7 +252,7 @@ def run_all(comparison: Comparison, keep_open: tuple[int, ...]) -> dict[str, End
     planned = comparison.planned
     done = [run for run in planned if run.done] if comparison.args.skip_completed else []
     kept = f", {len(done)} of them finished already" if done else ""
-    print(f"{comparison.title}: {len(planned)} runs{kept}, in {comparison.root}", flush=True)
+    print(f"{comparison.title}: {number_of(len(planned), 'run')}{kept}, in {comparison.root}", flush=True)
     ended: dict[str, Ended] = {}
     for number, run in enumerate(planned, start=1):
         if run in done:

@@ -25,6 +25,7 @@ from xgblora.cli.result import (
 from xgblora.errors import InputError
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
 from xgblora.replaying import replay
+from xgblora.spelling import number_of
 from xgblora.tape import MergeRecord, Record, StepRecord, Tape
 
 DESCRIPTION = """Train again from the tape of a zeroth-order run: the base model and a few bytes a step give the trained
@@ -132,7 +133,8 @@ def report(
     merges = sum(isinstance(record, MergeRecord) for record in records)
     bytes_a_step = f", {size / len(steps):.1f} bytes a step" if steps else ""
     return [
-        f"replayed {len(steps)} steps ({skipped} skipped), {merges} merges from a tape of {size} bytes{bytes_a_step}",
+        f"replayed {number_of(len(steps), 'step')} ({skipped} skipped), {number_of(merges, 'merge')} from a tape of "
+        f"{size} bytes{bytes_a_step}",
         _about_weights(verified, whole, stopped_at),
     ]
 

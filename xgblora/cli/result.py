@@ -15,7 +15,7 @@ from xgblora.records import checkpoint
 from xgblora.records.run_folder import refuse_unwritable
 from xgblora.runs.language_model import load_model, refuse_missing_folder
 from xgblora.scoring.forms import form_named
-from xgblora.spelling import file_size, one_line
+from xgblora.spelling import file_size, number_of, one_line
 
 # measured in tests/destinations
 _ABOUT_BFLOAT16 = (
@@ -150,4 +150,4 @@ def written_model(folder: Path, origin: Origin, boosters: int, *, dtype: str | N
 
 def counted(boosters: int, origin: Origin) -> str:
     """ "24 boosters of rank 1"."""
-    return f"{boosters} booster{'s' if boosters != 1 else ''} of rank {origin.rank}"
+    return f"{number_of(boosters, 'booster')} of rank {origin.rank}"

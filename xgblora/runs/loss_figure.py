@@ -30,9 +30,10 @@ def draw(
             axes.axvline(step, color="tab:gray", linewidth=0.8, linestyle=":", label="merge" if index == 0 else None)
         axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="training loss, each step")
         window = max(1, len(losses) // 40)
-        axes.plot(
-            steps, smoothed(losses, window), color="tab:blue", linewidth=1.8, label=f"smoothed over {window} steps"
-        )
+        if window > 1:
+            axes.plot(
+                steps, smoothed(losses, window), color="tab:blue", linewidth=1.8, label=f"smoothed over {window} steps"
+            )
         if held_out:
             axes.plot(*zip(*held_out, strict=True), "o-", color="tab:orange", markersize=4, label="development loss")
         axes.set(xlabel="optimizer step", ylabel="loss", title=title)

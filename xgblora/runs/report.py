@@ -6,7 +6,7 @@ from xgblora.adapters import AdapterSet, FullParameters
 from xgblora.objectives.of_task import OBJECTIVES
 from xgblora.records.run_folder import RunFolder
 from xgblora.runs.console import log_block, log_table, logger
-from xgblora.spelling import dtype_name, memory_size
+from xgblora.spelling import dtype_name, memory_size, number_of
 from xgblora.tasks import SampledSets
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.processes import shares_examples
@@ -152,11 +152,11 @@ def log_results(metrics: dict, metric: str, folder: RunFolder, saved: str | None
     if trained:
         training = metrics["training"]
         logger.info(
-            "%d steps in %.1f s (%.1f steps/s), %d merges, %d skipped",
-            training["steps"],
+            "%s in %.1f s (%.1f steps/s), %s, %d skipped",
+            number_of(training["steps"], "step"),
             training["seconds"],
             training["steps_per_second"],
-            training["merges"],
+            number_of(training["merges"], "merge"),
             training["skipped_steps"],
         )
         logger.info("curve:   %s", folder.figure)

@@ -21,7 +21,8 @@ def draw(path: Path, *, title: str, steps: dict[str, list[float]], held_out: lis
         axes.plot(steps["step"], best, color="tab:green", alpha=0.35, linewidth=0.8, label="best member")
         axes.plot(steps["step"], mean, color="tab:blue", alpha=0.25, linewidth=0.8, label="mean of members, each step")
         window = max(1, len(mean) // 40)
-        axes.plot(steps["step"], smoothed(mean, window), color="tab:blue", label=f"smoothed over {window} steps")
+        if window > 1:
+            axes.plot(steps["step"], smoothed(mean, window), color="tab:blue", label=f"smoothed over {window} steps")
         if held_out:
             axes.plot(*zip(*held_out, strict=True), "o-", color="tab:orange", markersize=4, label="held-out prompts")
         axes.set(xlabel="step", ylabel="reward", title=title)
