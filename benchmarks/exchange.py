@@ -1,6 +1,8 @@
 """What the exchange of losses costs a step: `torchrun --nproc-per-node 2 -m benchmarks.exchange`, a core a process.
 
-Each process has half of the batch of 16 x 48 tokens, and takes by turns a step of its own and a step with the others.
+Each process has half of the batch of 16 x 48 tokens. By turns the first takes a step while the others wait, all take a
+step of their own at the same time, and all take one together. Together over the first is what a step of two costs over
+one of one, with what they take of each other's memory bandwidth; over the second it is the exchange and the waiting.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from benchmarks.by_turns import ratios, seconds_by_turns
 from benchmarks.models import EXAMPLES, random_model
 from xgblora.objectives.texts import model_loss
 from xgblora.process_group import ProcessGroup, join
-from xgblora.zo.exchange import Alone, ShareOfExamples
+from xgblora.zo.exchange import Alone, Exchange, ShareOfExamples
 
 GATHERS = 200
 
@@ -34,25 +36,33 @@ def main() -> None:
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     adapters = xgblora.attach(model, alpha=1.0, seed=0)
     zo = xgblora.ZeroOrder(adapters, model_loss, pairing="sequential")
-    exchanges = {"alone": Alone(), "together": ShareOfExamples(group.gather)}
-    taken = seconds_by_turns(
-        {name: lambda with_=one: step(zo, with_, batch) for name, one in exchanges.items()}, flags.rounds
-    )
+    together = ShareOfExamples(group.gather)
+    ways = {
+        "one process": lambda: step(zo, Alone() if group.first else None, batch),
+        "each alone": lambda: step(zo, Alone(), batch),
+        "together": lambda: step(zo, together, batch),
+    }
+    for way in ways.values():
+        way()
+    sent = group.bytes_sent
+    taken = seconds_by_turns(ways, flags.rounds)
+    sent = (group.bytes_sent - sent) // flags.rounds
     gathers = [seconds_of(lambda: group.gather(torch.zeros(2))) for _ in range(GATHERS)]
     if group.first:
-        medians = {name: f"{1e3 * float(np.median(seconds)):.0f} ms" for name, seconds in taken.items()}
-        ratio = ratios(taken, "together")["alone"]
-        print(f"{flags.shape}, {group.processes} processes: {medians}, together / alone {ratio:.3f}")
-        print(
-            f"a gather {1e6 * float(np.median(gathers)):.0f} us, {group.bytes_sent // (flags.rounds + GATHERS)} bytes"
-        )
+        medians = {name: f"{1e3 * float(np.median(seconds)):.1f} ms" for name, seconds in taken.items()}
+        over = ratios(taken, "together")
+        print(f"{flags.shape}, {group.processes} processes: {medians}")
+        print(f"together / one process {over['one process']:.3f}, together / each alone {over['each alone']:.3f}")
+        print(f"a gather {1e6 * float(np.median(gathers)):.0f} us; a step sends {sent} bytes to each other process")
 
 
-def step(zo: xgblora.ZeroOrder, exchange: Alone | ShareOfExamples, batch: dict) -> float:
-    """The seconds of a step with this exchange; all processes begin it at the same time."""
+def step(zo: xgblora.ZeroOrder, exchange: Exchange | None, batch: dict) -> float:
+    """The seconds of a step with this exchange, None of no step; all processes begin and end it at the same time."""
     zo.exchange = exchange
     dist.barrier()
-    return seconds_of(lambda: zo.step(batch))
+    seconds = seconds_of(lambda: zo.step(batch)) if exchange else 0.0
+    dist.barrier()
+    return seconds
 
 
 def seconds_of(work) -> float:

@@ -14,7 +14,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # as a shell starts what runs in the background; the processes of tests would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_FIXTURES = ("groups", "mixtures", "models", "processes", "runs", "shared", "texts", "toys")
+_FIXTURES = ("groups", "mixtures", "models", "processes", "runs", "shared", "texts", "together", "toys")
 pytest_plugins = [f"tests.fixtures.{name}" for name in _FIXTURES]
 
 

@@ -1,95 +1,28 @@
-"""Several processes, one run: what they leave, what ends them, and how the run goes on.
+"""Several processes, one run: what they leave, which cannot begin, and how a run goes on with more of them.
 
-The run of every test is tiny, and its processes are forked from this one. `XGBLORA_PROCESSES=1` runs the long form: 30
-kills instead of 3.
+The run of every test is tiny, and its processes are forked from this one.
 """
 
 import json
 import os
-import random
 import shutil
-import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from tests.fixtures.models import tiny_opt
 from tests.fixtures.runs import Run
+from tests.fixtures.together import FLAGS, LONG, assert_same, assert_whole, at_call, left_by
+from xgblora import Ledger
 from xgblora.ops.choice import available, choose
+from xgblora.replaying import replay
+from xgblora.tape import Tape
+from xgblora.training.process_trainer import ProcessTrainer
 from xgblora.training.zero_order_optimizer import ZeroOrderOptimizer
 
 KILLS = 30 if os.environ.get("XGBLORA_PROCESSES") else 3
-FLAGS = (
-    "--xgblora_steps_per_iteration=3",
-    "--max_steps=8",
-    "--save_strategy=steps",
-    "--save_steps=2",
-    "--eval_steps=4",
-    "--num_train=24",
-    "--save_model=false",
-    "--resume_from_checkpoint=last",
-)
-
-
-@pytest.fixture(scope="session")
-def train_together(start_processes, train_tiny):
-    """A function `(count, folder, *flags, before, own_flags, **environment)`: how processes of one run ended.
-
-    `before(number)` is called in each process before it trains; `own_flags(number)` are flags of its own.
-    """
-
-    def train(count, folder, *flags, before=lambda number: None, own_flags=lambda number: (), **environment):
-        def work(number):
-            before(number)
-            train_tiny(folder, *FLAGS, *flags, *own_flags(number))
-
-        return start_processes(count, work, **environment).ended()
-
-    return train
-
-
-def at_step(step, act):
-    """Let `act()` happen in this process before optimizer step `step`, counted from 1 by the calls."""
-    calls, original = [], ZeroOrderOptimizer.step
-
-    def stepping(optimizer, closure=None):
-        calls.append(None)
-        if len(calls) == step:
-            act(optimizer)
-        return original(optimizer, closure)
-
-    ZeroOrderOptimizer.step = stepping
-
-
-def killed(optimizer):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def left_by(folder):
-    """What of a run must be the same to the bit: the curve, the tape, the ledger and the arena."""
-    run = Run(folder)
-    arena = load_file(folder / "checkpoint-8" / "adapters.safetensors")["master"]
-    ledger = load_file(folder / "boosters.safetensors")
-    return run.losses, (folder / "tape.bin").read_bytes(), arena, ledger
-
-
-def assert_same(ours, theirs):
-    assert ours[:2] == theirs[:2]
-    assert torch.equal(ours[2], theirs[2])
-    assert ours[3].keys() == theirs[3].keys()
-    assert all(torch.equal(tensor, theirs[3][name]) for name, tensor in ours[3].items())
-
-
-def assert_whole(ended):
-    assert [one.status for one in ended] == [0] * len(ended), ended
-
-
-@pytest.fixture(scope="module")
-def of_three(train_together, tmp_path_factory):
-    """What three processes leave that nothing ends."""
-    folder = tmp_path_factory.mktemp("of_three") / "run"
-    assert_whole(train_together(3, folder))
-    return left_by(folder)
 
 
 def test_two_processes_on_other_backends_agree_after_every_step(train_together, tmp_path):
@@ -115,28 +48,8 @@ def test_directions_of_two_processes_leave_what_one_leaves(train_together, run_i
     assert_same(left_by(tmp_path / "two"), left_by(one.folder))
 
 
-@pytest.mark.parametrize("kill", range(KILLS))
-def test_a_process_that_is_killed_ends_all_in_one_line_and_the_run_goes_on_exactly(
-    train_together, of_three, tmp_path, kill
-):
-    drawn = random.Random(kill)
-    victim, step = drawn.randrange(3), drawn.randrange(2, 9)
-    ended = train_together(
-        3, tmp_path / "killed", before=lambda number: at_step(step, killed) if number == victim else None
-    )
-    assert ended[victim].status == -signal.SIGKILL
-    others = [one for number, one in enumerate(ended) if number != victim]
-    assert [one.status for one in others] == [1, 1], others
-    lines = [line for one in others for line in one.errors if line.startswith("error: ")]
-    assert len(lines) == 1, others
-    assert lines[0].startswith(f"error: of 3 processes this one is gone: {victim} (pid ")
-    assert not any("Traceback" in line for one in others for line in one.errors)
-    assert_whole(train_together(3, tmp_path / "killed"))
-    assert_same(left_by(tmp_path / "killed"), of_three)
-
-
 def test_a_process_that_has_trained_something_else_is_named_with_the_step(train_together, tmp_path):
-    def changed(optimizer):
+    def change(optimizer, *arguments):
         optimizer.param_groups[0]["params"][0].data.add_(1e-6)
 
     ended = train_together(
@@ -144,7 +57,7 @@ def test_a_process_that_has_trained_something_else_is_named_with_the_step(train_
         tmp_path / "run",
         "--zo_agree_steps=1",
         "--save_steps=4",
-        before=lambda number: at_step(2, changed) if number == 1 else None,
+        before=lambda number: at_call(ZeroOrderOptimizer, "step", 2, change) if number == 1 else None,
     )
     assert [one.status for one in ended] == [1, 1, 1]
     (line,) = [line for one in ended for line in one.errors if line.startswith("error: ")]
@@ -167,14 +80,66 @@ def test_processes_with_other_flags_end_together_in_one_line(train_together, tmp
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
-def test_a_third_process_that_has_the_base_alone_joins_and_leaves_what_three_do_that_have_all(train_together, tmp_path):
-    for name in ("one", "other"):
-        assert_whole(train_together(2, tmp_path / name, "--max_steps=4"))
-    assert_whole(train_together(3, tmp_path / "one"))
+def test_full_parameters_by_signs_end_both_in_one_line(start_processes, train_tiny, tmp_path):
+    flags = ("--full", "--zo_parallel=signs")
+    ended = start_processes(2, lambda number: train_tiny(tmp_path / "run", *flags)).ended()
+    assert [one.status for one in ended] == [2, 2], ended
+    line = "error: zo_parallel=signs: is for adapters; --full takes examples or directions"
+    assert [one.errors for one in ended] == [[line], []]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_with_another_model_in_the_same_place_ends_all_in_one_line(
+    train_together, tiny_model_folder, tiny_tokenizer, tmp_path
+):
+    shutil.copytree(tiny_model_folder, tmp_path / "0" / "model")
+    other = tiny_opt(seed=1, vocab_size=len(tiny_tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=1)
+    other.save_pretrained(tmp_path / "1" / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "1" / "model")
+    ended = train_together(
+        2, tmp_path / "run", "--model_name=model", before=lambda number: os.chdir(tmp_path / str(number))
+    )
+    assert [one.status for one in ended] == [2, 2], ended
+    (line,) = [said for one in ended for said in one.errors if said.startswith("error")]
+    assert line.startswith("error: fingerprint of the base model: is ") and " in process 1 and " in line
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+# (processes before and after, the step between, the last one, further flags)
+JOINING = [
+    (2, 3, 4, 8, []),
+    pytest.param(3, 4, 150, 300, ["--xgblora_steps_per_iteration=40", "--save_steps=50"], marks=LONG),
+]
+
+
+@pytest.mark.parametrize(("few", "more", "middle", "last", "flags"), JOINING)
+def test_a_process_that_has_the_base_alone_joins_and_leaves_what_those_do_that_have_all(
+    train_together, tiny_model_folder, tmp_path, few, more, middle, last, flags
+):
+    flags = [*flags, f"--max_steps={last}"]
+    for name in ("all", "joined"):
+        assert_whole(train_together(few, tmp_path / name, *flags, f"--max_steps={middle}"))
+    checkpoint = tmp_path / "joined" / f"checkpoint-{middle}"
+    # base + tape are what it takes up
+    replayed, _ = replay(AutoModelForCausalLM.from_pretrained(tiny_model_folder), Tape.load(checkpoint / "tape.bin"))
+    assert torch.equal(replayed.adapters.arena.master, load_file(checkpoint / "adapters.safetensors")["master"])
+    assert torch.equal(replayed.ledger.rows(), Ledger.load(checkpoint / "boosters.safetensors").rows())
+
+    def keep_arena_of_last_checkpoint(number):
+        checkpoints = len([path for path in (tmp_path / "all").glob("checkpoint-*") if int(path.name[11:]) > middle])
+        keep = lambda trainer: torch.save(trainer.adapters.arena.master, tmp_path / f"{number}.pt")  # noqa: E731
+        at_call(ProcessTrainer, "gather_random_states", checkpoints, keep)
+
+    assert_whole(train_together(more, tmp_path / "all", *flags))
     elsewhere = tmp_path / "elsewhere"
-    own_flags = lambda number: (f"--output_dir={elsewhere}",) if number == 2 else ()  # noqa: E731
-    assert_whole(train_together(3, tmp_path / "other", own_flags=own_flags))
-    assert_same(left_by(tmp_path / "one"), left_by(tmp_path / "other"))
+    own_flags = lambda number: (f"--output_dir={elsewhere}",) if number == few else ()  # noqa: E731
+    joined = train_together(
+        more, tmp_path / "joined", *flags, own_flags=own_flags, before=keep_arena_of_last_checkpoint
+    )
+    assert_whole(joined)
+    assert_same(left_by(tmp_path / "joined", last), left_by(tmp_path / "all", last))
+    arena = left_by(tmp_path / "all", last)[2]
+    assert all(torch.equal(torch.load(tmp_path / f"{number}.pt"), arena) for number in range(more))
     assert not elsewhere.exists()
 
 
@@ -188,5 +153,7 @@ def test_backpropagation_averages_the_gradients(train_together, run_in, tiny_mod
     flags = ("--trainer=regular", "--optim=sgd", "--learning_rate=0.1", f"--model_name={model}")
     assert_whole(train_together(2, tmp_path / "two", *flags, "--per_device_train_batch_size=2"))
     run_in(tmp_path / "one", *FLAGS, *flags)
+    losses = [[float(loss) for _, loss in Run(tmp_path / name).losses] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     arenas = [load_file(tmp_path / name / "checkpoint-8" / "adapters.safetensors")["master"] for name in ("one", "two")]
     assert torch.allclose(*arenas, rtol=1e-4, atol=1e-6)

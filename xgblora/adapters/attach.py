@@ -52,13 +52,12 @@ def attach(
         The adapters; the model computes what it computed before, since `b` starts at zero.
 
     Raises:
-        InputError: nothing matches (the message lists what there is), adapters are attached already, alpha or rank is
-            out of range, a matched weight is shared with another module, or an adapter on a named layer would not act
-            as a change of its weight does (see `xgblora.adapters.trial`).
+        InputError: nothing matches (the message lists what there is), adapters are attached already, the model lies on
+            several devices, alpha or rank is out of range, a matched weight is shared with another module, or an
+            adapter on a named layer would not act as a change of its weight does (see `xgblora.adapters.trial`).
     """
     scale_of(alpha, rank)
-    if any(isinstance(module, Rank1Linear) for module in model.modules()):
-        raise InputError("the model has adapters already: xgblora.detach(model) first")
+    _refuse_what_takes_no_adapters(model)
     open_mixtures(model)
     try:
         chosen = set(depths.within(model, choose_layers(model, target_modules, trial=trial)))
@@ -106,6 +105,17 @@ def detach(model: nn.Module, *, fold: bool = True) -> nn.Module:
         replace_module(model, name, layer.base)
     close_mixtures(model)
     return model
+
+
+def _refuse_what_takes_no_adapters(model: nn.Module) -> None:
+    if any(isinstance(module, Rank1Linear) for module in model.modules()):
+        raise InputError("the model has adapters already: xgblora.detach(model) first")
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1:
+        raise InputError(
+            f"the model lies on {' and '.join(devices)}: its adapters are one block of numbers on one device; load it "
+            "without device_map, or quantised where it does not fit"
+        )
 
 
 def _refuse_what_cannot_be_folded(layers: dict[str, Rank1Linear]) -> None:

@@ -1,6 +1,7 @@
 """`xgblora-compare`: every method on every seed, one table, the figures, and one JSON with everything."""
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -11,13 +12,13 @@ from xgblora.atomic_file import write_text
 from xgblora.cli import train
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.cli.flags import FlagParser
-from xgblora.comparison import figures, methods, report, runs, sweep, table, web_page
+from xgblora.comparison import figures, methods, processes, report, runs, sweep, table, web_page
 from xgblora.comparison.methods import METHODS, SET_BY_THE_COMPARISON, Method
 from xgblora.comparison.results import FinishedRun
 from xgblora.comparison.runs import Ended, PlannedRun
 from xgblora.errors import InputError
 from xgblora.objectives.of_task import check_objective
-from xgblora.process_group import started
+from xgblora.process_group import process_number
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
 from xgblora.runs.measurement import check_measurement
 from xgblora.runs.plan import check_start, task_of
@@ -26,7 +27,7 @@ from xgblora.runs.report import configuration
 from xgblora.spelling import number_of
 from xgblora.tasks import Task
 from xgblora.training.arguments import XGBLoRAArguments
-from xgblora.training.processes import refusing_together
+from xgblora.training.processes import check_processes, refusing_together
 from xgblora.training.task_flags import TaskArguments
 
 DESCRIPTION = """Compare LoRA and XGBLoRA: run every method on every seed, on the same data and the same noise, one run
@@ -104,17 +105,27 @@ class Comparison:
 @exits_with_one_line
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; `arguments` defaults to those of the command line."""
-    with refusing_together():
-        if started() > 1:
-            raise InputError(f"WORLD_SIZE={started()}: a comparison starts its runs itself; start it with python")
-    comparison = plan(sys.argv[1:] if arguments is None else arguments)
-    if comparison.dry_run:
-        print(f"{comparison.title}: {number_of(len(comparison.planned), 'run')}")
-        print("\n".join(table.plan(comparison.planned)))
-        return
-    with runs.only_one(comparison.root) as keep_open, runs.stopping_on_sigterm():
-        ended = run_all(comparison, keep_open)
-        show(comparison, ended)
+    first = not process_number()
+    with contextlib.ExitStack() as held:
+        with refusing_together():
+            comparison = plan(sys.argv[1:] if arguments is None else arguments)
+            writes = first and not comparison.dry_run
+            keep_open = held.enter_context(runs.only_one(comparison.root)) if writes else ()
+        if comparison.dry_run:
+            if first:
+                show_plan(comparison)
+            return
+        held.enter_context(runs.stopping_on_sigterm())
+        if first:
+            show(comparison, run_all(comparison, keep_open))
+        else:
+            take_part(comparison)
+
+
+def show_plan(comparison: Comparison) -> None:
+    """Print what would be run."""
+    print(f"{comparison.title}: {number_of(len(comparison.planned), 'run')}")
+    print("\n".join(table.plan(comparison.planned)))
 
 
 def plan(arguments: list[str]) -> Comparison:
@@ -241,6 +252,7 @@ def planned_run(
         ]
         task, args = train.parse(words)
         check_start(task.objective, args)
+        check_processes(args)
         resolved = json.loads(json.dumps(configuration(task, args)))
     except InputError as error:
         raise InputError(f"{method.name}: {error}") from None
@@ -254,6 +266,7 @@ def run_all(comparison: Comparison, keep_open: tuple[int, ...]) -> dict[str, End
     kept = f", {len(done)} of them finished already" if done else ""
     print(f"{comparison.title}: {number_of(len(planned), 'run')}{kept}, in {comparison.root}", flush=True)
     ended: dict[str, Ended] = {}
+    next_turn = processes.turns()
     for number, run in enumerate(planned, start=1):
         if run in done:
             continue
@@ -261,6 +274,7 @@ def run_all(comparison: Comparison, keep_open: tuple[int, ...]) -> dict[str, End
         begun = time.perf_counter()
         if not comparison.args.skip_completed:
             runs.forget(run)
+        next_turn(run.name)
         try:
             failure = runs.carry_out(run, lambda run: runs.start_process(run, keep_open))
         except (KeyboardInterrupt, SystemExit):
@@ -269,7 +283,15 @@ def run_all(comparison: Comparison, keep_open: tuple[int, ...]) -> dict[str, End
         if failure is not None:
             ended[run.name] = failure
         print(outcome(run, failure, time.perf_counter() - begun), flush=True)
+    next_turn(None)
     return ended
+
+
+def take_part(comparison: Comparison) -> None:
+    """Be one of the processes of each run that the first process starts."""
+    planned, next_turn = {run.name: run for run in comparison.planned}, processes.turns()
+    while (name := next_turn(None)) is not None:
+        runs.start_process(planned[name])
 
 
 def outcome(run: PlannedRun, failure: Ended | None, seconds: float) -> str:

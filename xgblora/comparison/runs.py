@@ -15,6 +15,7 @@ from xgblora.atomic_file import write_text
 from xgblora.comparison.methods import Method
 from xgblora.comparison.sweep import Setting
 from xgblora.errors import InputError
+from xgblora.process_group import process_number
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
 from xgblora.training.arguments import FLAGS
 from xgblora.training.flag import Decides
@@ -141,26 +142,28 @@ def carry_out(run: PlannedRun, start: Callable[[PlannedRun], int]) -> Ended | No
 def start_process(run: PlannedRun, keep_open: tuple[int, ...] = ()) -> int:
     """Run `xgblora-train` in a process of its own, and stop it if this one is told to stop; its exit status.
 
+    Of several processes that compare, what others than the first start says what it says where they do.
+
     Args:
         run: what to run.
         keep_open: file descriptors that the process inherits, see `only_one`.
     """
     command = [sys.executable, "-c", "from xgblora.cli.train import main; main()", *run.words]
-    return wait_for(command, run.console, keep_open)
+    return wait_for(command, None if process_number() else run.console, keep_open)
 
 
-def wait_for(command: list[str], console: Path, keep_open: tuple[int, ...] = ()) -> int:
-    """Run `command` with its output appended to `console`; its exit status.
+def wait_for(command: list[str], console: Path | None, keep_open: tuple[int, ...] = ()) -> int:
+    """Run `command` with its output appended to `console`, if there is one; its exit status.
 
     It gets no Ctrl-C of the terminal: whatever ends the waiting, it is asked to stop (SIGTERM), and killed if it does
     not.
     """
-    with open(console, "ab") as output:
+    with open(console, "ab") if console else contextlib.nullcontext() as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=output and subprocess.STDOUT,
             start_new_session=True,
             pass_fds=keep_open,
         )

@@ -43,6 +43,8 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
         if not processes.writes(run.plan.args):
             with run.trainer.noticing_losses():
                 _train_and_measure(run)
+                # until the first has written all
+                run.trainer.agreed(None)
             return {}
         folder = run.plan.folder
         if task.overwrite:
@@ -53,7 +55,9 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
             report.log_configuration(run.plan.task, run.plan.args, run.trainer, run.measurement.sets, folder)
             with run.trainer.noticing_losses():
                 outcome = _train_and_measure(run)
-            return _leave_results(run, outcome, started)
+            metrics = _leave_results(run, outcome, started)
+            run.trainer.agreed(None)
+            return metrics
 
 
 def _keep_base(run: PreparedRun) -> None:

@@ -22,6 +22,7 @@ from xgblora.errors import InputError
 from xgblora.process_group import ProcessFailure, ProcessGroup
 from xgblora.records import checkpoint
 from xgblora.training import processes
+from xgblora.zo.exchange import mean_in_order
 
 
 class MeanLoss(nn.Module):
@@ -105,6 +106,10 @@ class ProcessTrainer(Trainer):
         for file, content in files.items():
             (copy / file).write_bytes(content)
         return copy
+
+    def mean_over_processes(self, loss: Tensor) -> Tensor:
+        """The mean of a loss [] over all processes, the same bits on each."""
+        return loss if self.group is None else mean_in_order(self.group.gather(loss.reshape(1)))[0]
 
     def sum_of_losses(self, loss: Tensor, examples: int) -> tuple[float, int]:
         """The sum of the losses of an evaluation batch, of which `loss` [] is the mean, over all processes.

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
-from accelerate.utils import gather
-from torch import Tensor
 from transformers import TrainingArguments
 
 from xgblora.errors import InputError
@@ -76,21 +74,6 @@ def shares_examples(args: TrainingArguments) -> bool:
 def writes(args: TrainingArguments) -> bool:
     """Whether this process writes the files of the run: one does, with `save_on_each_node` one of each node."""
     return args.should_save
-
-
-def mean_over_processes(args: TrainingArguments, losses: Tensor) -> Tensor:
-    """The mean of losses over all processes, each of which must call this.
-
-    Args:
-        args: of the run.
-        losses: [...] of this process, on its device.
-
-    Returns:
-        [...], the same bits on every process; with one process `losses` itself.
-    """
-    if args.world_size == 1:
-        return losses
-    return gather(losses.unsqueeze(0)).mean(dim=0)
 
 
 @contextmanager

@@ -163,8 +163,7 @@ class XGBLoRATrainer(ProcessTrainer):
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
         """One batch: the losses of both signs, or a forward and a backward. The optimizer step is a call of its own."""
         if self.zo is None:
-            loss = super().training_step(model, inputs, num_items_in_batch)
-            loss = processes.mean_over_processes(self.args, loss)
+            loss = self.mean_over_processes(super().training_step(model, inputs, num_items_in_batch))
         else:
             # the directions follow from the step, so a resumed run draws what the first would have drawn
             self.zo.step_index = self.state.global_step
