@@ -12,11 +12,9 @@ from pathlib import Path
 from transformers.trainer_utils import rotate_checkpoints
 
 from xgblora.atomic_file import replacing_folder
-from xgblora.boosting import MergeOverflow
 from xgblora.boosting.export import export_merged
 from xgblora.boosting.finish import finish
 from xgblora.environment import peak_memory, versions
-from xgblora.errors import InputError
 from xgblora.records import base_identity, checkpoint
 from xgblora.records.reward_files import RewardFiles
 from xgblora.rewards import RewardPool
@@ -75,15 +73,18 @@ class PreparedEvolution:
         plan: what the flags decide.
         evolution: the model and what it learns by.
         held_out: prompts to evaluate.
-        steps: at which the run ends.
         identity: what decides the run, for its checkpoints.
     """
 
     plan: RewardPlan
     evolution: Evolution
     held_out: list[Prompt]
-    steps: int
     identity: dict
+
+    @property
+    def steps(self) -> int:
+        """At which the run ends."""
+        return self.evolution.steps
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,8 @@ def _prepare(planned: RewardPlan, pool: RewardPool) -> PreparedEvolution:
         "max_new_tokens": task.max_new_tokens,
     }
     evolution = Evolution(model, tokenizer, booster_of(adapters, args), prompts, pool, args, **lengths)
-    steps = args.max_steps
-    if steps <= 0:
-        steps = max(1, round(args.num_train_epochs * len(prompts) / args.prompts_per_step))
     identity = {**identity_of_flags(args), **identity_of_prompts(prompts, **lengths)}
-    run = PreparedEvolution(replace(planned, args=args), evolution, held_out, steps, identity)
+    run = PreparedEvolution(replace(planned, args=args), evolution, held_out, identity)
     if args.resume_from_checkpoint:
         checkpoint.check(Path(args.resume_from_checkpoint), adapters.origin, identity, needed=())
     return run
@@ -131,10 +129,7 @@ def _train_and_measure(run: PreparedEvolution) -> _Outcome:
     first, begun = evolution.population.step, time.perf_counter()
     trained = before
     while evolution.population.step < run.steps:
-        try:
-            step = evolution.step()
-        except MergeOverflow as error:
-            raise InputError(f"step {evolution.population.step + 1}: {error}; choose a smaller learning_rate") from None
+        step = evolution.step()
         number = step.told.step + 1
         _record(run, files, number, step)
         if run.held_out and (number == run.steps or _due(args.eval_strategy, args.eval_steps, number)):

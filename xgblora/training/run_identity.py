@@ -87,7 +87,8 @@ def _end_decides(args: XGBLoRAArguments, *, warms_up: bool, evaluations: bool) -
     shares = [args.warmup_steps if warms_up else 0, (args.eval_steps or 0) if evaluations else 0]
     ends = _plain(args.lr_scheduler_type) not in _SCHEDULES_WITHOUT_END
     # the adaptive rule ends its last round with the run
-    return ends or args.xgblora_adaptive_merge or any(0 < number < 1 for number in shares)
+    narrows = args.trainer == "population" and args.sigma_end is not None
+    return ends or narrows or args.xgblora_adaptive_merge or any(0 < number < 1 for number in shares)
 
 
 def _held_out_loss_decides(args: XGBLoRAArguments) -> bool:
