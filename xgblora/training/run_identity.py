@@ -7,6 +7,7 @@ that decide nothing, the device, and how long it trains where nothing depends on
 
 import hashlib
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from xgblora.training.arguments import XGBLoRAArguments
@@ -48,6 +49,13 @@ def identity_of_prompts(prompts: Sequence[Any], *, max_length: int, max_new_toke
     """What decides a run by rewards beside its flags: its prompts, and how long a text may get, in tokens."""
     lengths = {"max_length": max_length, "max_new_tokens": max_new_tokens}
     return {**lengths, "the digest of the prompts": _digest(prompts)}
+
+
+def identity_of_rewards(rewards: Sequence[Any]) -> dict[str, str]:
+    """What of the files of rewards decides a run: what stands in them. What they import is not looked at."""
+    return {
+        f"the digest of {one.path}": hashlib.sha256(Path(one.path).read_bytes()).hexdigest()[:12] for one in rewards
+    }
 
 
 def _deciding(arguments: TaskArguments | XGBLoRAArguments, counts: Collection[Decides]) -> list[str]:
