@@ -163,7 +163,7 @@ def test_a_population_beside_zeroth_order_has_as_many_forwards(compare, started)
     made = result()
     zo, population = (run["configuration"] for run in made["runs"])
     assert [zo[name] for name in ("max_steps", "eval_steps", "learning_rate")] == [12, 6, 0.5]
-    assert [population[name] for name in ("max_steps", "eval_steps", "learning_rate", "members")] == [6, 3, 0.01, 4]
+    assert [population[name] for name in ("max_steps", "eval_steps", "learning_rate", "members")] == [6, 3, 0.03, 4]
     assert (population["objective"], population["merge_rule"]) == ("accuracy", "each step is a booster, merged at once")
     assert [run["forwards"] for run in made["runs"]] == [24, 24]
     assert made["runs"][1]["estimator"]["members"] == 4

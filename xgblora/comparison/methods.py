@@ -14,7 +14,7 @@ from xgblora.training.recipes import flags_of_recipe
 # what the comparison decides for every run, and which of its own flags does it
 SET_BY_THE_COMPARISON = {name: flag.in_comparison for name, flag in FLAGS.items() if flag.in_comparison}
 # docs/comparison.md says on what they were chosen
-OF_POPULATION = {"learning_rate": 0.01, "members": 20}
+OF_POPULATION = {"learning_rate": 0.03, "members": 20}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
