@@ -155,6 +155,26 @@ def test_full_parameters_beside_adapters(compare, started):
     assert made["runs"][1]["trainable_parameters"] > 10 * made["runs"][0]["trainable_parameters"]
 
 
+def test_a_population_beside_zeroth_order_has_as_many_forwards(compare, started):
+    """Its steps, and those between its evaluations, are fewer by as much as its steps have more forwards."""
+    flags = ["--methods", "xgblora_zo", "population", "--seeds", "0", "--objective=accuracy", "--max_steps=12"]
+    ending = compare(*SMALL, *flags, "--eval_steps=6", "--members=4", "--learning_rate=0.5", "--recipe=boost")
+    assert ending.status == 0, ending.errors
+    made = result()
+    zo, population = (run["configuration"] for run in made["runs"])
+    assert [zo[name] for name in ("max_steps", "eval_steps", "learning_rate")] == [12, 6, 0.5]
+    assert [population[name] for name in ("max_steps", "eval_steps", "learning_rate", "members")] == [6, 3, 0.03, 4]
+    assert (population["objective"], population["merge_rule"]) == ("accuracy", "each step is a booster, merged at once")
+    assert [run["forwards"] for run in made["runs"]] == [24, 24]
+    assert made["runs"][1]["estimator"]["members"] == 4
+    assert [entry["step"] for entry in made["runs"][1]["evaluations"]] == [0, 3, 6]
+    assert "training loss by forwards" in ending.output
+    assert [{difference["method"], difference["over"]} for difference in made["differences"]] == [
+        {"xgblora_zo", "population"}
+    ]
+    assert Path("cmp/metric_by_forwards.png").exists()
+
+
 def test_a_run_that_crashes_is_reported_and_the_others_go_on(compare, started, monkeypatch):
     start = runs.start_process
 
@@ -209,6 +229,11 @@ def test_when_every_run_crashes_the_status_says_so(compare, monkeypatch):
         (["--num_demos=2"], ["num_demos=2", "is for evaluation without training"]),
         (["--model_name=./nowhere"], ["model_name=./nowhere", "no such folder"]),
         (["--objective=accuracy"], ["methods=lora_fo: objective=accuracy", "no gradient"]),
+        (
+            ["--methods", "population", "--members=6", "--max_steps=7"],
+            ["population: members=6: max_steps=7", "14 forw"],
+        ),
+        (["--reward=a.py:b"], ["--reward", "on a task, without rewards"]),
         (["--output_root=/proc/nothing"], ["output_root=/proc"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",

@@ -54,6 +54,10 @@ CASES = {
         *("--xgblora_adaptive_merge", "--eval_steps=1", "--early_stopping_rounds=2", *SELDOM),
         *("--learning_rate=0.3", "--zo_pairing=sequential"),
     ),
+    "population, accumulating": (
+        *("--trainer=population", "--members=4", "--sigma=0.1", "--sigma_end=0.05", *SELDOM, "--dtype=bfloat16"),
+        *("--gradient_accumulation_steps=2", "--lr_scheduler_type=cosine", "--warmup_steps=2"),
+    ),
     "by steps, first-order, best round": (*STEPS, *SELDOM, "--trainer=regular", "--load_best_round_at_end", *SOME),
 }
 # what a case is swept for, see `killable_runs.Sweep`

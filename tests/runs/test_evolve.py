@@ -1,10 +1,13 @@
 """Runs by rewards: what they leave, that they go on to the bit, and that seeds and fitness give the weights again."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.fixtures.runs import unchanged_logger
@@ -71,7 +74,7 @@ def lines_of(name: str) -> list[str]:
 def test_what_a_run_leaves(run_in):
     assert run_in("run") == 0
     heading, *steps = lines_of("run/step_reward.csv")
-    assert heading == "step,mean,best,failed,truncated,letters"
+    assert heading == "step,mean,best,failed,sigma,lr,truncated,letters"
     assert [line.split(",")[0] for line in steps] == ["1", "2", "3", "4", "5"]
     evaluations = [json.loads(line) for line in lines_of("run/eval_reward.jsonl")]
     assert [entry["step"] for entry in evaluations] == [0, 2, 4, 5]
@@ -122,10 +125,47 @@ def test_a_stopped_run_goes_on_to_the_bit_and_seeds_and_fitness_give_its_weights
         assert not all(torch.equal(trained[name], weight) for name, weight in before.items())
 
 
-def test_another_learning_rate_is_another_run(run_in, capsys):
+def test_what_decides_the_run_is_the_same_when_it_goes_on_and_what_stands_in_the_reward_file_does(run_in, capsys):
     assert run_in("run", "--max_steps=2") == 0
     assert run_in("run", "--resume_from_checkpoint=last", "--sigma=0.3") == 2
     assert "sigma is 0.1 there and 0.3 here" in capsys.readouterr().err
+    Path("rewards.py").write_text(REWARDS.replace("aeiou", "aeiouy"), encoding="utf-8")
+    assert run_in("run", "--resume_from_checkpoint=last") == 2
+    assert "it is of another run: the digest of rewards.py is " in capsys.readouterr().err
+
+
+def test_rate_and_sigma_follow_their_schedules(run_in):
+    flags = ("--lr_scheduler_type=linear", "--warmup_steps=2", "--sigma_end=0.5", "--save_model=false")
+    assert run_in("run", *flags) == 0
+    rows = [line.split(",") for line in lines_of("run/step_reward.csv")]
+    sigma, rate = (rows[0].index(name) for name in ("sigma", "lr"))
+    assert [float(row[sigma]) for row in rows[1:]] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert [float(row[rate]) for row in rows[1:]] == pytest.approx([0.0, 0.1, 0.2, 0.4 / 3, 0.2 / 3])
+    # the first rate is 0
+    assert Ledger.load(Path("run/boosters.safetensors")).boosters[0].step == 2
+
+
+def test_killed_by_the_system_it_goes_on_to_the_bit(run_in, start_processes):
+    assert run_in("whole") == 0
+    step = evolve.Evolution.step
+
+    def killed(number):
+        def stopping(evolution):
+            if evolution.population.step == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(evolution)
+
+        evolve.Evolution.step = stopping
+        return run_in("killed")
+
+    (ended,) = start_processes(1, killed).ended()
+    assert ended.status == -signal.SIGKILL
+    assert not Path("killed/metrics.json").exists()
+    assert run_in("killed", "--resume_from_checkpoint=last") == 0
+    for name in ("step_reward.csv", "eval_reward.jsonl", "completions.jsonl"):
+        assert lines_of(f"killed/{name}") == lines_of(f"whole/{name}")
+    ours, theirs = (load_file(f"{folder}/model/model.safetensors") for folder in ("killed", "whole"))
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
 
 
 def test_a_reward_that_fails_costs_a_member_its_step_or_ends_the_run(run_in, capsys):

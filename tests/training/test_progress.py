@@ -27,9 +27,9 @@ class TestProgress:
 
     def test_the_loss_is_smoothed_and_begins_at_the_first(self):
         progress = Progress(steps=10, first=0, begun=0.0)
-        progress.add_loss(2.0)
+        progress.add(2.0)
         assert progress.parts(1, 0.0, None) == ["step 1/10", "loss 2.0000"]
-        progress.add_loss(1.0)
+        progress.add(1.0)
         # weights 0.8 and 1
         assert progress.parts(2, 0.0, None)[1] == f"loss {(0.8 * 2.0 + 1.0) / 1.8:.4f}"
 

@@ -11,8 +11,8 @@ class MergePolicy:
     """When to merge.
 
     Attributes:
-        rule: "steps", "epochs", "adaptive" or "none".
-        every: number of steps or epochs between merges; 0 for "adaptive" and "none".
+        rule: "steps", "epochs", "adaptive", "none", or "each step" where a step is a booster by itself (a population).
+        every: number of steps or epochs between merges; 0 for the others.
         ignored: what the other flag said, in one line, if it was set and does not count; else None.
         adaptive: the numbers of the rule "adaptive"; else None.
     """
@@ -53,6 +53,8 @@ class MergePolicy:
         Only a whole epoch is an epoch: a fractional `epoch` never merges, so a run that ends inside one does not.
         The adaptive rule is never due by the count alone: the evaluations decide (`AdaptiveMerging`).
         """
+        if self.rule == "each step":
+            return True
         if self.rule == "steps":
             return step % self.every == 0
         if self.rule == "epochs":
@@ -63,6 +65,8 @@ class MergePolicy:
         """How many merges a run of `max_steps` optimizer steps makes; None where its losses decide."""
         if self.rule == "adaptive":
             return None
+        if self.rule == "each step":
+            return max_steps
         if self.rule == "steps":
             return max_steps // self.every
         if self.rule == "epochs":
@@ -76,6 +80,8 @@ class MergePolicy:
     def __str__(self) -> str:
         if self.rule == "none":
             return "no merge during training"
+        if self.rule == "each step":
+            return "each step is a booster, merged at once"
         if self.adaptive is not None:
             return str(self.adaptive)
         unit = self.rule[:-1] if self.every == 1 else self.rule

@@ -13,6 +13,7 @@ from xgblora.cli import train
 from xgblora.cli.exit import exits_with_one_line
 from xgblora.cli.flags import FlagParser
 from xgblora.comparison import figures, methods, processes, report, runs, sweep, table, web_page
+from xgblora.comparison.budget import steps_of_population
 from xgblora.comparison.methods import METHODS, SET_BY_THE_COMPARISON, Method
 from xgblora.comparison.results import FinishedRun
 from xgblora.comparison.runs import Ended, PlannedRun
@@ -48,7 +49,8 @@ class CompareArguments:
         default=None,
         metadata={
             "help": f"Methods: {', '.join(METHODS)} and those of --variants. Without it all of them but mezo_full "
-            "(full parameters), whose learning rate is another: give it one of its own by --variants or --sweep."
+            "(full parameters) and population, whose learning rates are others: give them their own by --variants or "
+            "--sweep."
         },
     )
     variants: str | None = field(
@@ -162,7 +164,7 @@ def plan(arguments: list[str]) -> Comparison:
         for name in ("lora_alpha", "lora_r", "xgblora_steps_per_iteration", "xgblora_merge_frequency")
     }
     planned = [
-        planned_run(root, passed, method, seed, setting, common)
+        planned_run(root, passed, method, seed, setting, common, training.estimator.forwards)
         for method in chosen
         for setting in sweep.settings_of(method, swept)
         for seed in seeds
@@ -235,9 +237,15 @@ def refuse_unwritable_root(root: Path) -> None:
 
 
 def planned_run(
-    root: Path, passed: list[str], method: Method, seed: int, setting: sweep.Setting, common: dict[str, object]
+    root: Path,
+    passed: list[str],
+    method: Method,
+    seed: int,
+    setting: sweep.Setting,
+    common: dict[str, object],
+    forwards: int,
 ) -> PlannedRun:
-    """The run of a method with a setting on a seed.
+    """The run of a method with a setting on a seed; `forwards` are those of a zeroth-order step.
 
     Raises:
         InputError: its flags contradict each other.
@@ -246,17 +254,22 @@ def planned_run(
     of_run = {"seed": seed, "output_dir": folder, "resume_from_checkpoint": "last"}
     try:
         settings = {**method.settings(common, setting), **of_run}
-        words = [
-            *method.shared(passed),
-            *(word for name, value in settings.items() for word in train.as_arguments(name, value)),
-        ]
+        words = [*as_words(method.defaults), *method.shared(passed), *as_words(settings)]
         task, args = train.parse(words)
+        if args.trainer == "population":
+            words += as_words(steps_of_population(args, forwards, own={*method.flags, *setting}))
+            task, args = train.parse(words)
         check_start(task.objective, args)
         check_processes(args)
         resolved = json.loads(json.dumps(configuration(task, args)))
     except InputError as error:
         raise InputError(f"{method.name}: {error}") from None
     return PlannedRun(method, seed, setting, RunFolder(folder), words, resolved)
+
+
+def as_words(flags: dict[str, object]) -> list[str]:
+    """Flags as a command line gives them."""
+    return [word for name, value in flags.items() for word in train.as_arguments(name, value)]
 
 
 def run_all(comparison: Comparison, keep_open: tuple[int, ...]) -> dict[str, Ended]:

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     with refusing_together():
         task, args = parse(sys.argv[1:] if arguments is None else arguments)
-    if args.trainer == "population":
+    if args.by_rewards:
         evolve(task, args)
     else:
         dry_run(task, args) if task.dry_run else fine_tune(task, args)

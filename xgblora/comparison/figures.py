@@ -66,6 +66,7 @@ def draw_all(report: Report, root: Path, *, title: str, loss_figure: Path, pdf: 
         (loss_figure, loss_curves(report, by_forwards=False), STEPS, "training loss"),
         (root / "loss_by_forwards.png", loss_curves(report, by_forwards=True), FORWARDS, "training loss"),
         (root / "metric.png", _curves(report, _metric_by_step(report)), STEPS, metric),
+        (root / "metric_by_forwards.png", _curves(report, _metric_by_forwards(report)), FORWARDS, metric),
         (root / "loss_at_merges.png", _curves(report, _loss_at_merges), STEPS, "loss at merges, development set"),
         (root / "metric_by_round.png", _curves(report, _metric_by_round(report)), "boosting round", metric),
     ]
@@ -92,7 +93,8 @@ def loss_curves(report: Report, *, by_forwards: bool) -> list[Curve]:
                 scale * np.arange(1, steps + 1),
                 np.array([smoothed(of_seed, window) for of_seed in losses]),
                 raw=losses.mean(axis=0),
-                merges=[scale * merge["step"] for merge in candidate.runs[0].merges],
+                # a mark at every step marks nothing
+                merges=[scale * merge["step"] for merge in candidate.runs[0].merges if candidate.method.has_rounds],
                 index=index,
                 like=same.get(candidate.method.name),
             )
@@ -189,6 +191,11 @@ def _metric_by_step(report: Report) -> Callable[[FinishedRun], list[tuple[float,
         return known if len(known) > 1 else []
 
     return points
+
+
+def _metric_by_forwards(report: Report) -> Callable[[FinishedRun], list[tuple[float, float]]]:
+    by_step = _metric_by_step(report)
+    return lambda run: [(run.forwards_per_step * step, value) for step, value in by_step(run)]
 
 
 def _loss_at_merges(run: FinishedRun) -> list[tuple[float, float]]:

@@ -13,6 +13,8 @@ from xgblora.training.recipes import flags_of_recipe
 
 # what the comparison decides for every run, and which of its own flags does it
 SET_BY_THE_COMPARISON = {name: flag.in_comparison for name, flag in FLAGS.items() if flag.in_comparison}
+# docs/comparison.md says on what they were chosen
+OF_POPULATION = {"learning_rate": 0.03, "members": 20}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -23,9 +25,11 @@ class Method:
     Attributes:
         name: as `--methods` and the folders have it.
         boosts: XGBLoRA.
-        trainer: "zo" or "regular".
+        trainer: "zo", "regular" or "population".
         flags: of `xgblora-train`, beyond those that all methods share.
         full: all parameters are trained, without adapters; else, and if it does not boost, plain LoRA.
+        defaults: what it has of flags that mean another thing, or nothing, to the others. Variants and sweeps go before
+            them, and so does what all methods share, if the flag means the same to them.
     """
 
     name: str
@@ -33,6 +37,17 @@ class Method:
     trainer: str
     flags: dict[str, object] = field(default_factory=dict)
     full: bool = False
+    defaults: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether a rule ends its rounds; a step of a population is a round by itself."""
+        return self.boosts and self.trainer != "population"
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether it trains by backpropagation, and not by forward passes alone."""
+        return self.trainer == "regular"
 
     @property
     def lacks(self) -> set[Needs]:
@@ -40,8 +55,8 @@ class Method:
         lacking = {
             Needs.ADAPTERS: self.full,
             Needs.RANK: self.full or self.boosts,
-            Needs.ROUNDS: not self.boosts,
-            Needs.MERGES: not self.boosts,
+            Needs.ROUNDS: not self.has_rounds,
+            Needs.MERGES: not self.has_rounds,
             Needs.ESTIMATE: self.trainer != "zo",
             Needs.POPULATION: self.trainer != "population",
             # a weight has one value at a time
@@ -67,10 +82,11 @@ class Method:
         if self.full:
             return {"trainer": self.trainer, "full": True, **ours}
         settings = {"trainer": self.trainer, "xgblora": self.boosts, "lora": not self.boosts, **common, **ours}
-        if not self.boosts:
+        if self.boosts:
+            settings["lora_r"] = 1
+        if not self.has_rounds:
             never = {"xgblora_steps_per_iteration": 0, "xgblora_merge_frequency": 0}
             return {**settings, **never, **needing(XGBLoRAArguments, Needs.ROUNDS)}
-        settings["lora_r"] = 1
         if str(settings["xgblora_steps_per_iteration"]) != "0" and "xgblora_merge_frequency" not in ours:
             settings["xgblora_merge_frequency"] = 0
         return settings
@@ -79,19 +95,26 @@ class Method:
         """What a recipe of its own sets, which goes before what all methods share."""
         if "recipe" not in self.flags:
             return {}
-        method = {"full": self.full, "lora": not self.boosts and not self.full}
+        method = {"full": self.full, "lora": not self.boosts and not self.full, "trainer": self.trainer}
         return flags_of_recipe(str(self.flags["recipe"]), {**method, **self.flags})
 
     def shared(self, words: list[str]) -> list[str]:
-        """The part of a command line for all methods that this one is given: none of adapters for full parameters."""
-        if not self.full:
+        """The part of a command line for all methods that this one is given.
+
+        Full parameters are given nothing of adapters, a population no estimate and no rate of other methods.
+        """
+        if not self.full and not self.defaults:
             return words
         kept, taken = [], True
         for word in words:
             if word.startswith("--"):
-                taken = self.takes(word.split("=")[0].lstrip("-").replace("-", "_"))
+                flag = word.split("=")[0].lstrip("-").replace("-", "_")
+                taken = self.takes(flag) and not self._means_another_thing(flag)
             kept += [word] if taken else []
         return kept
+
+    def _means_another_thing(self, flag: str) -> bool:
+        return flag in self.defaults and Needs.POPULATION not in FLAGS[flag].needs
 
 
 METHODS = {
@@ -102,11 +125,12 @@ METHODS = {
         Method("lora_fo", boosts=False, trainer="regular"),
         Method("xgblora_fo", boosts=True, trainer="regular"),
         Method("mezo_full", boosts=False, trainer="zo", full=True),
+        Method("population", boosts=True, trainer="population", defaults=OF_POPULATION),
     )
 }
-# MeZO's rates for full parameters are 100 times smaller than for adapters: at one shared rate one of the two would
-# diverge or stand still, so it is compared where it is asked for
-UNLESS_NAMED = [name for name, method in METHODS.items() if not method.full]
+# MeZO's rates for full parameters are 100 times smaller than for adapters, and a population's are lengths of steps: at
+# one shared rate one of two would diverge or stand still, so they are compared where they are asked for
+UNLESS_NAMED = [name for name, method in METHODS.items() if not method.full and not method.defaults]
 
 
 def read_variants(path: Path, known: Collection[str]) -> dict[str, Method]:

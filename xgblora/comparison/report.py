@@ -105,9 +105,9 @@ class Report:
 
     @property
     def differences(self) -> list[Difference]:
-        """Of every two methods that train alike, the better one first; only seeds that both finished count."""
+        """Of every two methods with a gradient, or without, the better first; only seeds that both finished count."""
         pairs = itertools.combinations(self.chosen, 2)
-        return [_difference(*pair) for pair in pairs if pair[0].method.trainer == pair[1].method.trainer]
+        return [_difference(*pair) for pair in pairs if pair[0].method.has_gradient == pair[1].method.has_gradient]
 
     @property
     def same_curves(self) -> list[SameCurve]:
@@ -225,6 +225,7 @@ def _about_run(run: FinishedRun) -> dict:
         "setting": run.run.setting,
         "results": metrics["results"],
         **{name: metrics["training"].get(name) for name in counted},
+        "estimator": metrics["training"].get("estimator"),
         "forwards": run.forwards,
         "step_loss_sha256": run.step_loss_digest,
         "evaluations": run.evaluations,

@@ -47,9 +47,9 @@ class FinishedRun:
 
     @property
     def forwards_per_step(self) -> int:
-        """Forwards in an optimizer step, as the run counted those of its estimator; of a first-order step its cost."""
+        """Forwards in an optimizer step, as the run counted those of a batch; of a first-order step its cost."""
         batches = self.run.configuration["gradient_accumulation_steps"]
-        if self.run.configuration["trainer"] != "zo":
+        if self.run.method.has_gradient:
             return FORWARDS_OF_A_FIRST_ORDER_STEP * batches
         estimator = self.metrics["training"].get("estimator")
         return (estimator["forwards"] if estimator else self._forwards_by_flags) * batches

@@ -160,13 +160,16 @@ def failures(report: Report) -> list[str]:
 
 
 def _loss_plot(report: Report) -> list[str]:
-    curves = {}
+    curves, forwards = {}, {candidate.runs[0].forwards_per_step for candidate in report.chosen}
     for candidate in report.chosen:
         losses = candidate.runs[0].step_losses
-        curves[candidate.method.name] = smoothed(losses, max(5, len(losses) // 20)).tolist()
+        # steps that take different numbers of forwards are not to be laid over each other
+        wide = candidate.runs[0].forwards_per_step if len(forwards) > 1 else 1
+        curves[candidate.method.name] = smoothed(losses, max(5, len(losses) // 20)).repeat(wide).tolist()
     seeds = {candidate.runs[0].run.seed for candidate in report.chosen}
     of = f"seed {seeds.pop()}" if len(seeds) == 1 else "each method's first seed"
-    return ["", f"training loss by step, smoothed, {of}", *ascii_plot(curves)]
+    by = "forwards" if len(forwards) > 1 else "step"
+    return ["", f"training loss by {by}, smoothed, {of}", *ascii_plot(curves)]
 
 
 def _table(heading: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

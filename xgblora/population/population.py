@@ -18,7 +18,7 @@ from torch import Tensor
 
 from xgblora.adapters import AdapterSet
 from xgblora.boosting import Booster
-from xgblora.errors import InputError, check_positive
+from xgblora.errors import InputError, check_not_negative, check_positive
 from xgblora.ops.noise import derive_seed
 from xgblora.population.kinds import KINDS
 from xgblora.population.members import Members
@@ -40,6 +40,7 @@ class Told:
         best_member: the number of the best; None where all failed.
         failed: how many failed.
         updated: whether anything was changed.
+        sigma, lr: the size of the perturbation and the length of the step.
     """
 
     step: int
@@ -49,6 +50,8 @@ class Told:
     best_member: int | None
     failed: int
     updated: bool
+    sigma: float
+    lr: float
 
 
 class Population:
@@ -138,7 +141,8 @@ class Population:
         """Make the step that the fitness of the members asked for says.
 
         A member failed where a reward is None or not finite: it is counted, its weight is 0, and it is never best. If
-        all failed, or all weights are 0, nothing changes but `step`, and one line in the log says so.
+        all failed, or all weights are 0, nothing changes but `step`, and one line in the log says so. Nor does anything
+        at a rate of 0, as schedules have it at their ends.
 
         Args:
             fitness: P rewards, or P rows of as many rewards each (one a prompt); higher is better.
@@ -151,15 +155,17 @@ class Population:
         members = self._asked
         if members is None:
             raise InputError("tell: there are no members; ask first")
-        rate = _at("lr", self.lr if lr is None else lr, self.step)
+        rate = _at("lr", self.lr if lr is None else lr, self.step, check_not_negative)
         rewards = _as_rewards(fitness, len(members))
         alive = rewards.isfinite().all(1)
         weights = self.shaping(rewards, alive) if alive.any() else torch.zeros(len(members), dtype=torch.float64)
         weights = torch.where(alive, weights, 0.0)
-        updated = bool(weights.any())
-        self._report(alive, updated)
+        better = bool(weights.any())
+        self._report(alive, better)
+        updated = better and rate > 0.0
         round = self._update(members, weights * (rate / max(int(alive.sum()), 1))) if updated else None
-        told = _told(rewards.mean(1), alive, step=self.step, round=round, updated=updated)
+        made = {"step": self.step, "round": round, "updated": updated, "sigma": members.sigma, "lr": rate}
+        told = _told(rewards.mean(1), alive, **made)
         self.step, self._asked = self.step + 1, None
         return told
 
@@ -170,11 +176,11 @@ class Population:
         seeds = members.seeds[:: 2 if self.pairs else 1]
         return self.kind.step(self.booster, seeds, signed.float(), step=self.step + 1, decay=self.decay)
 
-    def _report(self, alive: Tensor, updated: bool) -> None:
+    def _report(self, alive: Tensor, better: bool) -> None:
         failed, where = int((~alive).sum()), f"XGBLoRA: population, step {self.step + 1}"
         if failed == len(alive):
             logger.warning("%s: all %d members failed, no update", where, failed)
-        elif not updated:
+        elif not better:
             logger.warning("%s: no member is better than another, no update (%d failed)", where, failed)
         elif failed:
             logger.warning("%s: %d of %d members failed", where, failed, len(alive))
@@ -199,15 +205,16 @@ def _as_rewards(fitness: Sequence | Tensor, count: int) -> Tensor:
     return rewards
 
 
-def _told(rewards: Tensor, alive: Tensor, *, step: int, round: int | None, updated: bool) -> Told:
+def _told(rewards: Tensor, alive: Tensor, **made) -> Told:
     failed = int((~alive).sum())
     if failed == len(alive):
-        return Told(step, round, math.nan, math.nan, None, failed, updated)
+        return Told(mean=math.nan, best=math.nan, best_member=None, failed=failed, **made)
     best = int(torch.where(alive, rewards, -math.inf).argmax())
-    return Told(step, round, float(rewards[alive].mean()), float(rewards[best]), best, failed, updated)
+    mean = float(rewards[alive].mean())
+    return Told(mean=mean, best=float(rewards[best]), best_member=best, failed=failed, **made)
 
 
-def _at(name: str, schedule: Schedule, step: int) -> float:
+def _at(name: str, schedule: Schedule, step: int, check: Callable[[str, float], None] = check_positive) -> float:
     value = schedule(step) if callable(schedule) else schedule
-    check_positive(name, value)
+    check(name, value)
     return float(value)

@@ -5,11 +5,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from xgblora.atomic_file import sync_file, write_text
-from xgblora.records.growing_files import append, lines_up_to
+from xgblora.atomic_file import sync_file
+from xgblora.population import Told
+from xgblora.records.growing_files import append, cut_csv, cut_jsonl
 from xgblora.records.run_folder import RunFolder
 
-_FIRST_COLUMNS = ("step", "mean", "best", "failed", "truncated")
+_OF_STEP = ("mean", "best", "failed", "sigma", "lr")
+_FIRST_COLUMNS = ("step", *_OF_STEP, "truncated")
 
 
 class RewardFiles:
@@ -25,17 +27,14 @@ class RewardFiles:
         self._folder, self._rewards = folder, tuple(rewards)
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.remove_leftovers()
-        heading = ",".join((*_FIRST_COLUMNS, *self._rewards)) + "\n"
-        steps = lines_up_to(keep, folder.step_reward, lambda line: int(line.split(",")[0]), heading=1) if keep else ""
-        write_text(folder.step_reward, heading + steps)
+        cut_csv(folder.step_reward, keep, ",".join((*_FIRST_COLUMNS, *self._rewards)))
         for path in (folder.eval_reward, folder.completions):
-            write_text(path, lines_up_to(keep, path, lambda line: json.loads(line)["step"]) if keep else "")
+            cut_jsonl(path, keep)
 
-    def add_step(
-        self, step: int, *, mean: float, best: float, failed: int, truncated: int, rewards: Mapping[str, float]
-    ) -> None:
-        """Write the line of a step: rewards of members that did not fail, and the mean of each reward by its name."""
-        values = (step, mean, best, failed, truncated, *(rewards[name] for name in self._rewards))
+    def add_step(self, step: int, told: Told, *, truncated: int, rewards: Mapping[str, float]) -> None:
+        """Write the line of a step: what was told of it, how many texts were truncated, the mean of each reward."""
+        of_step = (getattr(told, name) for name in _OF_STEP)
+        values = (step, *of_step, truncated, *(rewards[name] for name in self._rewards))
         append(self._folder.step_reward, ",".join(map(repr, values)) + "\n")
 
     def add_evaluation(self, entry: Mapping[str, object]) -> None:

@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 
 from xgblora.atomic_file import sync_file, write_text
 from xgblora.boosting import Booster, FullFineTuning, MergePolicy
-from xgblora.records.growing_files import append, append_bytes, lines_up_to
+from xgblora.records.growing_files import append, append_bytes, cut_csv, cut_jsonl
 from xgblora.records.run_folder import RunFolder
 
 
@@ -32,10 +32,9 @@ class RunFilesCallback(TrainerCallback):
         self._step_losses.clear()
         keep = self._first_step = state.global_step
         self._folder.remove_leftovers()
-        kept = lines_up_to(keep, self._folder.step_loss, lambda line: int(line.split(",")[0]), heading=1)
-        write_text(self._folder.step_loss, "step,loss\n" + kept)
+        cut_csv(self._folder.step_loss, keep, "step,loss")
         for path in (self._folder.training_loss, self._folder.eval_loss):
-            write_text(path, lines_up_to(keep, path, lambda line: json.loads(line)["step"]))
+            cut_jsonl(path, keep)
         write_text(self._folder.merges, "")
         self._merges_written = 0
         self._flush_merges(keep + 1)

@@ -12,11 +12,9 @@ from pathlib import Path
 from transformers.trainer_utils import rotate_checkpoints
 
 from xgblora.atomic_file import replacing_folder
-from xgblora.boosting import MergeOverflow
 from xgblora.boosting.export import export_merged
 from xgblora.boosting.finish import finish
 from xgblora.environment import peak_memory, versions
-from xgblora.errors import InputError
 from xgblora.records import base_identity, checkpoint
 from xgblora.records.reward_files import RewardFiles
 from xgblora.rewards import RewardPool
@@ -29,7 +27,8 @@ from xgblora.runs.reward_plan import RewardPlan, plan_rewards, read_prompts
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.evolution import Evolution, Judged, Step, mean_of
 from xgblora.training.from_flags import booster_of, trainable_of
-from xgblora.training.run_identity import identity_of_flags, identity_of_prompts
+from xgblora.training.progress import ShowRewards
+from xgblora.training.run_identity import identity_of_flags, identity_of_prompts, identity_of_rewards
 from xgblora.training.task_flags import TaskArguments
 
 # of each entry in the log and each evaluation so many completions are kept
@@ -75,15 +74,18 @@ class PreparedEvolution:
         plan: what the flags decide.
         evolution: the model and what it learns by.
         held_out: prompts to evaluate.
-        steps: at which the run ends.
         identity: what decides the run, for its checkpoints.
     """
 
     plan: RewardPlan
     evolution: Evolution
     held_out: list[Prompt]
-    steps: int
     identity: dict
+
+    @property
+    def steps(self) -> int:
+        """At which the run ends."""
+        return self.evolution.steps
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,12 @@ def _prepare(planned: RewardPlan, pool: RewardPool) -> PreparedEvolution:
         "max_new_tokens": task.max_new_tokens,
     }
     evolution = Evolution(model, tokenizer, booster_of(adapters, args), prompts, pool, args, **lengths)
-    steps = args.max_steps
-    if steps <= 0:
-        steps = max(1, round(args.num_train_epochs * len(prompts) / args.prompts_per_step))
-    identity = {**identity_of_flags(args), **identity_of_prompts(prompts, **lengths)}
-    run = PreparedEvolution(replace(planned, args=args), evolution, held_out, steps, identity)
+    identity = {
+        **identity_of_flags(args),
+        **identity_of_prompts(prompts, **lengths),
+        **identity_of_rewards(planned.rewards),
+    }
+    run = PreparedEvolution(replace(planned, args=args), evolution, held_out, identity)
     if args.resume_from_checkpoint:
         checkpoint.check(Path(args.resume_from_checkpoint), adapters.origin, identity, needed=())
     return run
@@ -129,19 +132,19 @@ def _train_and_measure(run: PreparedEvolution) -> _Outcome:
         # steps that changed nothing are in no ledger
         evolution.population.step = checkpoint.verified_manifest(resumed)["step"]
     first, begun = evolution.population.step, time.perf_counter()
-    trained = before
+    trained, showing = before, ShowRewards(run.steps, first, shown=not args.disable_tqdm)
     while evolution.population.step < run.steps:
-        try:
-            step = evolution.step()
-        except MergeOverflow as error:
-            raise InputError(f"step {evolution.population.step + 1}: {error}; choose a smaller learning_rate") from None
+        step = evolution.step()
         number = step.told.step + 1
+        showing.step(number, step.told.mean)
         _record(run, files, number, step)
         if run.held_out and (number == run.steps or _due(args.eval_strategy, args.eval_steps, number)):
             trained = _measured(run, files, number)
+            showing.held_out(trained["reward"])
         if _due(args.save_strategy, args.save_steps, number, last=number == run.steps):
             files.sync()
             _save(run, number)
+    showing.end(evolution.population.step)
     seconds = time.perf_counter() - begun
     if run.held_out and first >= run.steps:
         trained = reward_report.about_texts(evolution.evaluate(run.held_out))
@@ -153,7 +156,7 @@ def _record(run: PreparedEvolution, files: RewardFiles, number: int, step: Step)
     told, texts = step.told, step.texts
     rewards = {reward.name: mean_of([one.scored.rewards[reward.name] for one in texts]) for reward in run.plan.rewards}
     truncated = sum(one.completion.truncated for one in texts)
-    files.add_step(number, mean=told.mean, best=told.best, failed=told.failed, truncated=truncated, rewards=rewards)
+    files.add_step(number, told, truncated=truncated, rewards=rewards)
     if number % int(run.plan.args.logging_steps) and number != run.steps:
         return
     reward_report.log_step(number, step, rewards, truncated / len(texts))

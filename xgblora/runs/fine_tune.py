@@ -132,7 +132,7 @@ def _about_training(run: PreparedRun, seconds: float) -> dict:
         "merges": len(entries_of(run.plan.folder.merges)),
         "best_round": trainer.best_round,
         "skipped_steps": int(trainer.zo.skipped_steps) if trainer.zo else 0,
-        "estimator": report.about_estimator(trainer.zo.estimator) if trainer.zo else None,
+        "estimator": report.about_step(trainer),
         "trainable_parameters": trainer.adapters.num_parameters(),
     }
 

@@ -209,6 +209,9 @@ def disk_space(trainer: XGBLoRATrainer, course: Course, memory: RunMemory) -> Di
 
 def _recorded(trainer: XGBLoRATrainer) -> int:
     """Bytes that a ledger holds of each round: the booster, and its start where that was measured."""
+    args = trainer.args
+    if args.trainer == "population":
+        return 12 * (args.members // 2 if args.pairs else args.members)
     return trainer.adapters.arena.master.nbytes + _start_bytes(trainer)
 
 

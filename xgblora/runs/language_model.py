@@ -192,6 +192,13 @@ def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max
     return min(limit for limit in limits if limit is not None)
 
 
+def refuse_missing_model(name: str | None) -> None:
+    """Raise InputError unless a run names its model, and it is not known to be missing, see `refuse_missing_folder`."""
+    if name is None:
+        raise InputError("model_name is missing: give a model folder or a hub name")
+    refuse_missing_folder(name)
+
+
 def refuse_missing_folder(name: str) -> None:
     """Raise InputError if `name` is the path of a folder that is not there or holds no whole model; hub names pass."""
     path = Path(name)

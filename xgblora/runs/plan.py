@@ -6,7 +6,7 @@ from xgblora.boosting.starts import REINITS, Measured
 from xgblora.errors import InputError
 from xgblora.objectives.of_task import WITHOUT_GRADIENT, check_objective
 from xgblora.records.run_folder import RunFolder
-from xgblora.runs.language_model import refuse_missing_folder
+from xgblora.runs.language_model import refuse_missing_model
 from xgblora.runs.measurement import check_measurement
 from xgblora.runs.place import Place, in_place, place_of
 from xgblora.tasks import Task, choose_task
@@ -69,9 +69,7 @@ def task_of(task: TaskArguments) -> Task:
     Raises:
         InputError: there is no such task, or no such model.
     """
-    if task.model_name is None:
-        raise InputError("model_name is missing: give a model folder or a hub name")
-    refuse_missing_folder(task.model_name)
+    refuse_missing_model(task.model_name)
     return choose_task(task.task_name, task.task_file)
 
 

@@ -13,13 +13,14 @@ from xgblora.training.processes import shares_examples
 from xgblora.training.recipes import RECIPES
 from xgblora.training.task_flags import TaskArguments
 from xgblora.training.trainer import XGBLoRATrainer
-from xgblora.zo import Estimator
 
 
 def method_name(args: XGBLoRAArguments) -> str:
     """The method as a person says it: "XGBLoRA, zeroth-order"."""
     if args.full and args.trainer == "zo":
         return "full parameters, zeroth-order (MeZO)"
+    if args.trainer == "population":
+        return "evolution, rank-1 perturbations of the weights"
     adapters = "XGBLoRA" if args.boosts else f"LoRA r={args.rank}"
     how = {"zo": "zeroth-order", "regular": "first-order (AdamW)", "none": "zero-shot"}[args.trainer]
     return how if args.trainer == "none" else f"{adapters}, {how}"
@@ -35,7 +36,7 @@ def log_configuration(
         logger.warning("--lora_init %s: XGBLoRA's rounds start by --xgblora_reinit", args.lora_init)
     for line in args.idle_flags:
         logger.warning(line)
-    adapters, policy = trainer.adapters, args.merge_policy
+    adapters = trainer.adapters
     weights = adapters.compute_dtype
     rows = [
         ("Model", f"{task.model_name} ({dtype_name(weights)}, {args.device})"),
@@ -47,35 +48,23 @@ def log_configuration(
         ("Method", method_name(args)),
     ]
     if task.recipe and not args.full:
-        rows.append(("Recipe", f"{task.recipe}: {RECIPES[task.recipe].about}"))
+        about = "its layers" if args.trainer == "population" else RECIPES[task.recipe].about
+        rows.append(("Recipe", f"{task.recipe}: {about}"))
     if args.trainer != "none":
         rows += _rows_of_full_parameters(adapters) if args.full else _rows_of_adapters(args, adapters)
-        if args.boosts:
-            start = trainer.booster.start
-            rows += [
-                ("Steps per iteration", args.xgblora_steps_per_iteration),
-                ("Merge frequency (epochs)", args.xgblora_merge_frequency),
-                ("Merge rule in force", policy),
-                ("Reinitialisation", args.xgblora_reinit),
-                ("Shrinkage", args.shrinkage),
-                ("Layers a round trains (colsample)", f"{start.count(len(adapters.layers))} of {len(adapters.layers)}"),
-            ]
-            if trainer.hard is not None:
-                rows.append(("Hard examples", trainer.hard))
-            if args.early_stopping_rounds:
-                rows.append(("Early stopping", f"after {args.early_stopping_rounds} round(s) without a better one"))
-            if weights != torch.float32:
-                where = ", on the host" if (args.rounding, args.remainders) == ("remainder", "host") else ""
-                rows.append(("Rounding of merges", args.rounding + where))
+        if args.has_rounds:
+            rows += _rows_of_rounds(args, trainer)
+        if args.trainer == "population":
+            rows += [("Merge rule in force", args.merge_policy), *rows_of_population(args)]
+        if args.boosts and weights != torch.float32:
+            where = ", on the host" if (args.rounding, args.remainders) == ("remainder", "host") else ""
+            rows.append(("Rounding of merges", args.rounding + where))
         if args.trainer == "zo":
             rows.append(("Zeroth order", estimate_and_rule(args)))
         if trainer.trunk is not None:
             rows.append(("Hidden states remembered", trainer.trunk))
         rows += [
-            (
-                "Learning rate",
-                f"{args.learning_rate:g} ({getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)})",
-            ),
+            ("Learning rate", rate_and_schedule(args)),
             ("Batch size", _batch_size(args)),
             ("Loss", OBJECTIVES[task.objective]),
             ("Seed", args.seed),
@@ -99,6 +88,40 @@ def _rows_of_full_parameters(full: FullParameters) -> list[tuple[str, object]]:
         ("Trainable parameters", f"{full.num_parameters():,}, {len(full.parameters)} tensors"),
         ("Memory", f"{weights} of weights, {master} of fp32 master beside them (restores exactly)"),
     ]
+
+
+def _rows_of_rounds(args: XGBLoRAArguments, trainer: XGBLoRATrainer) -> list[tuple[str, object]]:
+    layers = len(trainer.adapters.layers)
+    rows = [
+        ("Steps per iteration", args.xgblora_steps_per_iteration),
+        ("Merge frequency (epochs)", args.xgblora_merge_frequency),
+        ("Merge rule in force", args.merge_policy),
+        ("Reinitialisation", args.xgblora_reinit),
+        ("Shrinkage", args.shrinkage),
+        ("Layers a round trains (colsample)", f"{trainer.booster.start.count(layers)} of {layers}"),
+    ]
+    if trainer.hard is not None:
+        rows.append(("Hard examples", trainer.hard))
+    if args.early_stopping_rounds:
+        rows.append(("Early stopping", f"after {args.early_stopping_rounds} round(s) without a better one"))
+    return rows
+
+
+def rows_of_population(args: XGBLoRAArguments, at_a_time: int | None = None) -> list[tuple[str, object]]:
+    """What the block says of members; `at_a_time` is how many run together, where not all do."""
+    pairs = ", in pairs" if args.pairs else ""
+    blocks = f", {at_a_time} at a time" if at_a_time is not None and at_a_time < args.members else ""
+    sigma = f"{args.sigma:g}" if args.sigma_end is None else f"{args.sigma:g} to {args.sigma_end:g}"
+    return [
+        ("Members", f"{args.members}{pairs}{blocks}, sigma {sigma}"),
+        ("Shaping", args.shaping),
+        ("Decay", f"{args.decay:g}"),
+    ]
+
+
+def rate_and_schedule(args: XGBLoRAArguments) -> str:
+    """The learning rate and what it follows."""
+    return f"{args.learning_rate:g} ({getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)})"
 
 
 def _batch_size(args: XGBLoRAArguments) -> int | str:
@@ -125,8 +148,15 @@ def estimate_and_rule(args: XGBLoRAArguments) -> str:
     return ", ".join(parts)
 
 
-def about_estimator(estimator: Estimator) -> dict[str, str | int]:
-    """For `metrics.json`: how often the estimate of a step runs a batch (`forwards`), and of what kind it is."""
+def about_step(trainer: XGBLoRATrainer) -> dict[str, object] | None:
+    """For `metrics.json`: how often a step runs a batch (`forwards`), and by what; None with backpropagation."""
+    if trainer.args.trainer == "population":
+        args = trainer.args
+        flags = {name: getattr(args, name) for name in ("members", "sigma", "sigma_end", "learning_rate")}
+        return {"name": "population", "forwards": trainer.zo.forwards, **flags}
+    if trainer.zo is None:
+        return None
+    estimator = trainer.zo.estimator
     return {"name": estimator.name, "directions": estimator.directions, "forwards": estimator.forwards}
 
 

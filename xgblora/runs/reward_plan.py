@@ -8,7 +8,7 @@ from xgblora.errors import InputError
 from xgblora.rewards import parse_rewards, prompts_by_chat, prompts_by_template
 from xgblora.rewards.functions import Reward
 from xgblora.rewards.prompts import Prompt
-from xgblora.runs.language_model import refuse_missing_folder
+from xgblora.runs.language_model import refuse_missing_model
 from xgblora.runs.place import Place, place_of
 from xgblora.tasks.files import Row, read_rows
 from xgblora.training import processes
@@ -43,12 +43,10 @@ def plan_rewards(task: TaskArguments, args: XGBLoRAArguments) -> RewardPlan:
         InputError: a flag or a file is wrong, or the folder holds another run.
     """
     processes.check_processes(args)
-    if task.model_name is None:
-        raise InputError("model_name is missing: give a model folder or a hub name")
+    refuse_missing_model(task.model_name)
     for name in ("task_name", "task_file", "data_dir"):
         if getattr(task, name) is not None:
             raise InputError(f"{name}={getattr(task, name)}: --trainer population learns from --prompts; leave it out")
-    refuse_missing_folder(task.model_name)
     sampling_of(args, task.max_new_tokens)
     rewards = parse_rewards(args.reward, args.reward_weights)
     rows = _rows_of("prompts", args.prompts)

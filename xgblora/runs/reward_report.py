@@ -7,6 +7,7 @@ from xgblora.records.reward_files import read_steps
 from xgblora.records.run_folder import RunFolder, entries_of
 from xgblora.runs import reward_figure
 from xgblora.runs.console import log_block, logger
+from xgblora.runs.report import method_name, rate_and_schedule, rows_of_population
 from xgblora.runs.reward_plan import RewardPlan
 from xgblora.spelling import dtype_name, one_line
 from xgblora.training.arguments import XGBLoRAArguments
@@ -21,8 +22,6 @@ def log_configuration(plan: RewardPlan, evolution: Evolution, steps: int) -> Non
         logger.warning(line)
     sampling = evolution.sampling
     how = f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}" if sampling.temperature else "greedy"
-    pairs = ", in pairs" if args.pairs else ""
-    blocks = f", {evolution.block} at a time" if evolution.block < args.members else ""
     log_block(
         "xgblora",
         [
@@ -30,11 +29,10 @@ def log_configuration(plan: RewardPlan, evolution: Evolution, steps: int) -> Non
             ("Prompts", f"{len(plan.rows)} from {args.prompts}, {len(plan.held_out)} held out"),
             ("Rewards", ", ".join(f"{reward.weight:g} x {reward.name}" for reward in plan.rewards)),
             ("A reward that fails", f"{args.on_failure}; time limit {args.reward_time_limit:g} s"),
-            ("Method", "evolution, rank-1 perturbations of the weights; each step is a booster"),
-            ("Members", f"{args.members}{pairs}{blocks}, sigma {args.sigma:g}"),
-            ("Shaping", args.shaping),
-            ("Decay", f"{args.decay:g}"),
-            ("Learning rate", f"{args.learning_rate:g}"),
+            ("Method", method_name(args)),
+            ("Merge rule in force", args.merge_policy),
+            *rows_of_population(args, evolution.block),
+            ("Learning rate", rate_and_schedule(args)),
             ("Texts a step", f"{args.prompts_per_step} prompts x {sampling.completions} x {args.members} members"),
             ("Sampling", f"{how}, at most {sampling.max_new_tokens} tokens"),
             ("Adapted layers", len(adapters.layers)),

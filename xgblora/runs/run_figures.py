@@ -29,7 +29,8 @@ def draw(folder: RunFolder, task: TaskArguments, trainer: XGBLoRATrainer, zero_s
         title=title,
         steps=steps,
         losses=losses,
-        merges=[entry["step"] for entry in merges],
+        # a mark at every step marks nothing
+        merges=[entry["step"] for entry in merges] if args.has_rounds else [],
         held_out=[(entry["step"], entry["eval_loss"]) for entry in evaluations],
     )
     if args.staged_eval and merges:

@@ -11,7 +11,7 @@ from xgblora.adapters import Depths
 from xgblora.adapters.rank1_linear import scale_of
 from xgblora.boosting import AdaptiveRule, MergePolicy
 from xgblora.boosting.shrinkage import FACTORS, Shrinkage
-from xgblora.boosting.starts import FIRST_STARTS, REINITS
+from xgblora.boosting.starts import FIRST_STARTS, REINITS, RoundStart
 from xgblora.process_group import started
 from xgblora.training.check_flags import check_flags
 from xgblora.training.check_schedule import check_schedule
@@ -49,8 +49,8 @@ class AdapterArguments:
 
     trainer: Literal["zo", "regular", "population", "none"] = declare(
         "zo",
-        "zo: forward passes alone; regular: backpropagation (AdamW); population: evolution by rewards "
-        "(docs/rewards.md); none: evaluate zero-shot.",
+        "zo: forward passes alone; regular: backpropagation (AdamW); population: evolution, by a task's objective or "
+        "by rewards (docs/rewards.md); none: evaluate zero-shot.",
         Decides.RUN,
         in_comparison="use --methods",
     )
@@ -229,7 +229,7 @@ class XGBLoRAArguments(TrainingArguments, PopulationArguments, AdapterArguments)
     learning_rate: float = declare(1e-4, "Learning rate.", Decides.RUN)
     lr_scheduler_type: str = declare("constant", "Schedule of the learning rate.", Decides.RUN)
     per_device_train_batch_size: int = declare(
-        16, "Training examples a step.", Decides.RUN, idle={"population": "--prompts_per_step says what a step reads"}
+        16, "Training examples a step.", Decides.RUN, idle={"rewards": "--prompts_per_step says what a step reads"}
     )
     per_device_eval_batch_size: int = declare(32, "Examples of an evaluation batch.", Decides.HELD_OUT_LOSS)
     max_steps: int = declare(-1, "Optimizer steps; -1: as many as num_train_epochs has.", Decides.STEPS)
@@ -282,7 +282,7 @@ class XGBLoRAArguments(TrainingArguments, PopulationArguments, AdapterArguments)
         super().__post_init__()
         check_schedule(self)
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
-        if self.trainer == "zo":
+        if self.trainer in ("zo", "population"):
             # there are no gradients to clip, and looking for them costs time every step
             self.max_grad_norm = 0.0
         if self.n_gpu > 1:
@@ -300,8 +300,20 @@ class XGBLoRAArguments(TrainingArguments, PopulationArguments, AdapterArguments)
         return 1 if self.boosts else self.lora_r
 
     @property
+    def by_rewards(self) -> bool:
+        """Whether a population learns from rewards on texts, and not from a task's objective."""
+        return self.trainer == "population" and any((self.reward, self.prompts, self.eval_prompts))
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether adapters are trained in rounds that a rule ends; a step of a population is a booster by itself."""
+        return self.boosts and self.trainer != "population"
+
+    @property
     def start(self) -> str:
-        """How rounds start, or with plain LoRA the one adapter."""
+        """How rounds start, or with plain LoRA the one adapter; members start at the weights themselves."""
+        if self.trainer == "population":
+            return RoundStart().reinit
         return self.xgblora_reinit if self.boosts else self.lora_init
 
     @property
@@ -341,6 +353,8 @@ class XGBLoRAArguments(TrainingArguments, PopulationArguments, AdapterArguments)
     @property
     def merge_policy(self) -> MergePolicy:
         """The one merge rule in force; none for plain LoRA and full parameters."""
+        if self.trainer == "population":
+            return MergePolicy("each step", 0)
         return self.merge_policy_of_flags if self.boosts else MergePolicy("none", 0)
 
     @property

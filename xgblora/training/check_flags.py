@@ -135,10 +135,12 @@ def check_development_set(args: Any, held_out: object) -> None:
         raise InputError(f"eval_dataset: {wanted[0]} needs one development set to measure rounds on, not {found}")
 
 
-def refuse_population(args: Any) -> None:
-    """Raise InputError where a trainer of batches is to be made for evolution by rewards."""
-    if args.trainer == "population":
-        raise InputError("trainer=population: has no batches; run xgblora-train, or use xgblora.Population")
+def refuse_rewards(args: Any) -> None:
+    """Raise InputError where a task's batches are to be trained on, and `args` learn from rewards."""
+    if args.by_rewards:
+        raise InputError(
+            f"reward={args.reward}: is for xgblora-train, on --prompts; on the batches of a task leave it out"
+        )
 
 
 def check_batches(args: Any, examples: int) -> None:

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate that cannot be made of their flags: tried as the flags are read, on one number."""
+"""Schedules of the learning rate on one number: tried as the flags are read, read off where no trainer drives it."""
 
 from typing import Any
 
@@ -13,18 +13,34 @@ def check_schedule(args: Any) -> None:
     if not isinstance(args.lr_scheduler_kwargs, dict | None):
         raise InputError(f"lr_scheduler_kwargs={args.lr_scheduler_kwargs}: must be a mapping, {{name: value, ...}}")
     about = f"lr_scheduler_type={_name(args)} with lr_scheduler_kwargs={args.lr_scheduler_kwargs}: "
-    steps = args.max_steps if args.max_steps > 0 else 1000
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     with in_one_line(ValueError, TypeError, KeyError, ArithmeticError, AttributeError, about=about):
-        schedule = get_scheduler(
-            args.lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=args.get_warmup_steps(steps),
-            num_training_steps=steps,
-            scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
-        )
+        optimizer, schedule = _schedule(args, args.max_steps if args.max_steps > 0 else 1000)
         optimizer.step()
         schedule.step(*([0.0] if goes_by_evaluations(args) else []))
+
+
+def rates_of(args: Any, steps: int) -> list[float]:
+    """The learning rate at each of `steps` steps, by a schedule that does not go by evaluations."""
+    optimizer, schedule = _schedule(args, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(float(schedule.get_last_lr()[0]))
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def _schedule(args: Any, steps: int) -> tuple[torch.optim.Optimizer, Any]:
+    """The schedule of a run of so many steps, and the optimizer that it drives, on one number."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    schedule = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=args.get_warmup_steps(steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+    )
+    return optimizer, schedule
 
 
 def goes_by_evaluations(args: Any) -> bool:

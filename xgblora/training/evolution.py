@@ -15,12 +15,15 @@ from xgblora.boosting import Booster
 from xgblora.completions import Completion, Sampling, generate_for_members
 from xgblora.completions.members import TOKENS
 from xgblora.ops.noise import derive_seed
-from xgblora.population import Population, Told
+from xgblora.population import Told
 from xgblora.rewards import RewardPool, Text
 from xgblora.rewards.pool import Scored
 from xgblora.rewards.prompts import Prompt
 from xgblora.scoring.generation import check_room, prompt_ids
 from xgblora.training.arguments import XGBLoRAArguments
+from xgblora.training.check_schedule import rates_of
+from xgblora.training.from_flags import population_of
+from xgblora.training.population_step import tell
 
 # what is drawn with the seed of a run: members by `Population`, and these
 _ORDER, _TOKENS = 1, 2
@@ -76,6 +79,9 @@ class Evolution:
         args: the flags.
         max_length, max_new_tokens: of prompt and completion together, and of a completion, in tokens.
 
+    Attributes:
+        steps: at which the run ends.
+
     Raises:
         InputError: a flag is out of range, or there is no room for a prompt.
     """
@@ -92,17 +98,11 @@ class Evolution:
         max_length: int,
         max_new_tokens: int,
     ):
-        self.population = Population(
-            booster.adapters,
-            booster,
-            sigma=args.sigma,
-            lr=args.learning_rate,
-            pairs=args.pairs,
-            shaping=args.shaping,
-            decay=args.decay,
-            noise_reuse=args.noise_reuse,
-            seed=args.seed,
-        )
+        self.steps = args.max_steps
+        if self.steps <= 0:
+            self.steps = max(1, round(args.num_train_epochs * len(prompts) / args.prompts_per_step))
+        self.population = population_of(booster, args, lambda: self.steps)
+        self._rates = rates_of(args, self.steps)
         self.sampling = sampling_of(args, max_new_tokens)
         check_room(max_length, max_new_tokens)
         self.model, self.tokenizer, self.booster = model, tokenizer, booster
@@ -133,7 +133,8 @@ class Evolution:
                 )
         prompts = [self._prompts[place] for place in chosen]
         judged = self._judged([prompts] * len(members), written)
-        return Step(self.population.tell([self._fitness(of_member) for of_member in judged]), judged)
+        fitness = [self._fitness(of_member) for of_member in judged]
+        return Step(tell(self.population, fitness, self._rates[number]), judged)
 
     def evaluate(self, prompts: Sequence[Prompt]) -> list[Judged]:
         """The likeliest completions of prompts by the model as it is, and what they are worth."""

@@ -51,7 +51,8 @@ class Needs(Enum):
     DEVELOPMENT_EXAMPLES = "development examples to measure rounds on"
     ONE_DEVELOPMENT_SET = "one development set, not several by name"
     ESTIMATE = "zeroth-order estimates"
-    POPULATION = "members that rewards judge"
+    POPULATION = "members of a population"
+    REWARDS = "texts that rewards judge"
     COPIES = "several perturbed copies of what is trained at a time"
 
 
@@ -66,7 +67,8 @@ class Flag:
     Attributes:
         decides: what of a run it decides.
         needs: what a run must have for it to make a difference.
-        idle: trainers with which it has no effect -> what they go by instead.
+        idle: trainers with which it has no effect, "rewards" for a population that is not on a task -> what they go by
+            instead.
         optimizers: zeroth-order optimizers that read it -> what `UpdateRule` calls it.
         turns_on: another flag that is on when this one is.
         in_comparison: which flag of `xgblora-compare` sets it for each run; None: a person may.

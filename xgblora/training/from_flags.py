@@ -8,10 +8,13 @@ from torch import nn
 from xgblora.adapters import FullParameters, Trainable, attach
 from xgblora.boosting import Booster, FullFineTuning
 from xgblora.errors import InputError
+from xgblora.population import Population
+from xgblora.population.schedule import linear
 from xgblora.scoring.forms import CLASSIFIER, form_of
 from xgblora.scoring.forms.classifier import is_of_head
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.hard_examples import HardExamples
+from xgblora.training.population_step import PopulationStep
 from xgblora.zo import ZeroOrder
 from xgblora.zo.exchange import Exchange
 
@@ -40,7 +43,59 @@ def booster_of(adapters: Trainable, args: XGBLoRAArguments) -> Booster | FullFin
         rounding=args.rounding,
         remainders=args.remainders,
         reinit=args.start,
-        colsample=args.xgblora_colsample,
+        colsample=args.xgblora_colsample if args.has_rounds else 1.0,
+    )
+
+
+def forward_step_of(
+    booster: Booster | FullFineTuning,
+    objective: Callable,
+    args: XGBLoRAArguments,
+    exchange: Exchange,
+    steps: Callable[[], int],
+) -> ZeroOrder | PopulationStep | None:
+    """What steps by forward passes alone; None with backpropagation.
+
+    Args:
+        booster: over what is trained.
+        objective: `(model, batch) -> losses`.
+        args: the flags.
+        exchange: with the other processes of a zeroth-order run.
+        steps: how many the run has, asked as it goes.
+    """
+    if args.trainer == "zo":
+        return zero_order_of(booster.adapters, objective, args, exchange)
+    if args.trainer == "population":
+        return PopulationStep(population_of(booster, args, steps), objective, args.members)
+    return None
+
+
+def population_of(booster: Booster, args: XGBLoRAArguments, steps: Callable[[], int]) -> Population:
+    """The population of `booster`; its rate is that of a constant schedule.
+
+    Args:
+        booster, args: as the others have them.
+        steps: how many the run has, asked as it goes.
+
+    Raises:
+        InputError: the booster cannot take its steps.
+    """
+    sigma = args.sigma
+    if args.sigma_end is not None:
+
+        def sigma(step: int) -> float:
+            return linear(args.sigma, args.sigma_end, steps())(step)
+
+    return Population(
+        booster.adapters,
+        booster,
+        sigma=sigma,
+        lr=args.learning_rate,
+        pairs=args.pairs,
+        shaping=args.shaping,
+        decay=args.decay,
+        noise_reuse=args.noise_reuse,
+        seed=args.seed,
     )
 
 

@@ -12,11 +12,14 @@ _NO_GRADIENT_STEPS = {
     "population": "the fitness of members makes the step",
 }
 _NOTHING_KEPT = dict.fromkeys(("zo", "population"), "nothing is kept for a backward pass")
-_OWN_LOSS = {"zo": "--objective chooses the loss", "population": "--reward says what a text is worth"}
+_OWN_LOSS = {
+    "zo": "--objective chooses the loss",
+    "population": "--objective or --reward says what a member is worth",
+}
 _of_backpropagation = partial(Flag, Decides.GRADIENT, shown=False)
 
 INHERITED = {
-    "gradient_accumulation_steps": Flag(Decides.RUN, idle={"population": "--prompts_per_step says what a step reads"}),
+    "gradient_accumulation_steps": Flag(Decides.RUN, idle={"rewards": "--prompts_per_step says what a step reads"}),
     "weight_decay": Flag(Decides.RUN, idle={"population": "--decay lets earlier steps fade"}),
     "lr_scheduler_kwargs": Flag(Decides.RUN, shown=False),
     "train_sampling_strategy": Flag(Decides.RUN, shown=False),

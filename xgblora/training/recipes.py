@@ -56,7 +56,10 @@ def flags_of_recipe(name: str, given: Mapping[str, object]) -> dict[str, object]
     if given.get("objective") in WITHOUT_GRADIENT:
         # there are no residuals
         flags["xgblora_reinit"] = "data"
-    if given.get("lora"):
+    if given.get("trainer") == "population":
+        # its rate is another, and each of its steps is a round
+        del flags["learning_rate"]
+    if given.get("lora") or given.get("trainer") == "population":
         flags = {flag: value for flag, value in flags.items() if _OF_ROUNDS.isdisjoint(FLAGS[flag].needs)}
     elif given.get("xgblora_adaptive_merge") or given.get("xgblora_merge_frequency"):
         # only one rule merges

@@ -7,6 +7,7 @@ that decide nothing, the device, and how long it trains where nothing depends on
 
 import hashlib
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from xgblora.training.arguments import XGBLoRAArguments
@@ -50,6 +51,13 @@ def identity_of_prompts(prompts: Sequence[Any], *, max_length: int, max_new_toke
     return {**lengths, "the digest of the prompts": _digest(prompts)}
 
 
+def identity_of_rewards(rewards: Sequence[Any]) -> dict[str, str]:
+    """What of the files of rewards decides a run: what stands in them. What they import is not looked at."""
+    return {
+        f"the digest of {one.path}": hashlib.sha256(Path(one.path).read_bytes()).hexdigest()[:12] for one in rewards
+    }
+
+
 def _deciding(arguments: TaskArguments | XGBLoRAArguments, counts: Collection[Decides]) -> list[str]:
     """The flags that decide something of what `counts`, in the order of `Decides`."""
     flags = flags_of(arguments)
@@ -87,7 +95,8 @@ def _end_decides(args: XGBLoRAArguments, *, warms_up: bool, evaluations: bool) -
     shares = [args.warmup_steps if warms_up else 0, (args.eval_steps or 0) if evaluations else 0]
     ends = _plain(args.lr_scheduler_type) not in _SCHEDULES_WITHOUT_END
     # the adaptive rule ends its last round with the run
-    return ends or args.xgblora_adaptive_merge or any(0 < number < 1 for number in shares)
+    narrows = args.trainer == "population" and args.sigma_end is not None
+    return ends or narrows or args.xgblora_adaptive_merge or any(0 < number < 1 for number in shares)
 
 
 def _held_out_loss_decides(args: XGBLoRAArguments) -> bool:

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from xgblora.adapters import Trainable
 from xgblora.atomic_file import replacing_folder
-from xgblora.boosting import AdaptiveMerging
+from xgblora.boosting import AdaptiveMerging, MergePolicy
 from xgblora.boosting.early_stopping import has_stalled
 from xgblora.objectives.texts import ChoosingObjective, model_loss
 from xgblora.records import checkpoint
@@ -32,8 +32,8 @@ from xgblora.training.agreement import Agreement, agree_on, facts_of
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.best_round import keep_best_round
 from xgblora.training.callbacks import LateCheckpoint, MergeCallback
-from xgblora.training.check_flags import check_batches, check_development_set, refuse_population
-from xgblora.training.from_flags import booster_of, hard_examples_of, trainable_of, zero_order_of
+from xgblora.training.check_flags import check_batches, check_development_set, refuse_rewards
+from xgblora.training.from_flags import booster_of, forward_step_of, hard_examples_of, trainable_of
 from xgblora.training.hard_examples import weighing
 from xgblora.training.process_trainer import ProcessTrainer
 from xgblora.training.progress import ShowProgress
@@ -63,9 +63,9 @@ class XGBLoRATrainer(ProcessTrainer):
         adapters: what is trained: adapters, or with `full=True` all parameters.
         booster: merges and records; for plain LoRA it has nothing to do before training ends, for full parameters
             nothing at all.
-        zo: the zeroth-order estimator; None with `trainer="regular"`.
+        zo: what steps by forward passes alone, a `ZeroOrder` or a `PopulationStep`; None with `trainer="regular"`.
         hard: what draws the batches with `xgblora_hard_examples`; None without.
-        tape: what the zeroth-order run decided; None with `trainer="regular"`.
+        tape: what the zeroth-order run decided; None with the other trainers.
         trunk: what is remembered below the adapters; None where nothing is.
         best_round: the round that `load_best_round_at_end` kept; None before.
         steps_taken: optimizer steps of this process, those before a resumed checkpoint not among them.
@@ -82,7 +82,7 @@ class XGBLoRATrainer(ProcessTrainer):
         **kwargs,
     ):
         processes.check_processes(args)
-        refuse_population(args)
+        refuse_rewards(args)
         self.group = processes.group_of(args)
         self.adapters = adapters or trainable_of(model, args)
         self.objective = objective or model_loss
@@ -115,9 +115,9 @@ class XGBLoRATrainer(ProcessTrainer):
         self.hard = hard_examples_of(self.train_dataset, args)
         objective = self.objective if self.hard is None else weighing(self.objective)
         exchange = processes.exchange_of(args, self.group)
-        self.zo = zero_order_of(self.adapters, objective, args, exchange) if args.trainer == "zo" else None
-        self.tape = start_tape(self.zo, self.booster) if self.zo is not None else None
-        first = self.adapters.first_block(in_use=False) if self.zo is not None else ""
+        self.zo = forward_step_of(self.booster, objective, args, exchange, lambda: self.state.max_steps)
+        self.tape = start_tape(self.zo, self.booster) if args.trainer == "zo" else None
+        first = self.adapters.first_block(in_use=False) if self.tape is not None else ""
         self.trunk = remembered_trunk(self, self.objective, first)
         self._forward_parameters = sum(parameter.numel() for parameter in model.parameters())
         if self.booster.start.measures:
@@ -345,12 +345,17 @@ class XGBLoRATrainer(ProcessTrainer):
         checkpoint.load(Path(resume_from_checkpoint), self.adapters, self.booster, self._adaptive, self.hard)
         if self.tape is not None:
             self.zo.skipped_steps.fill_(self.tape.skipped_steps())
+        elif self.zo is not None:
+            # steps that changed nothing are in no ledger
+            self.zo.step_index = checkpoint.verified_manifest(Path(resume_from_checkpoint))["step"]
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _set_callbacks(self) -> None:
-        merging = MergeCallback(self.booster, self.policy, self._adaptive, self.args.shrinkage, self.held_out_loss)
+        # what a population merges, its step merges
+        policy = self.policy if self.args.has_rounds else MergePolicy("none", 0)
+        merging = MergeCallback(self.booster, policy, self._adaptive, self.args.shrinkage, self.held_out_loss)
         # first of all callbacks, so that every other one sees the state after the merge
         self.callback_handler.callbacks.insert(0, merging)
         if self.args.output_dir and processes.writes(self.args):
@@ -364,10 +369,10 @@ class XGBLoRATrainer(ProcessTrainer):
             self.add_callback(Advise(self.booster, self.tape, reach=2.0 if self.args.zo_two_sided else 1.0))
             reporting = tuple(get_reporting_integration_callbacks(self.args.report_to))
             reporters = [callback for callback in self.callback_handler.callbacks if isinstance(callback, reporting)]
-            if reporters:
+            if reporters and self.args.trainer != "population":
                 self.add_callback(ReportSignals(reporters, self.booster, self.tape))
         if self.pop_callback(ProgressCallback) is not None and processes.writes(self.args):
-            self.add_callback(ShowProgress(self.booster if self.args.boosts else None))
+            self.add_callback(ShowProgress(self.booster if self.args.has_rounds else None))
         self.pop_callback(PrinterCallback)
 
 
