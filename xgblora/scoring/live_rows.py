@@ -51,26 +51,32 @@ class LiveRows:
         kept = [(layer.keys[..., first:, :], layer.values[..., first:, :]) for layer in self.cache.layers]
         return LiveRows(self.numbers, DynamicCache(kept), self.mask[:, first:])
 
-    def _as_wide_as(self, width: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """Keys and values of every layer, and the mask, with more padding on the left."""
-        more = width - self.mask.shape[1]
-        cells = [(layer.keys, layer.values) for layer in self.cache.layers]
-        if more:
-            cells = [tuple(pad(part, (0, 0, more, 0)) for part in parts) for parts in cells]
-        return cells, pad(self.mask, (more, 0))
-
 
 def joined(parts: Sequence[LiveRows]) -> LiveRows:
     """The rows of all `parts` in one; layers must keep all tokens."""
     if len(parts) == 1:
         return parts[0]
     width = max(rows.mask.shape[1] for rows in parts)
-    cells, masks = zip(*(rows._as_wide_as(width) for rows in parts), strict=True)
-    layers = [
-        tuple(torch.cat(of_parts) for of_parts in zip(*of_layer, strict=True)) for of_layer in zip(*cells, strict=True)
-    ]
+    masks = [pad(rows.mask, (width - rows.mask.shape[1], 0)) for rows in parts]
+    of_layers = zip(*(rows.cache.layers for rows in parts), strict=True)
+    cache = _cache_of([_joined_layer(layers, width) for layers in of_layers])
     numbers = tuple(number for rows in parts for number in rows.numbers)
-    return LiveRows(numbers, DynamicCache(layers), torch.cat(masks))
+    return LiveRows(numbers, cache, torch.cat(masks))
+
+
+def _joined_layer(layers: Sequence[DynamicLayer], width: int) -> "_LayerWithRoom":
+    """The rows of all `layers`, padded on the left to `width` cells: each is copied once."""
+
+    def joined_part(parts: list[Tensor]) -> Tensor:
+        count, first = sum(len(part) for part in parts), parts[0]
+        room = first.new_zeros(count, *first.shape[1:-2], width + _ROOM, first.shape[-1])
+        for rows, part in zip(room.split([len(part) for part in parts]), parts, strict=True):
+            rows[..., width - part.shape[-2] : width, :] = part
+        return room
+
+    return _LayerWithRoom(
+        joined_part([layer.keys for layer in layers]), joined_part([layer.values for layer in layers]), width
+    )
 
 
 class Writer:
@@ -97,12 +103,13 @@ class Writer:
     ) -> tuple[LiveRows, Tensor]:
         """As `begin`, of prompts of which the beginnings were run: prompt i is row `which[i]` of them and `ends[i]`."""
         index = torch.tensor(which, device=self._device)
-        cache = DynamicCache([(layer.keys[index], layer.values[index]) for layer in beginnings.cache.layers])
+        more = max(map(len, ends)) + _ROOM
+        cache = _cache_of([_LayerWithRoom.rows_of(layer, index, more) for layer in beginnings.cache.layers])
         return self._run(tuple(numbers), ends, cache, beginnings.mask[index])
 
     def step(self, rows: LiveRows, tokens: Sequence[int]) -> tuple[LiveRows, Tensor]:
         """The rows with one token more each, and the logits of what follows."""
-        return self._run(rows.numbers, [[token] for token in tokens], _with_room(rows.cache), rows.mask)
+        return self._run(rows.numbers, [[token] for token in tokens], _roomy(rows.cache), rows.mask)
 
     def _run(
         self, numbers: tuple[int, ...], texts: Sequence[Sequence[int]], cache: DynamicCache, before: Tensor
@@ -121,37 +128,63 @@ class Writer:
 
 
 class _LayerWithRoom(DynamicLayer):
-    """A layer's part of a cache that writes a token where there is room for it."""
+    """A layer's part of a cache that writes a token where there is room for it.
 
-    def __init__(self, keys: Tensor, values: Tensor):
+    Args:
+        keys, values: [B, ..., R, D], of which the first `filled` of R cells are taken.
+        filled: those cells.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, filled: int):
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
-        self._rooms: tuple[Tensor, Tensor] | None = None
+        self._put(keys, values, filled)
+
+    @classmethod
+    def rows_of(cls, layer: DynamicLayer, indices: Tensor, more: int) -> "_LayerWithRoom":
+        """The rows at `indices` of a layer, with room for `more` cells: they are copied once."""
+        keys, values = (_with_room(part, indices, more) for part in (layer.keys, layer.values))
+        return cls(keys, values, layer.keys.shape[-2])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         filled = self.keys.shape[-2]
         end = filled + key_states.shape[-2]
-        if self._rooms is None or end > self._rooms[0].shape[-2]:
+        if end > self._rooms[0].shape[-2]:
             more = max(_ROOM, end - filled)
             self._rooms = tuple(pad(part, (0, 0, 0, more)) for part in (self.keys, self.values))
         for room, states in zip(self._rooms, (key_states, value_states), strict=True):
             room[..., filled:end, :] = states
-        self.keys, self.values = (room[..., :end, :] for room in self._rooms)
+        self._put(*self._rooms, end)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._rooms = None
+        filled = self.keys.shape[-2]
+        self._put(*(_with_room(part, indices, _ROOM) for part in (self.keys, self.values)), filled)
+
+    def _put(self, keys: Tensor, values: Tensor, filled: int) -> None:
+        self._rooms = keys, values
+        self.keys, self.values = (room[..., :filled, :] for room in self._rooms)
 
 
-def _with_room(cache: DynamicCache) -> DynamicCache:
+def _with_room(part: Tensor, indices: Tensor, more: int) -> Tensor:
+    """Rows of `part` [B, ..., P, D] with `more` cells after their own, which hold anything."""
+    *middle, cells, size = part.shape[1:]
+    room = part.new_empty(len(indices), *middle, cells + more, size)
+    torch.index_select(part, 0, indices, out=room[..., :cells, :])
+    return room
+
+
+def _cache_of(layers: list[DynamicLayer]) -> DynamicCache:
+    cache = DynamicCache()
+    cache.layers = layers
+    return cache
+
+
+def _roomy(cache: DynamicCache) -> DynamicCache:
     """The same keys and values with room for more, where a cache keeps those of all tokens and nothing else."""
     if any(type(layer) is not DynamicLayer for layer in cache.layers):
         return cache
-    roomy = DynamicCache()
-    roomy.layers = [_LayerWithRoom(layer.keys, layer.values) for layer in cache.layers]
-    return roomy
+    return _cache_of([_LayerWithRoom(layer.keys, layer.values, layer.keys.shape[-2]) for layer in cache.layers])
 
 
 def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
