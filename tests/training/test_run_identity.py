@@ -217,7 +217,7 @@ OF_BACKPROPAGATION = (
     "neftune_noise_alpha"
 )
 OF_POPULATIONS = (
-    "reward reward_weights reward_time_limit members sigma pairs shaping decay noise_reuse prompts_per_step "
+    "reward reward_weights reward_time_limit members sigma sigma_end pairs shaping decay noise_reuse prompts_per_step "
     "completions temperature top_p stop"
 )
 OF_EVALUATIONS = "eval_strategy eval_steps eval_delay eval_on_start staged_eval"

@@ -78,7 +78,8 @@ class RunFilesCallback(TrainerCallback):
         self._append_to_tape()
 
     def _append_to_tape(self) -> None:
-        if self._booster.tape is not None:
+        # an evaluation before training is logged too, and then there is no file yet
+        if self._booster.tape is not None and self._tape_bytes_written:
             new = self._booster.tape.to_bytes(self._tape_bytes_written)
             append_bytes(self._folder.tape, new)
             self._tape_bytes_written += len(new)
