@@ -3,8 +3,8 @@
     python scripts/seconds_to_loss.py ROOT BASELINE OTHER
 
 reads the runs that `xgblora-compare --output_root ROOT` has left. The loss of a seed is the lowest that both of its
-runs reach. Seconds are those of training, evaluations between rounds and whatever is filled at its start among them, at the
-run's mean rate: both methods should evaluate equally often.
+runs reach. Seconds are those of training, evaluations between rounds and whatever is filled at its start among them, at
+the run's mean rate: both methods should evaluate equally often.
 """
 
 import argparse
