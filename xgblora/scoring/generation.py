@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from xgblora.errors import InputError
 from xgblora.scoring.batches import batches_by_length, tokens_per_batch
-from xgblora.scoring.encoding import option_start
+from xgblora.scoring.encoding import option_starts
 from xgblora.scoring.greedy import Ends, write, write_in_shares
 from xgblora.scoring.greedy_ways import ways_for
 from xgblora.scoring.live_rows import left_padded
@@ -47,7 +47,7 @@ def generate_answers(
         InputError: there is no room for a prompt.
     """
     check_room(max_length, max_new_tokens)
-    texts = [prompt_ids(tokenizer, prompt, max_length - max_new_tokens) for prompt in prompts]
+    texts = ids_of_prompts(tokenizer, prompts, max_length - max_new_tokens)
     return _answers(model, tokenizer, texts, max_new_tokens, tokens=tokens)
 
 
@@ -164,14 +164,25 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int)
     Raises:
         InputError: there are none.
     """
-    ids, _ = option_start(tokenizer, "", prompt)
-    if not ids:
-        first = first_id(tokenizer)
-        if first is None:
-            raise InputError(
-                f"the prompt {prompt!r} has no tokens, and the tokenizer no BOS or EOS to begin a text with"
-            )
-        ids = [first]
-    kept = 1 if ids[0] in tokenizer.all_special_ids else 0
-    cut = max(0, len(ids) - max_length)
-    return ids[:kept] + ids[kept + cut :]
+    return ids_of_prompts(tokenizer, [prompt], max_length)[0]
+
+
+def ids_of_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> list[list[int]]:
+    """`prompt_ids` of each prompt, all tokenized in one call."""
+    # transformers makes the list anew each time it is asked
+    special = frozenset(tokenizer.all_special_ids)
+    texts = []
+    for prompt, (ids, _) in zip(prompts, option_starts(tokenizer, [("", prompt) for prompt in prompts]), strict=True):
+        if not ids:
+            ids = [_first_id(tokenizer, prompt)]
+        kept = 1 if ids[0] in special else 0
+        cut = max(0, len(ids) - max_length)
+        texts.append(ids[:kept] + ids[kept + cut :])
+    return texts
+
+
+def _first_id(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
+    first = first_id(tokenizer)
+    if first is None:
+        raise InputError(f"the prompt {prompt!r} has no tokens, and the tokenizer no BOS or EOS to begin a text with")
+    return first
