@@ -198,8 +198,12 @@ def join() -> None:
     """
     if not dist.is_initialized():
         with in_one_line(ValueError, RuntimeError, about=f"WORLD_SIZE={started()}: the processes cannot meet: "):
+            store, number, count = next(dist.rendezvous("env://"))
+            # torchrun keeps its store when it starts processes again, with the addresses of those that are gone
+            attempt = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
             # with GPUs both: losses by NCCL, words by gloo
-            dist.init_process_group(None if torch.cuda.is_available() else "gloo")
+            backend = None if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, store=attempt, rank=number, world_size=count)
 
 
 def started() -> int:
