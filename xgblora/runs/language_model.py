@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, find_adapter_config_file
 
 from xgblora.errors import InputError
@@ -37,7 +37,8 @@ def load_model(
     export and to replay.
 
     Args:
-        dtype: "float32", "bfloat16", "float16", or "auto", see `resolve_dtype`.
+        dtype: "float32", "bfloat16", "float16", or "auto": of a quantised model the dtype that it was saved in, of
+            others see `resolve_dtype`.
         trust_remote_code: whether code that comes with the model may run; if so, the log says it.
         revision: commit of the hub, or a branch; without it the newest of the main one. Which commit it was stands
             in the model's configuration, as `_commit_hash`.
@@ -58,7 +59,7 @@ def load_model(
             settings = {"trust_remote_code": trust_remote_code, "revision": commit}
             _refuse_adapter(name, find_adapter_config_file(name, revision=commit))
             tokenizer = AutoTokenizer.from_pretrained(name, **settings)
-            model, found = _loaded(name, resolve_dtype(dtype, device), labels, settings)
+            model, found = _loaded(name, _dtype_to_load(name, dtype, device, settings), labels, settings)
     except InputError:
         raise
     except Exception as error:  # a folder or hub can be wrong in dozens of ways; the person needs one line
@@ -78,6 +79,15 @@ def load_model(
     model.config._commit_hash = commit
     tokenizer.padding_side = "left"
     return model.to(device).eval(), tokenizer
+
+
+def _dtype_to_load(name: str, dtype: str, device: torch.device, settings: dict) -> torch.dtype:
+    """As `resolve_dtype`, but what quantisation left of a model keeps its dtype, and "auto" must be the same."""
+    if dtype == "auto":
+        config = AutoConfig.from_pretrained(name, **settings)
+        if getattr(config, "quantization_config", None) is not None and isinstance(config.dtype, torch.dtype):
+            return config.dtype
+    return resolve_dtype(dtype, device)
 
 
 def _loaded(name: str, dtype: torch.dtype, labels: Sequence[str] | None, settings: dict) -> tuple:

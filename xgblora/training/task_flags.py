@@ -32,7 +32,8 @@ class TaskArguments:
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = declare(
         "auto",
-        "Dtype of the base weights; auto: bfloat16 on a GPU that has it and on a CPU with AMX, else float32.",
+        "Dtype of the base weights; auto: bfloat16 on a GPU that has it and on a CPU with AMX, else float32; of a "
+        "quantised model the dtype that it was saved in.",
         Decides.ORIGIN,
     )
     trust_remote_code: bool = declare(
