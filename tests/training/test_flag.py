@@ -88,7 +88,7 @@ def test_what_a_flag_can_say_is_said_by_one():
 
 def test_a_flag_speaks_of_trainers_optimizers_and_flags_that_there_are():
     for flag in FLAGS.values():
-        assert flag.idle.keys() <= set(TRAINERS)
+        assert flag.idle.keys() <= {*TRAINERS, "rewards"}
         assert flag.optimizers.keys() <= RULES.keys()
         assert flag.turns_on in {None, *FLAGS}
 
