@@ -217,8 +217,8 @@ OF_BACKPROPAGATION = (
     "neftune_noise_alpha"
 )
 OF_POPULATIONS = (
-    "reward reward_weights reward_time_limit members sigma sigma_end pairs shaping decay noise_reuse prompts_per_step "
-    "completions temperature top_p stop"
+    "reward reward_weights reward_time_limit members sigma sigma_end pairs shaping decay noise_reuse "
+    "prompts_per_step completions temperature top_p stop"
 )
 OF_EVALUATIONS = "eval_strategy eval_steps eval_delay eval_on_start staged_eval"
 OF_MERGES_BY_EPOCHS = "xgblora_adaptive_merge xgblora_steps_per_iteration xgblora_merge_frequency"
