@@ -16,7 +16,7 @@ import xgblora
 from benchmarks.by_turns import ratios, seconds_by_turns
 from benchmarks.models import EXAMPLES, random_model
 from xgblora.objectives.texts import model_loss
-from xgblora.process_group import ProcessGroup, join
+from xgblora.process_group import ProcessGroup, join, leave_together
 from xgblora.zo.exchange import Alone, Exchange, ShareOfExamples
 
 GATHERS = 200
@@ -54,6 +54,8 @@ def main() -> None:
         print(f"{flags.shape}, {group.processes} processes: {medians}")
         print(f"together / one process {over['one process']:.3f}, together / each alone {over['each alone']:.3f}")
         print(f"a gather {1e6 * float(np.median(gathers)):.0f} us; a step sends {sent} bytes to each other process")
+    # one that ends earlier takes the connections of the others with it
+    leave_together(0)
 
 
 def step(zo: xgblora.ZeroOrder, exchange: Exchange | None, batch: dict) -> float:
