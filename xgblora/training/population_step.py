@@ -109,6 +109,15 @@ class PopulationStep:
         losses, self._losses, self._members = torch.cat(self._losses, dim=1), [], None
         return tell(self.population, -losses, lr)
 
+    @property
+    def ways(self) -> dict:
+        """As of `ZeroOrder`."""
+        return {"one_by_one": self._one_by_one}
+
+    @ways.setter
+    def ways(self, ways: dict) -> None:
+        self._one_by_one = ways["one_by_one"]
+
     def abandon_step(self) -> None:
         """Forget the batches estimated since the last update."""
         self._losses, self._members = [], None

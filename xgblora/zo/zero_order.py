@@ -235,6 +235,15 @@ class ZeroOrder:
         self._weight = self._share = 0.0
         return StepResult(loss=loss, projected_grad=projected)
 
+    @property
+    def ways(self) -> dict:
+        """How forwards are run, as a trial and what fitted decided; for the same bits a run that goes on keeps it."""
+        return {"pairing": self.pairing, "stacking_was_tried": self._stacking_was_tried}
+
+    @ways.setter
+    def ways(self, ways: dict) -> None:
+        self.pairing, self._stacking_was_tried = ways["pairing"], ways["stacking_was_tried"]
+
     def abandon_step(self) -> None:
         """Forget the batches estimated since the last update; the model is the unperturbed one again."""
         self._weight = self._share = 0.0
