@@ -1,10 +1,12 @@
 """What each method of a comparison had learned after the same seconds: its runs replayed to the step they had reached.
 
-    xgblora-compare ... --max_steps 100 --num_dev 0 --num_eval 16 --seeds 0 1 2 --output_root runs/timed
+    for seeds in "0" "0 1" "0 1 2"; do
+        xgblora-compare ... --max_steps 100 --num_dev 0 --num_eval 16 --seeds $seeds --output_root runs/timed
+    done
     python scripts/equal_seconds.py runs/boost-trec --timed runs/timed/comparison.json --output equal.json -- \
         --task_file docs/comparison/trec.yaml --objective classification --num_train 1000 --num_dev 500
 
-The first command, on a machine that does nothing else, takes the methods by turns: the median over its seeds is what a
+The first commands, on a machine that does nothing else, take the methods by turns: the median over the seeds is what a
 step of each costs, starts and merges counted. The seconds are those in which the fastest method does all of its steps.
 What follows `--` are the flags of the comparison that say what is measured; its runs must have tapes.
 """

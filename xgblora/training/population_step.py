@@ -39,6 +39,7 @@ class PopulationStep:
 
     Attributes:
         forwards: how often a step runs a batch: once for each member.
+        one_by_one: whether members run one after the other, None until a trial decides it; kept in checkpoints.
         example_losses: fp32 [B], of the batch that was estimated last, the mean over members; [1] where the objective
             gives no loss an example.
     """
@@ -48,7 +49,7 @@ class PopulationStep:
         self.example_losses = torch.zeros(1)
         self._members: Members | None = None
         self._losses: list[Tensor] = []
-        self._one_by_one: bool | None = None
+        self.one_by_one: bool | None = None
 
     @property
     def adapters(self) -> AdapterSet:
@@ -81,8 +82,8 @@ class PopulationStep:
             fp32 scalar: the mean of the losses that are finite; NaN where none is.
         """
         self.adapters.model.eval()
-        if self._one_by_one is None:
-            self._one_by_one = not self._stacks_right(batch)
+        if self.one_by_one is None:
+            self.one_by_one = not self._stacks_right(batch)
         if self._members is None:
             self._members = self.population.ask(self.forwards)
         try:
@@ -109,22 +110,13 @@ class PopulationStep:
         losses, self._losses, self._members = torch.cat(self._losses, dim=1), [], None
         return tell(self.population, -losses, lr)
 
-    @property
-    def ways(self) -> dict:
-        """As of `ZeroOrder`."""
-        return {"one_by_one": self._one_by_one}
-
-    @ways.setter
-    def ways(self, ways: dict) -> None:
-        self._one_by_one = ways["one_by_one"]
-
     def abandon_step(self) -> None:
         """Forget the batches estimated since the last update."""
         self._losses, self._members = [], None
 
     def _block(self, batch: Any) -> int:
         """How many members run in one forward."""
-        if self._one_by_one:
+        if self.one_by_one:
             return 1
         return min(self.forwards, max(1, AUTO_PAIRING_ELEMENTS // max(1, elements_of(batch))))
 

@@ -13,12 +13,14 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     """`step()` is `ZeroOrder.update` with the learning rate that the scheduler has set.
 
     Its state is that of the rule at work, `arena.moments`, which lies beside the adapters. It is saved and loaded as it
-    is: torch would cast it to the dtype of the parameters. With it goes how forwards are run (`ways`): a trial at other
-    weights may decide otherwise, and the losses would have other bits.
+    is: torch would cast it to the dtype of the parameters. With it goes how forwards are run: a trial at other weights
+    may decide otherwise, and the losses would have other bits.
     """
 
     def __init__(self, zo: ZeroOrder, lr: float):
         self._zo = zo
+        # of a `ZeroOrder`, and of a `PopulationStep`
+        self._ways = [name for name in ("pairing", "stacking_was_tried", "one_by_one") if hasattr(zo, name)]
         super().__init__([{"params": [zo.adapters.arena.master]}], {"lr": lr})
 
     @torch.no_grad()
@@ -26,14 +28,16 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self._zo.update(lr=self.param_groups[0]["lr"])
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "moments": dict(self._zo.adapters.arena.moments), "ways": self._zo.ways}
+        ways = {name: getattr(self._zo, name) for name in self._ways}
+        return {**super().state_dict(), "moments": dict(self._zo.adapters.arena.moments), "ways": ways}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict) -> None:
         ours = ("moments", "ways")
         super().load_state_dict({name: value for name, value in state_dict.items() if name not in ours})
-        # checkpoints of before did not have it
-        self._zo.ways = state_dict.get("ways", self._zo.ways)
+        # checkpoints of before have none
+        for name, value in state_dict.get("ways", {}).items():
+            setattr(self._zo, name, value)
         for name, moment in self._zo.adapters.arena.moments.items():
             moment.copy_(state_dict["moments"][name])
 

@@ -92,6 +92,7 @@ class ZeroOrder:
             scalar where the objective gives no loss an example.
         graphs: the step's CUDA graphs; None on a CPU and with `capture="never"`.
         optimizer: the rule at work, with its moments.
+        pairing, stacking_was_tried: how forwards are run, and whether a trial has decided it; kept in checkpoints.
         tape: where steps are recorded, None unless `xgblora.start_tape` began one.
         skipped_steps: int64 scalar on the device: steps whose losses were not finite.
 
@@ -150,7 +151,7 @@ class ZeroOrder:
         self._first_seed = 0
         self._weight = self._share = 0.0
         self._announced: set[str] = set()
-        self._stacking_was_tried = False
+        self.stacking_was_tried = False
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
         self._base = [*adapters.model.parameters(), *adapters.model.buffers()]
         captures = capture == "auto" and device.type == "cuda"
@@ -235,15 +236,6 @@ class ZeroOrder:
         self._weight = self._share = 0.0
         return StepResult(loss=loss, projected_grad=projected)
 
-    @property
-    def ways(self) -> dict:
-        """How forwards are run, as a trial and what fitted decided; for the same bits a run that goes on keeps it."""
-        return {"pairing": self.pairing, "stacking_was_tried": self._stacking_was_tried}
-
-    @ways.setter
-    def ways(self, ways: dict) -> None:
-        self.pairing, self._stacking_was_tried = ways["pairing"], ways["stacking_was_tried"]
-
     def abandon_step(self) -> None:
         """Forget the batches estimated since the last update; the model is the unperturbed one again."""
         self._weight = self._share = 0.0
@@ -302,8 +294,8 @@ class ZeroOrder:
         """For each row of `live` the mean loss of the examples that are run at it, fp32; and `example_losses`."""
         groups = self.estimator.groups(examples_in(batch))
         pairs = self._should_pair(batch, groups)
-        if pairs and not self._stacking_was_tried:
-            self._stacking_was_tried = True
+        if pairs and not self.stacking_was_tried:
+            self.stacking_was_tried = True
             pairs = self._stacks_right(batch, groups)
         return self._paired_losses(batch, groups) if pairs else self._sequential_losses(batch, groups)
 
