@@ -16,7 +16,8 @@ from xgblora.completions import Sampling, generate_for_members
 from xgblora.completions import members as of_members
 
 FOLDER = Path(__file__).parents[2] / "shared" / "models" / "stories260K"
-MEMBERS, ROUNDS = 64, 3
+# three rounds of a fifth of a second scattered by a tenth
+MEMBERS, ROUNDS = 64, 9
 # one by one takes half a minute for all of them
 EIGHTH = MEMBERS // 8
 PROMPTS = ("Once upon a time", "Lily and Tom", "The big dog", "One day, a bird")
