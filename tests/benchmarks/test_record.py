@@ -1,7 +1,6 @@
 """The results file: rows are appended, and the plot takes the newest of each case."""
 
 import csv
-import importlib.util
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from benchmarks import record
 from benchmarks.measure import Timing
+from tests.fixtures.files import imported
 
 CPU = torch.device("cpu")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "plot_benchmarks.py"
@@ -17,10 +17,8 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "plot_benchmarks.py"
 
 @pytest.fixture
 def plot_benchmarks():
-    spec = importlib.util.spec_from_file_location("plot_benchmarks", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with imported(SCRIPT) as module:
+        yield module
 
 
 def run_of(seconds: float, folder: Path) -> Path:

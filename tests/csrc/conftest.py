@@ -1,10 +1,8 @@
 """The headers of csrc compiled for the CPU, where there is a C++ compiler; and the sources of the build."""
 
 import ctypes
-import importlib.util
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.fixtures.files import imported
 from xgblora.ops.backends import cuda
 from xgblora.ops.extension import Extension
 from xgblora.ops.merge_rank1 import ROUNDINGS
@@ -197,9 +196,5 @@ def build_host(build) -> ModuleType:
 
 def _imported(name: str):
     pytest.importorskip("setuptools", reason="needs setuptools")
-    spec = importlib.util.spec_from_file_location(name, CSRC / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[name]
+    with imported(CSRC / f"{name}.py") as module:
+        yield module

@@ -1,20 +1,18 @@
 """The reference is made from the code, is what the code says now, and the code says something of every name."""
 
-import importlib.util
 import inspect
 import re
 
 import pytest
 
 from tests.docs.pages import ROOT
+from tests.fixtures.files import imported
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("reference_pages", ROOT / "scripts" / "reference_pages.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with imported(ROOT / "scripts" / "reference_pages.py") as module:
+        yield module
 
 
 @pytest.mark.parametrize("name", ["api.md", "flags.md", "environment.md"])

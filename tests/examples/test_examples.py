@@ -1,11 +1,11 @@
 """Every example runs, and says what docs/examples.md shows but for its figures."""
 
-import importlib.util
 import re
 
 import pytest
 
 from tests.docs.pages import ROOT, blocks
+from tests.fixtures.files import imported
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGE = ROOT / "docs" / "examples.md"
@@ -29,11 +29,9 @@ def printed():
 
     def of(name: str, capsys) -> str:
         if name not in done:
-            spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            capsys.readouterr()
-            module.main()
+            with imported(ROOT / "examples" / f"{name}.py") as module:
+                capsys.readouterr()
+                module.main()
             done[name] = capsys.readouterr().out
         return done[name]
 

@@ -1,19 +1,19 @@
 """scripts/equal_seconds.py: who has got how far in the same time, and what is then measured."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 
 import pytest
+
+from tests.fixtures.files import imported
 
 PATH = Path(__file__).parents[2] / "scripts" / "equal_seconds.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("equal_seconds", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with imported(PATH) as module:
+        yield module
 
 
 def test_the_fastest_does_all_of_its_steps(script):

@@ -1,6 +1,5 @@
 """The search for the fastest plan and the table that it writes, with timings that are given: no GPU is asked."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.fixtures.files import imported
 from xgblora.errors import InputError
 from xgblora.kernels.tuning import FEW_ROWS, FUSED_GEMM, VENDOR_GEMM, Key, Plan, default_plan, read_entries, row_bucket
 
@@ -21,13 +21,8 @@ H100_SHARED_MEMORY = 227 * 1024
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("tune_kernels", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up
-    sys.modules["tune_kernels"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["tune_kernels"]
+    with imported(SCRIPT) as module:
+        yield module
 
 
 @pytest.fixture

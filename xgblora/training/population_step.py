@@ -44,6 +44,8 @@ class PopulationStep:
             gives no loss an example.
     """
 
+    WAYS = ("one_by_one",)  # how forwards are run: what a checkpoint keeps of it
+
     def __init__(self, population: Population, objective: Callable[[Any, Any], Tensor], members: int):
         self.population, self.objective, self.forwards = population, objective, members
         self.example_losses = torch.zeros(1)

@@ -19,8 +19,6 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
 
     def __init__(self, zo: ZeroOrder, lr: float):
         self._zo = zo
-        # of a `ZeroOrder`, and of a `PopulationStep`
-        self._ways = [name for name in ("pairing", "stacking_was_tried", "one_by_one") if hasattr(zo, name)]
         super().__init__([{"params": [zo.adapters.arena.master]}], {"lr": lr})
 
     @torch.no_grad()
@@ -28,7 +26,7 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self._zo.update(lr=self.param_groups[0]["lr"])
 
     def state_dict(self) -> dict:
-        ways = {name: getattr(self._zo, name) for name in self._ways}
+        ways = {name: getattr(self._zo, name) for name in self._zo.WAYS}
         return {**super().state_dict(), "moments": dict(self._zo.adapters.arena.moments), "ways": ways}
 
     @torch.no_grad()

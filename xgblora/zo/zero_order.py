@@ -100,6 +100,8 @@ class ZeroOrder:
         InputError: an argument is out of range.
     """
 
+    WAYS = ("pairing", "stacking_was_tried")  # how forwards are run: what a checkpoint keeps of it
+
     def __init__(
         self,
         adapters: Trainable,
