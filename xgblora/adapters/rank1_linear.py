@@ -119,7 +119,7 @@ class Rank1Linear(nn.Module):
         if a.shape[1] == 1 and self.bank is None and kind.only_multiplies(base) and kind.has_dense_weight(base):
             weight = kind.weight_of(base)
             if self.group_of_row is not None:
-                return torch.ops.xgblora.rank1_linear_by_row(
+                return torch.ops.xgblora.rank1_linear_by_row.default(
                     x, weight, base.bias, a[:, 0], b[:, 0], self.scale, self.group_of_row
                 )
             # compiled code must not depend on what other layers did before
