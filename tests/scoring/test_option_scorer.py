@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+import xgblora
 from xgblora.errors import InputError
 from xgblora.scoring import Collator, EncodedExample, OptionScorer, encode
 from xgblora.scoring.option_scorer import mean_log_probabilities
+from xgblora.scoring.together import ALL, rules_for
 
 # candidates of one and of several tokens, beginnings of one another, two and three of them, long and short prompts
 TEXTS = (
@@ -174,3 +176,86 @@ def test_the_shared_model_scores_as_the_plain_way(shared_model, make_sample):
         scores = OptionScorer(model).scores(model, batch)
         expected = torch.tensor([reference(model, sample, tokenizer) for sample in samples])
         assert torch.allclose(scores, expected, rtol=1e-4, atol=1e-4)
+
+
+# lengths and candidates, each one token after the last of its text
+CHOICES = ((5, (7, 9)), (11, (9, 7, 12)), (3, (20, 21)))
+
+
+def choices(vocabulary: int) -> list[EncodedExample]:
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(2, vocabulary, (length,), generator=generator).tolist() for length, _ in CHOICES]
+    return [
+        EncodedExample((tuple(text),), ((0, len(text) - 1),), tuple(((0, word),) for word in words), 0)
+        for text, (_, words) in zip(texts, CHOICES, strict=True)
+    ]
+
+
+def less_their_mean(scores: torch.Tensor) -> torch.Tensor:
+    there = scores.isfinite()
+    return scores - scores.where(there, 0).sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True)
+
+
+def words_computed(model) -> list[int]:
+    """Grows by the words that each call of the output embeddings computed."""
+    counts: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda head, inputs, output: counts.append(output.numel()))
+    return counts
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("form", ["packed", "padded", "on the right", "of one length"])
+def test_choices_among_tokens_differ_by_the_same_amounts_without_the_vocabulary(model, form, copies):
+    scorer = OptionScorer(model)
+    batch = Collator(0)(choices(model.config.vocab_size))
+    batch = {name: torch.cat([value] * copies) if torch.is_tensor(value) else value for name, value in batch.items()}
+    batch |= {"copies": copies, "groups": copies}
+    if form != "packed":
+        del batch["grid"]
+    if form not in ("packed", "padded"):
+        scorer.packs, scorer._together = False, ALL if form == "on the right" else rules_for(model, 32)[-1]
+    expected = scorer.scores(model, batch)
+    computed = words_computed(model)
+    made = scorer.relative_scores(model, batch)
+    assert sum(computed) == 0
+    torch.testing.assert_close(less_their_mean(made), less_their_mean(expected), rtol=1e-4, atol=1e-5)
+    assert torch.equal(made.argmax(dim=1), expected.argmax(dim=1))
+
+
+def test_gradients_of_choices_are_those_of_the_whole_vocabulary(make_opt):
+    model = make_opt()
+    batch = Collator(0)(choices(model.config.vocab_size))
+    scorer, gradients = OptionScorer(model), []
+    for scores in (scorer.scores, scorer.relative_scores):
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(scores(model, batch), batch["label"]).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_where_words_depend_on_one_another_all_are_computed_and_the_log_says_why(make_opt, caplog):
+    model = make_opt()
+
+    def over_the_largest(model, inputs, output):
+        output.logits = output.logits / output.logits.abs().amax(dim=-1, keepdim=True)
+
+    model.register_forward_hook(over_the_largest)
+    with caplog.at_level("INFO", logger="xgblora"):
+        scorer = OptionScorer(model)
+    assert "The whole vocabulary is computed: the scores of candidates differ by other amounts then" in caplog.messages
+    batch = Collator(0)(choices(model.config.vocab_size))
+    assert torch.equal(scorer.relative_scores(model, batch), scorer.scores(model, batch))
+
+
+@torch.no_grad()
+def test_several_tokens_and_an_adapted_vocabulary_have_the_scores_themselves(make_opt, examples, tiny_tokenizer):
+    model = make_opt(vocab_size=len(tiny_tokenizer))
+    scorer, batch = OptionScorer(model), Collator(0)(examples)
+    assert torch.equal(scorer.relative_scores(model, batch), scorer.scores(model, batch))
+    adapted = make_opt(tie_word_embeddings=False)
+    xgblora.attach(adapted, ["lm_head"], alpha=1.0)
+    scorer, batch = OptionScorer(adapted), Collator(0)(choices(adapted.config.vocab_size))
+    assert torch.equal(scorer.relative_scores(adapted, batch), scorer.scores(adapted, batch))

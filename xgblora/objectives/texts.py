@@ -36,6 +36,10 @@ def zero_one(scores: Tensor, labels: Tensor) -> Tensor:
     return (scores.argmax(dim=1) != labels).float()
 
 
+# what reads the order or the softmax of scores alone
+RELATIVE = (classification, zero_one)
+
+
 @runtime_checkable
 class ChoosingObjective(Protocol):
     """An objective that also says which candidate the model chose, so that an evaluation knows the accuracy."""
@@ -62,6 +66,7 @@ class CandidateObjective:
     def __init__(self, model: nn.Module, loss: LossOfScores = option_nll, *, longest: int | None = None):
         self.scorer = form_of(model).scorer(model, longest)
         self.loss = loss
+        self._scores = self.scorer.relative_scores if loss in RELATIVE else self.scorer.scores
 
     @property
     def packs(self) -> bool:
@@ -69,10 +74,10 @@ class CandidateObjective:
         return self.scorer.packs
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return self.loss(self.scorer.scores(model, batch), batch["label"])
+        return self.loss(self._scores(model, batch), batch["label"])
 
     def losses_and_choices(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        scores = self.scorer.scores(model, batch)
+        scores = self._scores(model, batch)
         return self.loss(scores, batch["label"]), scores.argmax(dim=1)
 
 

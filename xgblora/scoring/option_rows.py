@@ -5,6 +5,7 @@ projection to a vocabulary of 50,000 words costs more than a layer of a small mo
 a pre-hook on the output embeddings gathers them into one contiguous matrix (a strided three-dimensional slice sent a
 bf16 CPU product down a path 28 times slower). And in the last layer the other rows have to give keys and values, and
 nothing more: attention, output projection and feed-forward part, 3/4 of its products, run for the rows that are read.
+Where a choice among a few tokens is all that is wanted of a row, no other word of the vocabulary is computed.
 
 That needs no knowledge of the architecture. The last layer is called twice: what stands in place of its cache the
 first time takes the keys and values and ends the call; the second time it hands them to the rows that are read.
@@ -34,10 +35,12 @@ class Rows:
         rows: int64 [R], among the N * T, in the order in which logits are wanted.
         places: int64 [N, Q], the same rows by sequence, each once; N * T where a sequence has fewer than Q. None: the
             last layer computes all rows.
+        tokens: int64 [R, C], whose logits are wanted of each row; None: those of the whole vocabulary.
     """
 
     rows: Tensor
     places: Tensor | None = None
+    tokens: Tensor | None = None
 
 
 def places_of(columns: Sequence[Sequence[int]], length: int) -> list[list[int]] | None:
@@ -68,8 +71,12 @@ class OptionRows:
 
     @contextmanager
     def only(self, rows: Rows) -> Iterator[None]:
-        """Within the block a forward gives the logits of `rows` alone, [1, R, V]; no hook is left behind."""
+        """Within the block a forward gives the logits of `rows` alone, [1, R, V] or [1, R, C]; no hook stays."""
         hooks = [self._head.register_forward_pre_hook(partial(_gather, rows.rows))]
+        if rows.tokens is not None:
+            words = _Words(rows.tokens)
+            hooks.append(self._head.register_forward_pre_hook(words.before))
+            hooks.append(self._head.register_forward_hook(words.after))
         if self.layer is not None and rows.places is not None:
             turn = _LastLayer(rows.places)
             hooks.append(self.layer.register_forward_pre_hook(turn.before, with_kwargs=True))
@@ -79,6 +86,14 @@ class OptionRows:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def knows_words(self) -> bool:
+        """Whether the output embeddings are a plain product, so that `Rows.tokens` may be given."""
+        return type(self._head) is nn.Linear and "forward" not in vars(self._head)
+
+    def few(self, tokens: Tensor) -> bool:
+        """Whether the logits of `tokens` alone take less than those of the whole vocabulary: their rows are copied."""
+        return 2 * tokens.numel() < self._head.out_features
 
     def spare(self, model: nn.Module, trial: Callable[[], str | None]) -> str | None:
         """Let the last layer compute rows that are read and no others, if `trial` finds the scores to be right then.
@@ -102,6 +117,30 @@ class OptionRows:
 def _gather(rows: Tensor, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     hidden = inputs[0]
     return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows).unsqueeze(0), *inputs[1:])
+
+
+class _Words:
+    """One forward of the output embeddings for a few tokens a row: hooks before and after it.
+
+    Args:
+        tokens: int64 [R, C], see `Rows`.
+    """
+
+    def __init__(self, tokens: Tensor):
+        self._tokens = tokens
+        self._hidden: Tensor | None = None
+
+    def before(self, head: nn.Linear, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Keep the hidden states [1, R, D], and leave the product nothing to do."""
+        self._hidden = inputs[0]
+        return (inputs[0][:, :0], *inputs[1:])
+
+    def after(self, head: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """The logits [1, R, C]."""
+        logits = torch.matmul(head.weight[self._tokens], self._hidden[0].unsqueeze(-1)).squeeze(-1)
+        if head.bias is not None:
+            logits = logits + head.bias[self._tokens]
+        return logits.unsqueeze(0)
 
 
 def last_layer(model: nn.Module) -> nn.Module | None:

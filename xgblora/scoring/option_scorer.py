@@ -10,6 +10,7 @@ import inspect
 import logging
 import math
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,7 +24,7 @@ from xgblora.scoring.option_rows import OptionRows, Rows
 from xgblora.scoring.packing import for_attention, keeps_apart, power_of_two, reason_not_to_pack
 from xgblora.scoring.together import ALL, Together, rules_for
 from xgblora.scoring.trunk import Trunk
-from xgblora.scoring.truth import SHORTEST, Truth, can_be_tried, truth_of
+from xgblora.scoring.truth import SHORTEST, Truth, can_be_tried, truth_of, truth_of_choices
 
 logger = logging.getLogger("xgblora")
 
@@ -51,6 +52,8 @@ class OptionScorer:
         self._takes_positions = "position_ids" in self._arguments
         self._rows, self._trunk = OptionRows(model), Trunk(model)
         self.packs = False
+        # whether the logits of a few tokens a row can be had without those of the whole vocabulary
+        self._chooses = False
         # tokens of the longest text that was tried; of a model without weights none can be
         self._tried = math.inf
         # None: padded on the left, with a mask
@@ -62,15 +65,32 @@ class OptionScorer:
 
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean log-probability of the option tokens of each candidate: fp32 [B, C], -inf for padding candidates."""
+        return mean_log_probabilities(self._logits(model, batch), batch)
+
+    def relative_scores(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """`scores` less a number of each example: their order and their softmax are the same.
+
+        Where each candidate of the batch is one token, and all of an example stand at one place, the words that are no
+        candidates cancel, and are not computed.
+        """
+        tokens = batch["option_targets"]
+        at_one_place = batch["rows"].shape[1] == 1 and tokens.shape[2] == 1
+        if not (self._chooses and at_one_place and self._rows.few(tokens)):
+            return self.scores(model, batch)
+        logits = self._logits(model, batch, tokens.squeeze(2)).squeeze(1)
+        return logits.masked_fill(batch["option_mask"].squeeze(2) == 0, float("-inf"))
+
+    def _logits(self, model: nn.Module, batch: dict[str, Tensor], tokens: Tensor | None = None) -> Tensor:
+        """fp32 [B, R, V], of the rows that predict option tokens; with `tokens` [B, C] theirs alone, [B, R, C]."""
         self._try_longer(model, batch)
         packed = self.packs and "grid" in batch and batch["groups"] == batch["copies"]
         if not packed and self._together is not None:
-            logits = self._logits_on_the_right(model, batch)
+            logits = self._logits_on_the_right(model, batch, tokens)
         else:
             arguments, rows = self._inputs(model, batch, packed)
-            with self._below_skipped(model, batch, packed), self._rows.only(rows):
+            with self._below_skipped(model, batch, packed), self._rows.only(replace(rows, tokens=tokens)):
                 logits = model(**arguments, use_cache=False).logits.float()
-        return mean_log_probabilities(logits.view(len(batch["label"]), -1, logits.shape[-1]), batch)
+        return logits.view(len(batch["label"]), -1, logits.shape[-1])
 
     def states(self, model: nn.Module, batch: dict[str, Tensor], first: str) -> Tensor:
         """The hidden states of a batch that the block called `first` is given: [B, S, T, D], zero for padding."""
@@ -107,6 +127,7 @@ class OptionScorer:
         reason = reason or self._reason_not_to_pack(model, truth)
         if reason:
             logger.info("Batches are padded, not packed: %s", reason)
+        self._try_to_choose(model)
 
     def _below_skipped(self, model: nn.Module, batch: dict[str, Tensor], packed: bool) -> AbstractContextManager[None]:
         """Within the block a forward skips what is known of the batch, or the same in all its copies and run here."""
@@ -148,8 +169,8 @@ class OptionScorer:
             arguments["attention_mask"] = for_attention(model, keeps_apart(mask, torch.zeros_like(mask)))
         return arguments, Rows((batch["rows"] + first).view(-1))
 
-    def _logits_on_the_right(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """fp32 [1, B * R, V], of forwards over texts that may stand together, without positions.
+    def _logits_on_the_right(self, model: nn.Module, batch: dict[str, Tensor], tokens: Tensor | None) -> Tensor:
+        """fp32 [1, B * R, V] or [1, B * R, C], of forwards over texts that may stand together, without positions.
 
         A mask is given to a model that reads both ways; one that does not sees no padding behind its texts.
         """
@@ -170,7 +191,7 @@ class OptionScorer:
             return model(input_ids=ids[members, :longest], **arguments).logits.float()
 
         if self._together is ALL:
-            with self._rows.only(Rows(text * width + place)):
+            with self._rows.only(Rows(text * width + place, tokens=tokens)):
                 return run(slice(None), width)
         logits: list[Tensor] = []
         order: list[Tensor] = []
@@ -180,7 +201,8 @@ class OptionScorer:
             number = ids.new_full((count,), -1).index_copy(0, members, torch.arange(len(members), device=ids.device))
             (rows,) = (number[text] >= 0).nonzero(as_tuple=True)
             if len(rows):
-                with self._rows.only(Rows(number[text[rows]] * longest + place[rows])):
+                of_rows = None if tokens is None else tokens[rows]
+                with self._rows.only(Rows(number[text[rows]] * longest + place[rows], tokens=of_rows)):
                     logits.append(run(members, longest)[0])
                 order.append(rows)
         return torch.cat(logits)[torch.cat(order).argsort()].unsqueeze(0)
@@ -223,13 +245,35 @@ class OptionScorer:
             logger.info("The last layer computes all positions: %s", reason)
         return not_packed
 
+    def _try_to_choose(self, model: nn.Module) -> None:
+        """Compute of choices among tokens no other words, if that gives scores that differ by the same amounts."""
+        self._chooses = self._rows.knows_words()
+        if not self._chooses:
+            return
+        truth = truth_of_choices(model)
+        batch, expected = _batch_of(truth), truth.expected.view(len(truth.examples), -1)
+
+        def scores() -> Tensor:
+            made = self.relative_scores(model, batch)
+            return (made + (expected - made).mean(dim=1, keepdim=True)).flatten()
+
+        reason = truth.reason_against(model, scores, others="the scores of candidates differ by other amounts then")
+        if reason:
+            self._chooses = False
+            logger.info("The whole vocabulary is computed: %s", reason)
+
     def _scores_of(self, model: nn.Module, truth: Truth) -> Tensor:
         """The scores of all candidates of the trial, as batches are run now."""
-        batch = {
-            name: value.to(truth.expected.device) if isinstance(value, Tensor) else value
-            for name, value in Collator(0)(list(truth.examples)).items()
-        }
+        batch = _batch_of(truth)
         return self.scores(model, batch)[batch["option_mask"].any(dim=-1)]
+
+
+def _batch_of(truth: Truth) -> dict[str, Tensor]:
+    """The examples of a trial on the model's device."""
+    return {
+        name: value.to(truth.expected.device) if isinstance(value, Tensor) else value
+        for name, value in Collator(0)(list(truth.examples)).items()
+    }
 
 
 def _packed(model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Rows]:

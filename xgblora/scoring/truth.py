@@ -94,6 +94,17 @@ def truth_of(model: nn.Module, longest: int | None = None) -> Truth:
     return Truth(examples, torch.stack(expected), dtype)
 
 
+@torch.no_grad()
+def truth_of_choices(model: nn.Module) -> Truth:
+    """The truth of `model`, which has one, about two texts whose candidates all stand at their last place."""
+    tokens, device = plain_tokens(model), model.get_input_embeddings().weight.device
+    longest = min(LONGEST, position_limit(model) or LONGEST)
+    examples = tuple(_choice(tokens, max(length, 1)) for length in (longest // 2, longest // 4))
+    with undisturbed(model):
+        expected = [score for example in examples for score in _plain_scores(model, example, device)]
+    return Truth(examples, torch.stack(expected), computes_in(model))
+
+
 def computes_in(model: nn.Module) -> torch.dtype:
     """The dtype whose rounding the scores of `model` have.
 
@@ -143,6 +154,13 @@ def _whole(tokens: Iterator[int], length: int) -> EncodedExample:
     places = sorted({length // 4, length // 2, length - 1})
     options = tuple(((row, token),) for row, token in enumerate(islice(tokens, len(places))))
     return EncodedExample((ids,), tuple((0, place) for place in places), options, 0)
+
+
+def _choice(tokens: Iterator[int], length: int) -> EncodedExample:
+    """Three candidates after the last token."""
+    ids = tuple(islice(tokens, length))
+    options = tuple(((0, token),) for token in islice(tokens, 3))
+    return EncodedExample((ids,), ((0, length - 1),), options, 0)
 
 
 def _forked(tokens: Iterator[int], length: int) -> EncodedExample:

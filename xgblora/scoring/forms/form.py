@@ -19,6 +19,9 @@ class Scorer(Protocol):
     def scores(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """fp32 [B, C], the mean log-probability of each candidate; -inf for padding candidates."""
 
+    def relative_scores(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """`scores` less a number of each example, or as they are: for what reads their order or their softmax."""
+
 
 @dataclass(frozen=True)
 class ModelForm:

@@ -101,6 +101,10 @@ class PaddedScorer:
         order = torch.tensor([place for group in groups for place in group], device=parts[0].device)
         return torch.cat(parts)[order.argsort()]
 
+    def relative_scores(self, model: nn.Module, batch: Batch) -> Tensor:
+        """As `scores`."""
+        return self.scores(model, batch)
+
     @torch.no_grad()
     def _try(self, model: nn.Module) -> None:
         kind, device = type(model).__name__, next(model.parameters()).device
