@@ -54,7 +54,7 @@ def load_model(
     """
     if trust_remote_code:
         logger.warning("trust_remote_code: code that comes with %s may run on this machine", name)
-    begun, spread = time.time(), {} if device_map == "none" else {"device_map": device_map}
+    begun = time.time()
     try:
         with _quiet():
             # all files of one commit
@@ -62,7 +62,7 @@ def load_model(
             settings = {"trust_remote_code": trust_remote_code, "revision": commit}
             _refuse_adapter(name, find_adapter_config_file(name, revision=commit))
             tokenizer = AutoTokenizer.from_pretrained(name, **settings)
-            model, found = _loaded(name, _dtype_to_load(name, dtype, device, settings), labels, settings, spread)
+            model, found = _loaded(name, _dtype_to_load(name, dtype, device, settings), labels, settings, device_map)
     except InputError:
         raise
     except Exception as error:  # a folder or hub can be wrong in dozens of ways; the person needs one line
@@ -81,9 +81,7 @@ def load_model(
     # newer releases of transformers do not keep it
     model.config._commit_hash = commit
     tokenizer.padding_side = "left"
-    if device_map == "none" or len(devices_of(model)) == 1:
-        model.to(device)
-    return model.eval(), tokenizer
+    return (model if len(devices_of(model)) > 1 else model.to(device)).eval(), tokenizer
 
 
 def _dtype_to_load(name: str, dtype: str, device: torch.device, settings: dict) -> torch.dtype:
@@ -95,7 +93,7 @@ def _dtype_to_load(name: str, dtype: str, device: torch.device, settings: dict) 
     return resolve_dtype(dtype, device)
 
 
-def _loaded(name: str, dtype: torch.dtype, labels: Sequence[str] | None, settings: dict, spread: dict) -> tuple:
+def _loaded(name: str, dtype: torch.dtype, labels: Sequence[str] | None, settings: dict, device_map: str) -> tuple:
     """The model as what it was saved as, or with a head, and what transformers found in its checkpoint."""
     form = saved_form(name, head=labels is not None, **settings)
     return form.auto_class.from_pretrained(
@@ -106,7 +104,7 @@ def _loaded(name: str, dtype: torch.dtype, labels: Sequence[str] | None, setting
         output_loading_info=True,
         **({} if labels is None else {"id2label": dict(enumerate(labels))}),
         **settings,
-        **spread,
+        **({} if device_map == "none" else {"device_map": device_map}),
     )
 
 
