@@ -251,7 +251,7 @@ def test_new_remainders_lie_as_their_weights_do():
             r"a remainder must be int16 \(2, 3\) on cpu, not int16 \(3, 2\) on cpu",
         ),
         ({"remainders": [torch.zeros(2, 3, dtype=torch.int32)]}, r"must be int16 \(2, 3\) on cpu, not int32 \(2, 3\)"),
-        ({"adapters": [(torch.ones(3, device="meta"), torch.ones(2))]}, r"weights and adapters must be on one device"),
+        ({"adapters": [(torch.ones(3, device="meta"), torch.ones(2))]}, r"a weight and its adapter must be on one"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line_and_nothing_is_merged(changes, message):

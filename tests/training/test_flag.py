@@ -23,7 +23,16 @@ MAY_CHANGE = {
     *("logging_nan_inf_filter", "logging_steps", "num_demos", "num_eval", "one_demo_set_per_example", "output_dir"),
     *("overwrite", "recipe", "remainders", "remove_unused_columns", "report_to", "resume_from_checkpoint", "run_name"),
     *("save_model", "save_steps", "save_strategy", "save_total_limit", "sfc", "torch_compile", "trunk_cache_gb"),
-    *("use_cpu", "zo_agree_steps", "zo_capture", "zo_parallel", "reward_workers", "on_failure", "eval_prompts"),
+    *(
+        "use_cpu",
+        "device_map",
+        "zo_agree_steps",
+        "zo_capture",
+        "zo_parallel",
+        "reward_workers",
+        "on_failure",
+        "eval_prompts",
+    ),
 }
 
 

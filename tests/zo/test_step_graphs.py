@@ -166,3 +166,11 @@ def test_the_mask_of_padded_batches_on_a_gpu_gives_the_same_scores(make_model, m
             monkeypatch.setattr(option_scorer, "_is_on_gpu", lambda tensor: True)
             torch.testing.assert_close(objective(model, batch), plain, rtol=1e-5, atol=1e-6)
             monkeypatch.undo()
+
+
+def test_work_over_several_devices_is_not_recorded(cpu_recorder):
+    graphs = StepGraphs(cpu_recorder(), torch.device("cpu", 1), lambda: [torch.zeros(1)])
+    for number in range(5):
+        (output,) = graphs.run("part", lambda _, number=number: (torch.full((1,), number),), {})
+        assert output.item() == number
+    assert graphs.reason == "the model lies on cpu:1 and on cpu" and not len(graphs)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from xgblora import ops
+from xgblora.adapters.live_copy import LiveCopy
 from xgblora.adapters.rank1_linear import Rank1Linear
 from xgblora.adapters.shared_inputs import SharedInputs
 
@@ -39,11 +40,12 @@ class Slot:
 
 
 class Arena:
-    """Storage of all adapters of a model.
+    """Storage of all adapters of a model, on the device of its first layer.
 
     Attributes:
         master: fp32 [P]; the parameters `a` and `b` of every layer are views into it.
-        live: [G, P] in the compute dtype: what the layers read while `read_live` is in force, None before that.
+        live: [G, P] in the compute dtype: what the layers read while `read_live` is in force, None before that. Layers
+            on other devices read copies: who writes `live` itself calls `spread_live` after that.
         slots: one per layer, in model order.
         moments: what an optimizer keeps of the adapters in training, by name; zero when a new adapter starts.
         untrained: bool [P], True where the round leaves `master` as it is; None while everything is trained.
@@ -58,8 +60,9 @@ class Arena:
             [(name, layer.rank, layer.in_features, layer.out_features) for name, layer in layers.items()]
         )
         first = next(iter(layers.values()))
-        self.master = torch.zeros(arena_size(self.slots), dtype=torch.float32, device=first.a.device)
+        self.master = torch.zeros(arena_size(self.slots), dtype=torch.float32, device=first.device)
         self.live: Tensor | None = None
+        self._copies = self._copies_elsewhere(first.device)
         # by first and last row: making the views of a large model takes as long as a tenth of a step on a GPU
         self._live_views: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self.moments: dict[str, Tensor] = {}
@@ -82,18 +85,31 @@ class Arena:
         # not `expand(...).contiguous()`: one fp32 row of that would be `master` itself
         self.live = self.master.to(dtype).repeat(groups, 1)
         self._live_views.clear()
+        self.spread_live()
         return self.live
+
+    def spread_live(self) -> None:
+        """Copy `live` to the other devices on which layers read it; nothing where there are none."""
+        for copy in self._copies:
+            copy.write(self.live)
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """Where layers lie: the device of the arena, then the others."""
+        return [self.master.device, *(copy.device for copy in self._copies)]
 
     def perturb(self, seeds: Tensor, eps: Tensor, signs: Tensor, distribution: str) -> None:
         """Write the perturbed adapters of a step into the rows of `live`; arguments as of `xgblora.ops.perturb`."""
         ops.perturb(self.master, self.live, seeds, eps, signs, distribution=distribution)
         if self.untrained is not None:
             torch.where(self.untrained, self.master.to(self.live.dtype), self.live, out=self.live)
+        self.spread_live()
 
     def restore(self) -> None:
         """Write the cast of `master` into every row of `live`, if there is one: exact whatever `live` held."""
         if self.live is not None:
             self.live.copy_(self.master)
+            self.spread_live()
 
     def train(self, names: Collection[str] | None = None, *, trains_a: bool = True) -> None:
         """Train the adapters of the layers `names` alone (None: of all), without their `a` unless `trains_a`.
@@ -138,9 +154,14 @@ class Arena:
         """
         if (start, stop) not in self._live_views:
             rows = self.live[start:stop]
-            self._live_views[start, stop] = [slot.views(rows) for slot in self.slots]
+            views = self._live_views[start, stop] = [slot.views(rows) for slot in self.slots]
+            for copy in self._copies:
+                for number, of_layer in copy.views(start, stop):
+                    views[number] = of_layer
         for layer, views in zip(self._layers.values(), self._live_views[start, stop], strict=True):
             layer.live, layer.group_of_row = views, group_of_row
+        for copy in self._copies if group_of_row is not None else ():
+            copy.assign_groups(group_of_row)
 
     def while_unchanged(self) -> AbstractContextManager[None]:
         """While this lasts, nothing that torch does not count writes `live`: layers may compute for one another."""
@@ -156,14 +177,27 @@ class Arena:
             layer.live = layer.group_of_row = None
 
     def move(self, device: torch.device) -> None:
-        """Move the adapters to `device`; the layers read their parameters afterwards."""
-        if self.master.device == device:
+        """Move the adapters to `device`, as all layers are; the layers read their parameters afterwards."""
+        if self.master.device == device and not self._copies:
             return
-        self.master, self.live = self.master.to(device), None
+        self.master, self.live, self._copies = self.master.to(device), None, []
         self.untrained = None if self.untrained is None else self.untrained.to(device)
         self._live_views.clear()
         self.read_master()
         self._bind_parameters()
+
+    def _copies_elsewhere(self, home: torch.device) -> list[LiveCopy]:
+        """One for each device other than `home` on which there are layers, in their order."""
+        numbers: dict[torch.device, list[int]] = {}
+        layers, end = list(self._layers.values()), arena_size(self.slots)
+        for number, layer in enumerate(layers):
+            numbers.setdefault(layer.device, []).append(number)
+        numbers.pop(home, None)
+        ends = [*(slot.a_start for slot in self.slots[1:]), end]
+        return [
+            LiveCopy(device, there, [self.slots[n] for n in there], [layers[n] for n in there], ends[there[-1]])
+            for device, there in numbers.items()
+        ]
 
     def _bind_parameters(self) -> None:
         for slot, layer in zip(self.slots, self._layers.values(), strict=True):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from xgblora.adapters.adapter_set import AdapterSet
 from xgblora.adapters.depth import WHOLE, Depths
+from xgblora.adapters.dispatched import give_hook, refuse_offloaded, take_hook
 from xgblora.adapters.kinds.registry import kind_of
 from xgblora.adapters.memory import memory_of
 from xgblora.adapters.mixture import close_mixtures, open_mixtures, replace_module
@@ -34,9 +35,9 @@ def attach(
     """Freeze `model` and put an adapter on each target layer.
 
     Args:
-        model: any module; the layers in it that can carry an adapter are the candidates: those of the kinds that are
-            registered (`xgblora.adapters.kinds`), such as `nn.Linear`, transformers' `Conv1D`, and modules with
-            `in_features`, `out_features` and a weight (quantised, custom).
+        model: any module, on one device or several (`device_map`); the layers in it that can carry an adapter are the
+            candidates: those of the kinds that are registered (`xgblora.adapters.kinds`), such as `nn.Linear`,
+            transformers' `Conv1D`, and modules with `in_features`, `out_features` and a weight (quantised, custom).
         target_modules: names or dotted suffixes of layers ("q_proj", "layers.3.fc1", a full name), or one regular
             expression that must match a layer's full name; "all-linear" takes every linear layer that is called inside
             the blocks, routers left out; None takes the query and value projections.
@@ -52,8 +53,8 @@ def attach(
         The adapters; the model computes what it computed before, since `b` starts at zero.
 
     Raises:
-        InputError: nothing matches (the message lists what there is), adapters are attached already, the model lies on
-            several devices, alpha or rank is out of range, a matched weight is shared with another module, or an
+        InputError: nothing matches (the message lists what there is), adapters are attached already, a module is
+            offloaded, alpha or rank is out of range, a matched weight is shared with another module, or an
             adapter on a named layer would not act as a change of its weight does (see `xgblora.adapters.trial`).
     """
     scale_of(alpha, rank)
@@ -70,10 +71,11 @@ def attach(
     layers = {}
     for name in names:
         base = model.get_submodule(name)
-        make = kind_of(base).layer or Rank1Linear
+        make, hook = kind_of(base).layer or Rank1Linear, take_hook(base)
         # the arena draws all of them
         layers[name] = make(base, alpha=alpha, rank=rank, seed=None)
         layers[name].frozen_with = frozen
+        give_hook(layers[name], hook)
         replace_module(model, name, layers[name])
     close_mixtures(model)
     adapters = AdapterSet(model=model, layers=layers, alpha=alpha, rank=rank, seed=seed)
@@ -102,7 +104,9 @@ def detach(model: nn.Module, *, fold: bool = True) -> nn.Module:
         if fold and layer.mergeable:
             for matrix, folded in _folded(layer):
                 matrix.copy_(folded)
+        hook = take_hook(layer)
         replace_module(model, name, layer.base)
+        give_hook(layer.base, hook)
     close_mixtures(model)
     return model
 
@@ -110,12 +114,7 @@ def detach(model: nn.Module, *, fold: bool = True) -> nn.Module:
 def _refuse_what_takes_no_adapters(model: nn.Module) -> None:
     if any(isinstance(module, Rank1Linear) for module in model.modules()):
         raise InputError("the model has adapters already: xgblora.detach(model) first")
-    devices = sorted({str(parameter.device) for parameter in model.parameters()})
-    if len(devices) > 1:
-        raise InputError(
-            f"the model lies on {' and '.join(devices)}: its adapters are one block of numbers on one device; load it "
-            "without device_map, or quantised where it does not fit"
-        )
+    refuse_offloaded(model)
 
 
 def _refuse_what_cannot_be_folded(layers: dict[str, Rank1Linear]) -> None:
@@ -135,7 +134,7 @@ def _refuse_what_cannot_be_folded(layers: dict[str, Rank1Linear]) -> None:
 def _folded(layer: Rank1Linear) -> Iterator[tuple[Tensor, Tensor]]:
     """The matrices of a layer, and what they become with its adapter in them."""
     matrices = layer.matrices
-    parts = (part.unflatten(0, (len(matrices), -1)) for part in (layer.a, layer.b))
+    parts = (part[0].unflatten(0, (len(matrices), -1)) for part in layer.own_group(layer.device))
     for matrix, a, b in zip(matrices, *parts, strict=True):
         yield matrix, (matrix.float() + layer.scale * (b.T @ a)).to(matrix.dtype)
 
@@ -149,6 +148,8 @@ def _log(adapters: AdapterSet) -> None:
         f"{adapters.num_parameters():,}",
         memory_of(adapters),
     )
+    if len(adapters.arena.devices) > 1:
+        logger.info("adapters lie on %s, and their layers there and on %s", *_spread(adapters.arena.devices))
     kinds = Counter(_described(layer) for layer in layers if not layer.mergeable)
     if kinds:
         logger.info(
@@ -157,6 +158,11 @@ def _log(adapters: AdapterSet) -> None:
             len(layers),
             ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
         )
+
+
+def _spread(devices: list[torch.device]) -> tuple[str, str]:
+    home, *others = map(str, devices)
+    return home, " and ".join(others)
 
 
 def by_kind(layers: Mapping[str, Rank1Linear]) -> str:

@@ -63,7 +63,7 @@ class Rank1Linear(nn.Module):
         self.in_features, self.out_features = kind.features(base)
         self.scale = scale_of(alpha, rank)
         self.base = base.requires_grad_(False)
-        options = {"dtype": torch.float32, "device": device_of(base)}
+        options = {"dtype": torch.float32, "device": self.device}
         self.a = nn.Parameter(torch.zeros(rank, self.in_features, **options))
         if seed is not None:
             noise = uniform(derive_seed(seed, 0), self.a.numel(), device=self.a.device)
@@ -100,6 +100,11 @@ class Rank1Linear(nn.Module):
         return getattr(self.base, "bias", None)
 
     @property
+    def device(self) -> torch.device:
+        """Where the base lies; `a` and `b` lie where their arena is, which may be another device of the model."""
+        return device_of(self.base)
+
+    @property
     def rank(self) -> int:
         return self.a.shape[0]
 
@@ -113,7 +118,7 @@ class Rank1Linear(nn.Module):
         base, kind = self.base, self.kind
         if not self.active and self.bank is None:
             return base(x)
-        a, b = self.live if self.live is not None else (self.a.unsqueeze(0), self.b.unsqueeze(0))
+        a, b = self.live if self.live is not None else self.own_group(x.device)
         if not self.trains_a:
             a = a.detach()
         if a.shape[1] == 1 and self.bank is None and kind.only_multiplies(base) and kind.has_dense_weight(base):
@@ -132,6 +137,10 @@ class Rank1Linear(nn.Module):
         y = base(x)
         # the sum of a 16-bit and an fp32 tensor is fp32: one rounding for everything that is added
         return (y + update).to(y.dtype)
+
+    def own_group(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The parameters as one group on `device`: [1, rank, in_features] and [1, rank, out_features]."""
+        return self.a.unsqueeze(0).to(device), self.b.unsqueeze(0).to(device)
 
     @torch.no_grad()
     def extend_bank(self, a: Tensor, b: Tensor) -> None:
@@ -152,7 +161,8 @@ class Rank1Linear(nn.Module):
             )
         if a.dtype != torch.float32 or b.dtype != torch.float32:
             raise InputError(f"boosters in a bank are fp32, not {a.dtype} and {b.dtype}")
-        old_a, old_b = self.bank or (self.a.new_empty(0, self.in_features), self.b.new_empty(0, self.out_features))
+        none = torch.empty(0, 0, dtype=torch.float32, device=self.device)
+        old_a, old_b = self.bank or (none.view(0, self.in_features), none.view(0, self.out_features))
         # `cat` copies: the bank is never a view into an arena or a ledger
         self.bank = torch.cat([old_a, a.to(old_a.device)]), torch.cat([old_b, b.to(old_b.device)])
 
@@ -170,11 +180,13 @@ class Rank1Linear(nn.Module):
 
     def _apply(self, fn, recurse=True):
         # `model.to(...)` and `.half()` convert the base; adapters and bank stay fp32 and follow only to another device
+        before = self.device
         self.base._apply(fn)
-        device = device_of(self.base)
+        device = self.device
         if self.bank is not None:
             self.bank = tuple(part.to(device) for part in self.bank)
-        if device != self.a.device:
+        # not by that of `a`: of a model on several devices it may be another from the start
+        if device != before:
             if self.move_storage is not None:
                 self.move_storage(device)
             else:

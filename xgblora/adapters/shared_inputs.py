@@ -127,7 +127,7 @@ def _state_of(x: Tensor) -> tuple[int, int, int]:
 def _made_for(layers: list[Reader], x: Tensor) -> dict[Reader, _Dots]:
     """The dots of `x` for the adapters of `layers`, in one launch; none for a layer that reads alone."""
     adapters = {layer: layer.live[0] for layer in layers if layer.live is not None and layer.active}
-    if len(adapters) < 2 or len({a.shape for a in adapters.values()}) > 1:
+    if len(adapters) < 2 or len({(a.shape, a.device) for a in adapters.values()}) > 1:
         return {}
     made = row_dots(x, [a[:, 0] for a in adapters.values()])
     return {layer: _Dots(a, a._version, t) for (layer, a), t in zip(adapters.items(), made.unbind(), strict=True)}

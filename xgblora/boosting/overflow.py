@@ -48,7 +48,8 @@ class Reach:
         if not weights or self._most < min(torch.finfo(weight.dtype).max for weight in weights):
             return
         # one pass over each, without a copy, and one wait for the device
-        ends = torch.stack([torch.stack(weight.aminmax()).abs().max().double() for weight in weights]).tolist()
+        device = weights[0].device
+        ends = torch.stack([torch.stack(one.aminmax()).abs().max().double().to(device) for one in weights]).tolist()
         if all(map(math.isfinite, ends)):
             self._most = max(ends)
             return

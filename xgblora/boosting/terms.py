@@ -77,9 +77,9 @@ class Term:
     def write(self, target: Target) -> None:
         """Merge it into the weights; a layer whose weight cannot be written keeps it in its bank."""
         adapters, merged = target.adapters, []
-        rows = self.adapters.to(adapters.arena.master.device).unsqueeze(0)
+        rows = {device: self.adapters.to(device).unsqueeze(0) for device in adapters.arena.devices}
         for slot, layer in zip(adapters.arena.slots, adapters.layers.values(), strict=True):
-            a, b = (part[0] for part in slot.views(rows))
+            a, b = (part[0] for part in slot.views(rows[layer.device]))
             if layer.mergeable:
                 # of every matrix of the layer its own rows
                 merged.extend(zip(*(part.unflatten(0, (-1, adapters.rank)) for part in (a, b)), strict=True))

@@ -23,6 +23,7 @@ from xgblora.errors import InputError
 from xgblora.eval_mode import in_eval_mode
 from xgblora.scoring.batches import batches_by_length
 from xgblora.scoring.generation import check_room, left_padded, prompt_ids
+from xgblora.scoring.live_rows import keep_rows
 from xgblora.scoring.packing import common_length, keeps_all_tokens
 from xgblora.scoring.position_limit import position_limit
 from xgblora.scoring.vocabulary import end_ids, padding_id, rows_of_embeddings
@@ -147,7 +148,7 @@ class _Rows:
         """Keep the rows `index` alone."""
         for name in ("numbers", "member", "length", "mask"):
             setattr(self, name, getattr(self, name)[index])
-        self.cache.batch_select_indices(index)
+        keep_rows(self.cache, index)
 
 
 class _Writer:

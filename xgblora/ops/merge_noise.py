@@ -16,6 +16,7 @@ from xgblora.ops.library import register
 from xgblora.ops.merge_rank1 import add_rounded, check_remainders, check_rounding, check_weight
 from xgblora.ops.noise import normal
 from xgblora.ops.perturb import as_device_vector
+from xgblora.ops.several_devices import launches
 
 
 def merge_noise_(
@@ -48,8 +49,6 @@ def merge_noise_(
         raise InputError(f"{len(weights)} weights and {len(starts)} starts: must be equal")
     for weight, places in zip(weights, starts, strict=True):
         check_weight(weight)
-        if weight.device != weights[0].device:
-            raise InputError("weights must be on one device to be merged into")
         if weight.ndim != 2 or min(places) < 0:
             raise InputError(f"a weight {tuple(weight.shape)} at {places}: must be [N, K] at places of 0 or more")
     if remainders is None:
@@ -58,13 +57,14 @@ def merge_noise_(
         check_remainders(weights, remainders)
     if not weights:
         return
-    seeds = as_device_vector(seeds, torch.int64, weights[0].device)
-    coefficients = as_device_vector(coefficients, torch.float32, weights[0].device)
     if len(seeds) != len(coefficients):
         raise InputError(f"{len(seeds)} seeds and {len(coefficients)} coefficients: must be equal")
-    torch.ops.xgblora.merge_noise_(
-        weights, remainders, *map(list, zip(*starts, strict=True)), seeds, coefficients, rounding, seed
-    )
+    lists = weights, remainders, [a for a, _ in starts], [b for _, b in starts]
+    for merge, share in launches("merge_noise_", weights, rounding):
+        of_launch = list(map(share, lists))
+        device = of_launch[0][0].device
+        terms = as_device_vector(seeds, torch.int64, device), as_device_vector(coefficients, torch.float32, device)
+        merge(*of_launch, *terms, rounding, seed)
 
 
 def noise_sum(shape: torch.Size, a_start: int, b_start: int, seeds: Tensor, coefficients: Tensor) -> Tensor:
@@ -89,7 +89,8 @@ def _merge_noise(
 ) -> None:
     start = 0
     for index, weight in enumerate(weights):
-        update = noise_sum(weight.shape, a_starts[index], b_starts[index], seeds, coefficients)
+        terms = seeds.to(weight.device), coefficients.to(weight.device)
+        update = noise_sum(weight.shape, a_starts[index], b_starts[index], *terms)
         add_rounded(weight, update, remainders[index] if remainders else None, rounding, start, rounding_seed)
         start += weight.numel()
 

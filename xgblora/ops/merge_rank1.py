@@ -21,6 +21,7 @@ from xgblora.errors import InputError
 from xgblora.kernels.weight_storage import is_transposed
 from xgblora.ops.library import register
 from xgblora.ops.noise import Stream, random_words
+from xgblora.ops.several_devices import launches
 from xgblora.spelling import dtype_name
 
 ROUNDINGS = ("nearest", "stochastic", "remainder")
@@ -39,9 +40,9 @@ def merge_rank1_(
     """Merge one rank-1 adapter into each weight, in place.
 
     Args:
-        weights: tensors [N_l, K_l] of fp32, bf16 or fp16, of any strides; on a GPU all on one. A weight that is stored
-            as [K_l, N_l] is handed over as its transpose, `weight.T`, and takes part in one launch like any other.
-        adapters: a pair (a, b) for each weight: fp32 [K_l] and [N_l].
+        weights: tensors [N_l, K_l] of fp32, bf16 or fp16, of any strides; one launch for those of a device. A weight
+            that is stored as [K_l, N_l] is handed over as its transpose, `weight.T`, and takes part like any other.
+        adapters: a pair (a, b) for each weight, on its device: fp32 [K_l] and [N_l].
         scale: alpha / rank; rounded to fp32 before it is used.
         rounding: "nearest", "stochastic" or "remainder".
         remainders: for "remainder", an int16 tensor of the weight's shape for each 16-bit weight (for fp32 weights an
@@ -60,17 +61,15 @@ def merge_rank1_(
         check_weight(weight)
         if weight.shape != (b.numel(), a.numel()):
             raise InputError(f"a {tuple(a.shape)} and b {tuple(b.shape)} do not fit the weight {tuple(weight.shape)}")
-        if not weight.device == a.device == b.device == weights[0].device:
-            raise InputError("weights and adapters must be on one device to be merged")
+        if not weight.device == a.device == b.device:
+            raise InputError("a weight and its adapter must be on one device to be merged")
     if remainders is None:
         remainders = []
     if rounding == "remainder":
         check_remainders(weights, remainders)
-    if not weights:
-        return
-    torch.ops.xgblora.merge_rank1_(
-        weights, [a for a, _ in adapters], [b for _, b in adapters], remainders, scale, rounding, seed
-    )
+    lists = weights, [a for a, _ in adapters], [b for _, b in adapters], remainders
+    for merge, share in launches("merge_rank1_", weights, rounding):
+        merge(*map(share, lists), scale, rounding, seed)
 
 
 def new_remainders(weights: list[Tensor]) -> list[Tensor]:

@@ -54,6 +54,7 @@ class Members:
             arena.allocate_live(stop - start, dtype)
         try:
             self._fill(arena.live, start, stop)
+            arena.spread_live()
             arena.read_live(0, stop - start)
             yield
         finally:

@@ -101,7 +101,11 @@ def _prepare(planned: RewardPlan, pool: RewardPool) -> PreparedEvolution:
     """Load the model, and make what learns; nothing is written."""
     task, args = planned.task, in_place(planned.args, planned.task, planned.place)
     model, tokenizer = load_model(
-        task.model_name, dtype=task.dtype, device=args.device, trust_remote_code=task.trust_remote_code
+        task.model_name,
+        dtype=task.dtype,
+        device=args.device,
+        device_map=task.device_map,
+        trust_remote_code=task.trust_remote_code,
     )
     prompts, held_out = (read_prompts(rows, args, tokenizer) for rows in (planned.rows, planned.held_out))
     adapters = trainable_of(model, args)

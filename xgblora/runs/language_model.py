@@ -11,6 +11,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, find_adapter_config_file
 
+from xgblora.adapters.dispatched import devices_of
 from xgblora.errors import InputError
 from xgblora.hub_downloads import reason, refuse_damaged
 from xgblora.runs.head import draw_head
@@ -26,6 +27,7 @@ def load_model(
     *,
     dtype: str,
     device: torch.device,
+    device_map: str = "none",
     trust_remote_code: bool = False,
     revision: str | None = None,
     labels: Sequence[str] | None = None,
@@ -39,6 +41,7 @@ def load_model(
     Args:
         dtype: "float32", "bfloat16", "float16", or "auto": of a quantised model the dtype that it was saved in, of
             others see `resolve_dtype`.
+        device_map: "none", or how accelerate spreads the model over all devices.
         trust_remote_code: whether code that comes with the model may run; if so, the log says it.
         revision: commit of the hub, or a branch; without it the newest of the main one. Which commit it was stands
             in the model's configuration, as `_commit_hash`.
@@ -59,7 +62,7 @@ def load_model(
             settings = {"trust_remote_code": trust_remote_code, "revision": commit}
             _refuse_adapter(name, find_adapter_config_file(name, revision=commit))
             tokenizer = AutoTokenizer.from_pretrained(name, **settings)
-            model, found = _loaded(name, _dtype_to_load(name, dtype, device, settings), labels, settings)
+            model, found = _loaded(name, _dtype_to_load(name, dtype, device, settings), labels, settings, device_map)
     except InputError:
         raise
     except Exception as error:  # a folder or hub can be wrong in dozens of ways; the person needs one line
@@ -78,7 +81,7 @@ def load_model(
     # newer releases of transformers do not keep it
     model.config._commit_hash = commit
     tokenizer.padding_side = "left"
-    return model.to(device).eval(), tokenizer
+    return (model if len(devices_of(model)) > 1 else model.to(device)).eval(), tokenizer
 
 
 def _dtype_to_load(name: str, dtype: str, device: torch.device, settings: dict) -> torch.dtype:
@@ -90,7 +93,7 @@ def _dtype_to_load(name: str, dtype: str, device: torch.device, settings: dict) 
     return resolve_dtype(dtype, device)
 
 
-def _loaded(name: str, dtype: torch.dtype, labels: Sequence[str] | None, settings: dict) -> tuple:
+def _loaded(name: str, dtype: torch.dtype, labels: Sequence[str] | None, settings: dict, device_map: str) -> tuple:
     """The model as what it was saved as, or with a head, and what transformers found in its checkpoint."""
     form = saved_form(name, head=labels is not None, **settings)
     return form.auto_class.from_pretrained(
@@ -101,6 +104,7 @@ def _loaded(name: str, dtype: torch.dtype, labels: Sequence[str] | None, setting
         output_loading_info=True,
         **({} if labels is None else {"id2label": dict(enumerate(labels))}),
         **settings,
+        **({} if device_map == "none" else {"device_map": device_map}),
     )
 
 

@@ -6,6 +6,7 @@ from xgblora.boosting.starts import REINITS, Measured
 from xgblora.errors import InputError
 from xgblora.objectives.of_task import WITHOUT_GRADIENT, check_objective
 from xgblora.records.run_folder import RunFolder
+from xgblora.runs.device_map import check_device_map
 from xgblora.runs.language_model import refuse_missing_model
 from xgblora.runs.measurement import check_measurement
 from xgblora.runs.place import Place, in_place, place_of
@@ -51,6 +52,7 @@ def plan(task: TaskArguments, args: XGBLoRAArguments) -> Plan:
         InputError: a flag or a file is wrong, or the folder holds another run.
     """
     processes.check_processes(args)
+    check_device_map(task, args)
     chosen = task_of(task)
     check_objective(task.objective, chosen, args.trainer, task.num_demos)
     check_start(task.objective, args)

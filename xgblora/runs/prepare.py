@@ -58,6 +58,7 @@ def prepare(plan: Plan) -> PreparedRun:
         task.model_name,
         dtype=task.dtype,
         device=args.device,
+        device_map=task.device_map,
         trust_remote_code=task.trust_remote_code,
         labels=labels,
         seed=args.seed,

@@ -1,11 +1,13 @@
 """What a run says: the block of its configuration before anything runs, and the table of its results at the end."""
 
 import torch
+from torch import nn
 
 from xgblora.adapters import AdapterSet, FullParameters
 from xgblora.objectives.of_task import OBJECTIVES
 from xgblora.records.run_folder import RunFolder
 from xgblora.runs.console import log_block, log_table, logger
+from xgblora.runs.device_map import placement
 from xgblora.spelling import dtype_name, memory_size, number_of
 from xgblora.tasks import SampledSets
 from xgblora.training.arguments import XGBLoRAArguments
@@ -40,6 +42,7 @@ def log_configuration(
     weights = adapters.compute_dtype
     rows = [
         ("Model", f"{task.model_name} ({dtype_name(weights)}, {args.device})"),
+        *rows_of_device_map(task, adapters.model),
         (
             "Task",
             f"{task.task_name} from {task.data_dir or task.task_file or 'the hub'}: {len(sets.train)} train, "
@@ -70,6 +73,11 @@ def log_configuration(
             ("Seed", args.seed),
         ]
     log_block("xgblora", [*rows, ("Output", folder.path)])
+
+
+def rows_of_device_map(task: TaskArguments, model: nn.Module) -> list[tuple[str, str]]:
+    """Where `--device_map` has put the model."""
+    return [] if task.device_map == "none" else [("Device map", f"{task.device_map}: {placement(model)}")]
 
 
 def _rows_of_adapters(args: XGBLoRAArguments, adapters: AdapterSet) -> list[tuple[str, object]]:

@@ -8,6 +8,7 @@ from xgblora.errors import InputError
 from xgblora.rewards import parse_rewards, prompts_by_chat, prompts_by_template
 from xgblora.rewards.functions import Reward
 from xgblora.rewards.prompts import Prompt
+from xgblora.runs.device_map import check_device_map
 from xgblora.runs.language_model import refuse_missing_model
 from xgblora.runs.place import Place, place_of
 from xgblora.tasks.files import Row, read_rows
@@ -43,6 +44,7 @@ def plan_rewards(task: TaskArguments, args: XGBLoRAArguments) -> RewardPlan:
         InputError: a flag or a file is wrong, or the folder holds another run.
     """
     processes.check_processes(args)
+    check_device_map(task, args)
     refuse_missing_model(task.model_name)
     for name in ("task_name", "task_file", "data_dir"):
         if getattr(task, name) is not None:

@@ -7,7 +7,7 @@ from xgblora.records.reward_files import read_steps
 from xgblora.records.run_folder import RunFolder, entries_of
 from xgblora.runs import reward_figure
 from xgblora.runs.console import log_block, logger
-from xgblora.runs.report import method_name, rate_and_schedule, rows_of_population
+from xgblora.runs.report import method_name, rate_and_schedule, rows_of_device_map, rows_of_population
 from xgblora.runs.reward_plan import RewardPlan
 from xgblora.spelling import dtype_name, one_line
 from xgblora.training.arguments import XGBLoRAArguments
@@ -26,6 +26,7 @@ def log_configuration(plan: RewardPlan, evolution: Evolution, steps: int) -> Non
         "xgblora",
         [
             ("Model", f"{task.model_name} ({dtype_name(adapters.compute_dtype)}, {args.device})"),
+            *rows_of_device_map(task, adapters.model),
             ("Prompts", f"{len(plan.rows)} from {args.prompts}, {len(plan.held_out)} held out"),
             ("Rewards", ", ".join(f"{reward.weight:g} x {reward.name}" for reward in plan.rewards)),
             ("A reward that fails", f"{args.on_failure}; time limit {args.reward_time_limit:g} s"),

@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from xgblora.scoring.batches import batches_by_length, tokens_per_batch
 from xgblora.scoring.encoding import EncodedExample
@@ -201,7 +202,7 @@ class _Forwards:
         arguments = {
             "attention_mask": for_attention(self._model, mask),
             "position_ids": prefixes.lengths[which, None] + steps,
-            "past_key_values": DynamicCache([(kept.keys[which], kept.values[which]) for kept in prefixes.cache.layers]),
+            "past_key_values": DynamicCache([_rows_of_layer(kept, which) for kept in prefixes.cache.layers]),
             "use_cache": True,
         }
         self._score(ids, [row.targets() for row in rows], totals, **arguments)
@@ -278,6 +279,12 @@ class _Forwards:
 
     def _tensor(self, values: list) -> Tensor:
         return torch.tensor(values, device=self._device)
+
+
+def _rows_of_layer(layer: DynamicLayer, which: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of the rows `which` of a layer's cache."""
+    which = which.to(layer.keys.device)
+    return layer.keys[which], layer.values[which]
 
 
 def _apart(texts: Sequence[Text]) -> list[PrefixGroup]:

@@ -40,7 +40,7 @@ class LiveRows:
     def only(self, places: Sequence[int]) -> "LiveRows":
         """The rows at `places`; the others are gone."""
         index = torch.tensor(places, device=self.mask.device)
-        self.cache.batch_select_indices(index)
+        keep_rows(self.cache, index)
         return LiveRows(tuple(self.numbers[place] for place in places), self.cache, self.mask[index])
 
     def trimmed(self) -> "LiveRows":
@@ -50,6 +50,13 @@ class LiveRows:
             return self
         kept = [(layer.keys[..., first:, :], layer.values[..., first:, :]) for layer in self.cache.layers]
         return LiveRows(self.numbers, DynamicCache(kept), self.mask[:, first:])
+
+
+def keep_rows(cache: DynamicCache, index: Tensor) -> None:
+    """Keep the rows `index` of every layer, each on the device where it lies."""
+    for layer in cache.layers:
+        keys = getattr(layer, "keys", None)
+        layer.batch_select_indices(index if keys is None else index.to(keys.device))
 
 
 def joined(parts: Sequence[LiveRows]) -> LiveRows:
@@ -170,7 +177,7 @@ def _with_room(part: Tensor, indices: Tensor, more: int) -> Tensor:
     """Rows of `part` [B, ..., P, D] with `more` cells after their own, which hold anything."""
     *middle, cells, size = part.shape[1:]
     room = part.new_empty(len(indices), *middle, cells + more, size)
-    torch.index_select(part, 0, indices, out=room[..., :cells, :])
+    torch.index_select(part, 0, indices.to(part.device), out=room[..., :cells, :])
     return room
 
 

@@ -116,7 +116,8 @@ class OptionRows:
 
 def _gather(rows: Tensor, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     hidden = inputs[0]
-    return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows).unsqueeze(0), *inputs[1:])
+    # of a model on several devices the last ones lie elsewhere than its inputs
+    return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows.to(hidden.device)).unsqueeze(0), *inputs[1:])
 
 
 class _Words:
@@ -183,7 +184,7 @@ class _LastLayer:
         if self._shape is None:
             return None
         filled = output.new_zeros(self._shape.numel() + 1, output.shape[-1])
-        filled = filled.index_copy(0, self._places.flatten(), output.flatten(0, 1))
+        filled = filled.index_copy(0, self._places.flatten().to(output.device), output.flatten(0, 1))
         return filled[:-1].view(*self._shape, -1)
 
 
@@ -231,7 +232,7 @@ def _rows_of(value: Any, queries: Tensor, shape: tuple[int, int]) -> Any:
         return value
     of_all = value.expand(shape[0], *value.shape[1:])
     index = queries.view(*queries.shape, *[1] * (value.ndim - 2)).expand(*queries.shape, *value.shape[2:])
-    return of_all.gather(1, index)
+    return of_all.gather(1, index.to(value.device))
 
 
 def _rows_of_mask(mask: Tensor | None, queries: Tensor, length: int, keys: int) -> Tensor:
@@ -242,4 +243,4 @@ def _rows_of_mask(mask: Tensor | None, queries: Tensor, length: int, keys: int) 
     if mask.ndim != 4:
         raise TypeError(f"the last layer takes a mask of {mask.ndim} dimensions, not 4")
     index = queries[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
-    return mask.expand(len(queries), -1, -1, -1).gather(2, index)
+    return mask.expand(len(queries), -1, -1, -1).gather(2, index.to(mask.device))

@@ -36,6 +36,12 @@ class TaskArguments:
         "quantised model the dtype that it was saved in.",
         Decides.ORIGIN,
     )
+    device_map: Literal["none", "auto", "balanced", "balanced_low_0", "sequential"] = declare(
+        "none",
+        "How a model that does not fit one device is spread over all of them, as accelerate names it; none: it is not "
+        "(docs/scaling.md).",
+        Decides.PASSING,
+    )
     trust_remote_code: bool = declare(
         False, "Let code that comes with the model run on this machine.", Decides.ORIGIN, shown=False
     )

@@ -169,7 +169,8 @@ class XGBLoRATrainer(ProcessTrainer):
             self.zo.step_index = self.state.global_step
             weight = 1.0 / self.current_gradient_accumulation_steps
             inputs = self._prepare_inputs(inputs if self.hard is None else self.hard.weighted(inputs))
-            loss = self.zo.estimate(inputs, weight=weight) * weight
+            # of a model on several devices it may come from another one
+            loss = (self.zo.estimate(inputs, weight=weight) * weight).to(self.args.device)
             if self.hard is not None:
                 self.hard.see(self.zo.example_losses, inputs, self.booster.round)
         self._loss_of_step = loss if self._loss_of_step is None else self._loss_of_step + loss

@@ -132,6 +132,10 @@ class StepGraphs:
         return self._seen[key] > SEEN_BEFORE_RECORDING
 
     def _record(self, key: Hashable, work: Work, inputs: Any, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        elsewhere = self._elsewhere()
+        if elsewhere is not None:
+            self._give_up(f"the model lies on {self._device} and on {elsewhere}")
+            return work(inputs)
         outputs, graph = self._compared(lambda: self._recorded(work, inputs), work, inputs, state)
         if graph is not None:
             self._keep(key, graph)
@@ -183,6 +187,11 @@ class StepGraphs:
         self._graphs[key] = graph
         if len(self._graphs) > MAX_GRAPHS:
             self._graphs.popitem(last=False)
+
+    def _elsewhere(self) -> torch.device | None:
+        """Another device of the same type that has tensors of the work: a graph is of one device."""
+        places = (tensor.device for tensor in self._tensors())
+        return next((one for one in places if one.type == self._device.type and one != self._device), None)
 
     def _drop_if_moved(self) -> None:
         places = tuple(tensor.data_ptr() for tensor in self._tensors())

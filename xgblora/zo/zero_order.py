@@ -380,7 +380,8 @@ class ZeroOrder:
         """What the objective gives for `batch` while the model reads these rows of `live`."""
         self.adapters.arena.read_live(start, stop)
         with self.adapters.arena.while_unchanged():
-            return self.objective(self.adapters.model, batch)
+            # of a model on several devices they may come from another one
+            return self.objective(self.adapters.model, batch).to(self._losses.device)
 
     def _announce(self, message: str) -> None:
         if message not in self._announced:

@@ -71,7 +71,7 @@ class AdaptedExperts(Rank1Linear):
         y = self.base(x, routed)
         if not self.active:
             return y
-        a, b = self.live if self.live is not None else (self.a.unsqueeze(0), self.b.unsqueeze(0))
+        a, b = self.live if self.live is not None else self.own_group(x.device)
         if not self.trains_a:
             a = a.detach()
         experts = len(self.base.weight)

@@ -78,7 +78,7 @@ class LayerKind:
     def only_multiplies(self, module: nn.Module) -> bool:
         """Whether calling `module` is `x matrix^T + bias` with the weight it holds, and nothing else happens.
 
-        False for a forward of its own, on the class or on the instance (accelerate's `device_map`), for a weight that
+        False for a forward of its own, on the class or on the instance (a hook of accelerate's), for a weight that
         is computed anew for every forward (`torch.nn.utils.parametrize`), and where hooks wait.
         """
         return (

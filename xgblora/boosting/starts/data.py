@@ -22,7 +22,7 @@ def data(adapters: AdapterSet, samples: Samples, round: int) -> Tensor:
     inputs: dict[tuple[str, ...], Thinned] = defaultdict(lambda: Thinned(MOST_POSITIONS))
     for batch, forward in enumerate(forwards(adapters, samples, round)):
         for number, read in enumerate(forward.reads):
-            x = read.x if forward.there is None else read.x[forward.there]
+            x = read.x if forward.there is None else read.x[forward.there.to(read.x.device)]
             seed = derive_seed(adapters.seed, round, batch, number)
             z = normal(seed, adapters.rank * len(x), device=x.device).view(adapters.rank, -1)
             sums[read.layers] = sums[read.layers] + (z @ x.float()).double().cpu()

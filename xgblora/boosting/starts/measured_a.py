@@ -16,7 +16,7 @@ MOST_POSITIONS = 256
 
 def some_of(x: Tensor, there: Tensor | None) -> Tensor:
     """About `POSITIONS` of the rows of `x` [M, K] that are `there`, evenly spread."""
-    numbers = torch.arange(len(x), device=x.device) if there is None else there.nonzero().squeeze(1)
+    numbers = torch.arange(len(x), device=x.device) if there is None else there.to(x.device).nonzero().squeeze(1)
     return x[numbers[:: -(-len(numbers) // POSITIONS) or 1]]
 
 

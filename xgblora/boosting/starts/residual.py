@@ -51,7 +51,7 @@ def residual(adapters: AdapterSet, samples: Samples, round: int) -> Tensor:
         for read in forward.reads:
             # inputs of other positions than those of the text (an encoder's, an expert's) have no residual
             if len(read.x) == len(where):
-                at_pulls[read.layers].add(read.x[where])
+                at_pulls[read.layers].add(read.x[where.to(read.x.device)])
                 inputs[read.layers].add(some_of(read.x, forward.there))
     # what was not read in every forward has no fit
     read = {layers: held.rows for layers, held in at_pulls.items() if held.seen == pulls.seen}
