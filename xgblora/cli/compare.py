@@ -20,6 +20,7 @@ from xgblora.comparison.runs import Ended, PlannedRun
 from xgblora.errors import InputError
 from xgblora.objectives.of_task import check_objective
 from xgblora.process_group import process_number
+from xgblora.records.one_writer import only_one
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
 from xgblora.runs.measurement import check_measurement
 from xgblora.runs.plan import check_start, task_of
@@ -111,8 +112,11 @@ def main(arguments: list[str] | None = None) -> None:
     with contextlib.ExitStack() as held:
         with refusing_together():
             comparison = plan(sys.argv[1:] if arguments is None else arguments)
-            writes = first and not comparison.dry_run
-            keep_open = held.enter_context(runs.only_one(comparison.root)) if writes else ()
+            keep_open = ()
+            if first and not comparison.dry_run:
+                who = "another comparison, or a run that one started,"
+                alone = only_one(comparison.root, flag="output_root", who=who, with_children=True)
+                keep_open = held.enter_context(alone)
         if comparison.dry_run:
             if first:
                 show_plan(comparison)

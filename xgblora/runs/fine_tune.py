@@ -1,6 +1,7 @@
 """`fine_tune`, the last stage of a run: train, measure, and leave the curve, the metrics and the model."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from xgblora.boosting import MergeOverflow
@@ -36,9 +37,9 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
         InputError: a flag, a file or the data is wrong.
     """
     started = time.perf_counter()
-    with remembering_log() as early:
+    with remembering_log() as early, ExitStack() as held:
         with processes.refusing_together():
-            run = prepare(plan(task, args))
+            run = prepare(plan(task, args, held))
         run.trainer.agree()
         if not processes.writes(run.plan.args):
             with run.trainer.noticing_losses():

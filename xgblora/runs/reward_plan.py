@@ -1,5 +1,6 @@
 """`plan_rewards`, the first stage of a run by rewards: what its flags decide. It needs no model."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,15 @@ class RewardPlan:
     place: Place
 
 
-def plan_rewards(task: TaskArguments, args: XGBLoRAArguments) -> RewardPlan:
+def plan_rewards(task: TaskArguments, args: XGBLoRAArguments, held: ExitStack) -> RewardPlan:
     """Check the flags, read the rows, and choose the folder.
 
+    Args:
+        task, args: the flags.
+        held: what keeps other runs out of the folder, see `place_of`.
+
     Raises:
-        InputError: a flag or a file is wrong, or the folder holds another run.
+        InputError: a flag or a file is wrong, or the folder holds another run, or one is at work there.
     """
     processes.check_processes(args)
     refuse_missing_model(task.model_name)
@@ -56,7 +61,7 @@ def plan_rewards(task: TaskArguments, args: XGBLoRAArguments) -> RewardPlan:
     if args.prompt_template is not None:
         # now, because it needs no model
         read_prompts([*rows, *held_out], args, None)
-    place = place_of(task, args, Path(args.prompts).stem)
+    place = place_of(task, args, Path(args.prompts).stem, held)
     return RewardPlan(task, args, rewards, rows, held_out, place)
 
 
