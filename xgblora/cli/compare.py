@@ -163,6 +163,8 @@ def plan(arguments: list[str]) -> Comparison:
     title = f"{Path(task.model_name).name} on {named.name}"
     root = Path(args.output_root or Path("runs") / f"compare-{Path(task.model_name).name}-{named.name}")
     refuse_unwritable_root(root)
+    if args.loss_figure_path:
+        refuse_figure_place(Path(args.loss_figure_path))
     common = {
         name: getattr(training, name)
         for name in ("lora_alpha", "lora_r", "xgblora_steps_per_iteration", "xgblora_merge_frequency")
@@ -238,6 +240,16 @@ def refuse_unwritable_root(root: Path) -> None:
         refuse_unwritable(root)
     except InputError as error:
         raise InputError(str(error).replace("output_dir=", "output_root=", 1)) from None
+
+
+def refuse_figure_place(path: Path) -> None:
+    """Raise InputError if no figure can be written to `path`: now, and not when all runs have ended."""
+    if path.is_dir():
+        raise InputError(f"loss_figure_path={path}: is a folder; name a file")
+    try:
+        refuse_unwritable(path.parent)
+    except InputError as error:
+        raise InputError(str(error).replace("output_dir=", f"loss_figure_path={path}: ", 1)) from None
 
 
 def planned_run(

@@ -17,6 +17,10 @@ from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.evolution import sampling_of
 from xgblora.training.task_flags import TaskArguments
 
+# what says which task it is, its examples, and how they are measured
+_OF_TASKS = {"task_name", "task_file", "data_dir", "head", "num_train", "num_dev", "num_eval", "train_set_seed"}
+_OF_TASKS |= {"objective", "num_demos", "one_demo_set_per_example", "sfc", "icl_sfc"}
+
 
 @dataclass(frozen=True)
 class RewardPlan:
@@ -49,9 +53,9 @@ def plan_rewards(task: TaskArguments, args: XGBLoRAArguments, held: ExitStack) -
     """
     processes.check_processes(args)
     refuse_missing_model(task.model_name)
-    for name in ("task_name", "task_file", "data_dir"):
-        if getattr(task, name) is not None:
-            raise InputError(f"{name}={getattr(task, name)}: --trainer population learns from --prompts; leave it out")
+    for name, value in vars(task).items():
+        if name in _OF_TASKS and value != getattr(TaskArguments, name):
+            raise InputError(f"{name}={value}: is for a task, and a run by rewards learns from --prompts; leave it out")
     sampling_of(args, task.max_new_tokens)
     rewards = parse_rewards(args.reward, args.reward_weights)
     rows = _rows_of("prompts", args.prompts)
