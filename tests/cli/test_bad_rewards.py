@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+REWARDS = "def good(prompt, completion, row):\n    return 1.0\n\ndef two(prompt, completion):\n    return 1.0\n"
 FLAGS = {"trainer": "population", "reward": "../rewards.py:good", "prompts": "../rows.jsonl", "prompt_template": "{a}"}
 
 
@@ -28,11 +29,15 @@ FLAGS = {"trainer": "population", "reward": "../rewards.py:good", "prompts": "..
         ({"save_strategy": "epoch"}, ["save_strategy=epoch", "steps"]),
         ({"lora": "true"}, ["lora=True"]),
         ({"task_name": "SST2"}, ["task_name=SST2", "--prompts"]),
+        ({"num_train": 3}, ["num_train=3", "--prompts"]),
+        ({"head": "true"}, ["head=True", "--prompts"]),
+        ({"reward_weights": 0}, ["reward_weights=0", "not be 0"]),
+        ({"reward": "../rewards.py:two"}, ["rewards.py:two: must be a function of (prompt, completion, row)"]),
         ({"trainer": "zo"}, ["reward=", "--trainer population"]),
     ],
 )
 def test_one_line_and_nothing_written(train_command, refused, tiny_model_folder, tmp_path, flags, said):
-    (tmp_path / "rewards.py").write_text("def good(prompt, completion, row):\n    return 1.0\n", encoding="utf-8")
+    (tmp_path / "rewards.py").write_text(REWARDS, encoding="utf-8")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"a": word}) + "\n" for word in "xy"), encoding="utf-8")
     given = {"model_name": tiny_model_folder, "use_cpu": "true", "prompts_per_step": 2, **FLAGS, **flags}
     words = [f"--{name}={value}" for name, value in given.items() if value is not None]

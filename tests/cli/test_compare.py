@@ -235,6 +235,8 @@ def test_when_every_run_crashes_the_status_says_so(compare, monkeypatch):
         ),
         (["--reward=a.py:b"], ["--reward", "on a task, without rewards"]),
         (["--output_root=/proc/nothing"], ["output_root=/proc"]),
+        (["--loss_figure_path=."], ["loss_figure_path=.: is a folder"]),
+        (["--loss_figure_path=/dev/null/figure.png"], ["loss_figure_path=/dev/null/figure.png: ", "is a file"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )

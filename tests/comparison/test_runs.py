@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -13,7 +12,7 @@ import pytest
 from xgblora.comparison import runs
 from xgblora.errors import InputError
 
-posix = pytest.mark.skipif(os.name != "posix", reason="signals and locks are POSIX's")
+posix = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 
 
 def finishing(run) -> int:
@@ -117,25 +116,3 @@ def signal_when_written(path: Path, number: int) -> None:
     while not (path.exists() and path.read_text().endswith("\n")):
         time.sleep(0.01)
     os.kill(os.getpid(), number)
-
-
-@posix
-def test_one_comparison_at_a_time_and_a_run_without_its_comparison_counts(tmp_path):
-    with runs.only_one(tmp_path) as keep_open:
-        with pytest.raises(InputError, match="is at work there"), runs.only_one(tmp_path):
-            pass
-        left = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=keep_open)
-    with pytest.raises(InputError, match="or a run that one started"), runs.only_one(tmp_path):
-        pass
-    left.communicate(b"\n")
-    with runs.only_one(tmp_path):
-        pass
-
-
-def test_a_root_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(InputError, match=r"output_root=.*file.inside: cannot be written"),
-        runs.only_one(tmp_path / "file" / "inside"),
-    ):
-        pass

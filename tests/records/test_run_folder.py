@@ -189,6 +189,9 @@ def test_trainer_none_measures_and_trains_nothing(run, merged_by_steps):
     assert {path.name for path in zero_shot.folder.iterdir()} == {"metrics.json", "predictions.jsonl", "train.log"}
     assert zero_shot.metrics["results"] == {"zero_shot": merged_by_steps.metrics["results"]["zero_shot"]}
     assert "training" not in zero_shot.metrics
+    assert "Method: evaluation of the model as it is, zero-shot" in zero_shot.log
+    said = ("dapter", "erg", "rank", "Alpha", "round")
+    assert [line for line in zero_shot.log if any(word in line for word in said)] == []
 
 
 def test_first_order_training_lowers_the_loss(run):

@@ -77,6 +77,7 @@ def test_plain_lora_by_backpropagation_and_a_run_that_trains_nothing(dry):
     assert any("activations and gradients" in line for line in lines)
     lines = dry("--trainer=none")
     assert not any(line.startswith(("Optimizer steps", "Memory of the adapters")) for line in lines)
+    assert any(line.startswith("Memory of the base weights: ") for line in lines)
 
 
 def test_the_steps_merges_and_files_foreseen_are_those_of_the_run(foreseen, merged_by_steps):

@@ -175,3 +175,20 @@ def test_a_reward_that_fails_costs_a_member_its_step_or_ends_the_run(run_in, cap
     assert "reward picky of rows.jsonl line 2: raised KeyError: 'number'" in capsys.readouterr().out
     assert run_in("ended", *flags, "--on_failure=stop") == 2
     assert "raised KeyError" in capsys.readouterr().err
+
+
+def test_a_second_run_in_its_folder_ends_in_one_line(run_in, start_processes, monkeypatch):
+    step, ended = evolve.Evolution.step, []
+
+    def starting_another(evolution):
+        if evolution.population.step == 1:
+            ended.extend(start_processes(1, lambda number: run_in("run", "--overwrite")).ended())
+        return step(evolution)
+
+    monkeypatch.setattr(evolve.Evolution, "step", starting_another)
+    assert run_in("run", "--max_steps=2", "--save_model=false") == 0
+    assert ended[0].value == 2
+    assert ended[0].errors == [
+        "error: output_dir=run: another run is at work there; wait for its end, or choose another folder"
+    ]
+    assert len(lines_of("run/step_reward.csv")) == 3

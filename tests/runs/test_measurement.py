@@ -1,4 +1,4 @@
-"""Runs of `fine_tune`: what they measure, and flags that contradict each other."""
+"""Runs of `fine_tune` and `measure_only`: what they measure, and flags that contradict each other."""
 
 import json
 import logging
@@ -8,6 +8,7 @@ import pytest
 from xgblora.errors import InputError
 from xgblora.evaluation import evaluate
 from xgblora.runs.fine_tune import fine_tune
+from xgblora.runs.measure_only import measure_only
 from xgblora.tasks import TASKS, load_task, sample_sets
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.task_flags import TaskArguments
@@ -23,7 +24,8 @@ def run(tmp_path, tiny_model_folder, review_folder):
         args = XGBLoRAArguments(
             output_dir=str(tmp_path / "run"), trainer=trainer, max_steps=2, use_cpu=True, disable_tqdm=True
         )
-        return fine_tune(TaskArguments(**{**folders, **counts, **flags}), args)
+        measuring = measure_only if trainer == "none" else fine_tune
+        return measuring(TaskArguments(**{**folders, **counts, **flags}), args)
 
     return run
 
@@ -108,3 +110,13 @@ def test_flags_that_contradict_are_refused_before_anything_is_written(run, tmp_p
     with pytest.raises(InputError, match=said):
         run(**flags)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_is_not_measured_in_silence(run_in, tmp_path, capsys):
+    trained = run_in(tmp_path / "run", "--max_steps=2", "--save_strategy=steps", "--save_steps=2", "--num_dev=0")
+    resumed = f"--resume_from_checkpoint={trained.folder / 'checkpoint-2'}"
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run_in(tmp_path / "other", "--trainer=none", resumed)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "trainer=none measures the base model; make a model of the checkpoint" in line
+    assert not (tmp_path / "other").exists()

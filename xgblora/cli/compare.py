@@ -20,6 +20,7 @@ from xgblora.comparison.runs import Ended, PlannedRun
 from xgblora.errors import InputError
 from xgblora.objectives.of_task import check_objective
 from xgblora.process_group import process_number
+from xgblora.records.one_writer import only_one
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
 from xgblora.runs.measurement import check_measurement
 from xgblora.runs.plan import check_start, task_of
@@ -111,8 +112,11 @@ def main(arguments: list[str] | None = None) -> None:
     with contextlib.ExitStack() as held:
         with refusing_together():
             comparison = plan(sys.argv[1:] if arguments is None else arguments)
-            writes = first and not comparison.dry_run
-            keep_open = held.enter_context(runs.only_one(comparison.root)) if writes else ()
+            keep_open = ()
+            if first and not comparison.dry_run:
+                who = "another comparison, or a run that one started,"
+                alone = only_one(comparison.root, flag="output_root", who=who, with_children=True)
+                keep_open = held.enter_context(alone)
         if comparison.dry_run:
             if first:
                 show_plan(comparison)
@@ -159,6 +163,8 @@ def plan(arguments: list[str]) -> Comparison:
     title = f"{Path(task.model_name).name} on {named.name}"
     root = Path(args.output_root or Path("runs") / f"compare-{Path(task.model_name).name}-{named.name}")
     refuse_unwritable_root(root)
+    if args.loss_figure_path:
+        refuse_figure_place(Path(args.loss_figure_path))
     common = {
         name: getattr(training, name)
         for name in ("lora_alpha", "lora_r", "xgblora_steps_per_iteration", "xgblora_merge_frequency")
@@ -234,6 +240,16 @@ def refuse_unwritable_root(root: Path) -> None:
         refuse_unwritable(root)
     except InputError as error:
         raise InputError(str(error).replace("output_dir=", "output_root=", 1)) from None
+
+
+def refuse_figure_place(path: Path) -> None:
+    """Raise InputError if no figure can be written to `path`: now, and not when all runs have ended."""
+    if path.is_dir():
+        raise InputError(f"loss_figure_path={path}: is a folder; name a file")
+    try:
+        refuse_unwritable(path.parent)
+    except InputError as error:
+        raise InputError(str(error).replace("output_dir=", f"loss_figure_path={path}: ", 1)) from None
 
 
 def planned_run(

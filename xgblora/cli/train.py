@@ -15,6 +15,7 @@ from xgblora.runs.console import show_on_terminal
 from xgblora.runs.dry_run import dry_run
 from xgblora.runs.evolve import evolve
 from xgblora.runs.fine_tune import fine_tune
+from xgblora.runs.measure_only import measure_only
 from xgblora.settings_file import read_settings
 from xgblora.training.arguments import FLAGS, XGBLoRAArguments
 from xgblora.training.processes import refusing_together
@@ -40,6 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
         task, args = parse(sys.argv[1:] if arguments is None else arguments)
     if args.by_rewards:
         evolve(task, args)
+    elif args.trainer == "none":
+        measure_only(task, args)
     else:
         dry_run(task, args) if task.dry_run else fine_tune(task, args)
 

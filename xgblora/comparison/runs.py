@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -146,7 +145,7 @@ def start_process(run: PlannedRun, keep_open: tuple[int, ...] = ()) -> int:
 
     Args:
         run: what to run.
-        keep_open: file descriptors that the process inherits, see `only_one`.
+        keep_open: file descriptors that the process inherits, see `xgblora.records.one_writer`.
     """
     command = [sys.executable, "-c", "from xgblora.cli.train import main; main()", *run.words]
     return wait_for(command, None if process_number() else run.console, keep_open)
@@ -191,35 +190,6 @@ def stopping_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def only_one(root: Path) -> Iterator[tuple[int, ...]]:
-    """Keep a second comparison out of `root` while the block runs; yields what processes started in it must keep open.
-
-    A run whose comparison was killed is still writing; as long as it lives it keeps the others out.
-
-    Raises:
-        InputError: `root` cannot be written, or there is one already.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = open(root / ".lock", "a", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise InputError(f"output_root={root}: cannot be written ({error.strerror})") from None
-    with lock:
-        if os.name != "posix":
-            yield ()
-            return
-        import fcntl
-
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"output_root={root}: another comparison, or a run that one started, is at work there"
-            ) from None
-        yield (lock.fileno(),)
 
 
 def _tail(path: Path) -> list[str]:

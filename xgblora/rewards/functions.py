@@ -5,6 +5,7 @@ is only looked for.
 """
 
 import importlib.util
+import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ class Reward:
         """Run the file and give its function, in a process that is the reward's own.
 
         Raises:
-            InputError: the file raises, or has no such function.
+            InputError: the file raises, has no such function, or one that cannot be called as a reward is.
         """
         path = Path(self.path).resolve()
         # as `python FILE.py` would, for what lies beside it
@@ -52,7 +53,21 @@ class Reward:
                 f"reward={self.path}:{self.function}: there is no function {self.function} in the file"
                 f"{did_you_mean(self.function, there)} (functions: {', '.join(there) or 'none'})"
             )
+        self._refuse_other_arguments(function)
         return function
+
+    def _refuse_other_arguments(self, function: Callable) -> None:
+        """Now, and not for every completion of a run."""
+        about = f"reward={self.path}:{self.function}: must be a function of (prompt, completion, row)"
+        if inspect.iscoroutinefunction(function):
+            raise InputError(f"{about} that gives a number, and is async")
+        try:
+            arguments = inspect.signature(function)
+        except ValueError:
+            # of a function in C nothing is known
+            return
+        with in_one_line(TypeError, about=f"{about}: "):
+            arguments.bind("", "", {})
 
 
 def parse_rewards(specs: Sequence[str], weights: Sequence[float] | None = None) -> tuple[Reward, ...]:
@@ -63,7 +78,7 @@ def parse_rewards(specs: Sequence[str], weights: Sequence[float] | None = None) 
         weights: one for each; None: 1.
 
     Raises:
-        InputError: something else is named, a file is missing, or there are not as many weights as rewards.
+        InputError: something else is named, a file is missing, there are not as many weights as rewards, or all are 0.
     """
     if not specs:
         raise InputError("reward: at least one FILE.py:function is needed")
@@ -82,6 +97,8 @@ def parse_rewards(specs: Sequence[str], weights: Sequence[float] | None = None) 
             raise InputError(f"reward_weights={weight}: must be a finite number")
         name = function if functions.count(function) == 1 else f"{Path(path).stem}.{function}"
         rewards.append(Reward(path, function, float(weight), name))
+    if not any(weights):
+        raise InputError(f"reward_weights={' '.join(f'{one:g}' for one in weights)}: one at least must not be 0")
     if len({reward.name for reward in rewards}) < len(rewards):
         raise InputError(f"reward={' '.join(specs)}: one of them is there twice")
     return tuple(rewards)

@@ -37,9 +37,6 @@ def dry_run(task: TaskArguments, args: XGBLoRAArguments) -> None:
     run = prepare(planned)
     task, args, trainer = planned.task, planned.args, run.trainer
     report.log_configuration(task, args, trainer, run.measurement.sets, planned.folder)
-    if args.trainer == "none":
-        log_block("dry run: nothing was written", _memory(trainer, memory_of_run(trainer, None, 0)))
-        return
     course = course_of(trainer)
     batches = training_batches(trainer, course.last)
     memory = memory_of_run(trainer, batches, expected_boosters(trainer, course))
@@ -75,15 +72,14 @@ def _work(trainer: XGBLoRATrainer, batches: Batches) -> Rows:
 
 def _memory(trainer: XGBLoRATrainer, memory: RunMemory) -> Rows:
     device, backward = trainer.args.device, trainer.zo is None
-    rows = [("Memory of the base weights", memory.weights)]
-    if trainer.args.trainer != "none":
-        rows += [
-            ("Memory of the fp32 master" if trainer.args.full else "Memory of the adapters", memory.adapters),
-            ("Memory of the optimizer", memory.optimizer),
-            (f"Memory of a step (activations{' and gradients' if backward else ''}, largest batch)", memory.step),
-            ("Memory of merges on the device (remainders)", memory.remainders),
-            ("Memory of merges on the host (base weights, boosters)", memory.host),
-        ]
+    rows = [
+        ("Memory of the base weights", memory.weights),
+        ("Memory of the fp32 master" if trainer.args.full else "Memory of the adapters", memory.adapters),
+        ("Memory of the optimizer", memory.optimizer),
+        (f"Memory of a step (activations{' and gradients' if backward else ''}, largest batch)", memory.step),
+        ("Memory of merges on the device (remainders)", memory.remainders),
+        ("Memory of merges on the host (base weights, boosters)", memory.host),
+    ]
     if memory.trunk:
         rows.append(("Memory of remembered hidden states on the host", memory.trunk))
     if memory.evaluation:

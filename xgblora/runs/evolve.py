@@ -6,6 +6,7 @@ folder, checkpoints and files are those of every run.
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,8 +48,8 @@ def evolve(task: TaskArguments, args: XGBLoRAArguments) -> dict:
         InputError: a flag, a file or a reward is wrong, or one failed and that ends the run.
     """
     started = time.perf_counter()
-    with remembering_log() as early:
-        planned = plan_rewards(task, args)
+    with remembering_log() as early, ExitStack() as held:
+        planned = plan_rewards(task, args, held)
         limits = {"workers": args.reward_workers, "time_limit": args.reward_time_limit}
         with RewardPool(planned.rewards, **limits, on_failure=args.on_failure) as pool:
             run = _prepare(planned, pool)

@@ -1,6 +1,7 @@
 """`fine_tune`, the last stage of a run: train, measure, and leave the curve, the metrics and the model."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from xgblora.boosting import MergeOverflow
@@ -36,9 +37,9 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
         InputError: a flag, a file or the data is wrong.
     """
     started = time.perf_counter()
-    with remembering_log() as early:
+    with remembering_log() as early, ExitStack() as held:
         with processes.refusing_together():
-            run = prepare(plan(task, args))
+            run = prepare(plan(task, args, held))
         run.trainer.agree()
         if not processes.writes(run.plan.args):
             with run.trainer.noticing_losses():
@@ -50,8 +51,7 @@ def fine_tune(task: TaskArguments, args: XGBLoRAArguments) -> dict:
         if task.overwrite:
             folder.clear(keep_up_to=run.plan.first_step)
         with logging_to(folder.log, early):
-            if run.plan.args.trainer != "none":
-                _keep_base(run)
+            _keep_base(run)
             report.log_configuration(run.plan.task, run.plan.args, run.trainer, run.measurement.sets, folder)
             with run.trainer.noticing_losses():
                 outcome = _train_and_measure(run)
@@ -72,7 +72,7 @@ class Outcome:
     Attributes:
         results: what was measured before ("zero_shot") and after training ("trained").
         answers: to the held-out examples in the end.
-        seconds: of training; 0 without.
+        seconds: of training.
     """
 
     results: dict[str, dict]
@@ -82,9 +82,7 @@ class Outcome:
 
 def _train_and_measure(run: PreparedRun) -> Outcome:
     args, trainer, measurement = run.plan.args, run.trainer, run.measurement
-    zero_shot, answers = measurement.of(trainer.model)
-    if args.trainer == "none":
-        return Outcome({"zero_shot": zero_shot}, answers, 0.0)
+    zero_shot, _ = measurement.of(trainer.model)
     begun = time.perf_counter()
     with in_one_line(ImportError):
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -101,11 +99,9 @@ def _leave_results(run: PreparedRun, outcome: Outcome, started: float) -> dict:
         "environment": versions(),
         "results": outcome.results,
     }
-    saved = None
-    if args.trainer != "none":
-        metrics["training"] = _about_training(run, outcome.seconds)
-        saved = _leave_weights(run, outcome.results["trained"].get("dev", {}).get("loss"))
-        _draw(run, outcome.results["zero_shot"])
+    metrics["training"] = _about_training(run, outcome.seconds)
+    saved = _leave_weights(run, outcome.results["trained"].get("dev", {}).get("loss"))
+    _draw(run, outcome.results["zero_shot"])
     outcome.answers.write(folder.predictions)
     metrics["seconds"] = time.perf_counter() - started
     metrics["peak_memory_bytes"] = peak_memory(args.device)

@@ -138,12 +138,12 @@ class RunMemory:
         return kept + max(self.step, self.evaluation)
 
 
-def memory_of_run(trainer: XGBLoRATrainer, batches: Batches | None, boosters: int) -> RunMemory:
+def memory_of_run(trainer: XGBLoRATrainer, batches: Batches, boosters: int) -> RunMemory:
     """Count the memory of a run by trying a step; the trainer is spoilt afterwards.
 
     Args:
         trainer: before training.
-        batches: of the training; None for a run that trains nothing.
+        batches: of the training.
         boosters: that there will be in the end.
 
     Raises:
@@ -153,8 +153,6 @@ def memory_of_run(trainer: XGBLoRATrainer, batches: Batches | None, boosters: in
     # filling it is no part of a step, and may write a file; without it a step holds more
     trunk, trainer.trunk = trainer.trunk, None
     evaluation = _peak_of_evaluation(trainer)
-    if batches is None:
-        return RunMemory(base_bytes(trainer), 0, 0, 0, evaluation, 0, 0)
     # of full parameters the live row is the weights themselves
     live = arena.live.nbytes if arena.live is not None and arena.stacks else 0
     step, optimizer = _peak_of_step(trainer, batches.largest)

@@ -2,11 +2,13 @@
 
 import copy
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from xgblora.errors import InputError
 from xgblora.records import checkpoint
+from xgblora.records.one_writer import only_one
 from xgblora.records.run_folder import RunFolder, refuse_unwritable, unused_folder
 from xgblora.runs.console import logger
 from xgblora.training import processes
@@ -32,7 +34,7 @@ class Place:
     first_step: int
 
 
-def place_of(task: TaskArguments, args: XGBLoRAArguments, about: str) -> Place:
+def place_of(task: TaskArguments, args: XGBLoRAArguments, about: str, held: ExitStack | None = None) -> Place:
     """Choose the folder and the checkpoint.
 
     Nothing is written, but what a killed process left half done in a folder that is resumed is cleaned up, unless
@@ -41,12 +43,15 @@ def place_of(task: TaskArguments, args: XGBLoRAArguments, about: str) -> Place:
     Args:
         task, args: the flags.
         about: what is trained upon, a word for the name of the folder.
+        held: until it is closed no other run works in the folder; without it, or in a dry run, any can.
 
     Raises:
-        InputError: the folder cannot be written, or holds another run.
+        InputError: the folder cannot be written, holds another run, or one is at work there.
     """
     name = f"{Path(task.model_name).name}-{about}-{args.method}-{args.trainer}-seed{args.seed}"
     folder = _folder_of(args, name)
+    if held is not None and not task.dry_run and processes.writes(args):
+        held.enter_context(only_one(folder.path, flag="output_dir", who="another run"))
     resumed = args.resume_from_checkpoint
     if resumed in _LAST:
         resumed = _go_on_from_last(folder, task, args)

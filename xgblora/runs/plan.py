@@ -1,5 +1,6 @@
 """`plan`, the first stage of a run: what its flags decide. It needs no data and no model."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from xgblora.boosting.starts import REINITS, Measured
@@ -42,14 +43,18 @@ class Plan:
         return sampling_seed(self.task, self.args.seed)
 
 
-def plan(task: TaskArguments, args: XGBLoRAArguments) -> Plan:
+def plan(task: TaskArguments, args: XGBLoRAArguments, held: ExitStack | None = None) -> Plan:
     """Check the flags, and choose the folder and the checkpoint to go on from; `args` stay as they are.
 
     Nothing is written, but what a killed process left half done in a folder that is resumed is cleaned up, unless
     `task.dry_run` is set.
 
+    Args:
+        task, args: the flags.
+        held: what keeps other runs out of the folder, see `place_of`.
+
     Raises:
-        InputError: a flag or a file is wrong, or the folder holds another run.
+        InputError: a flag or a file is wrong, or the folder holds another run, or one is at work there.
     """
     processes.check_processes(args)
     check_device_map(task, args)
@@ -61,7 +66,7 @@ def plan(task: TaskArguments, args: XGBLoRAArguments) -> Plan:
     _refuse_unknown_metric(args, chosen)
     _refuse_what_needs_development_examples(task, args)
     task = replace(task, task_name=chosen.name)
-    place = place_of(task, args, chosen.name)
+    place = place_of(task, args, chosen.name, held)
     return Plan(task, _resolved(args, task, place), chosen, place.folder, place.first_step)
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalPrediction
 
 from xgblora.errors import in_one_line
-from xgblora.objectives.of_task import TaskObjective, prepare_objective
+from xgblora.objectives.of_task import prepare_objective
 from xgblora.records import base_identity
 from xgblora.runs.language_model import load_model, longest_text
 from xgblora.runs.measurement import Measurement, calibration_for, demonstrations_for
@@ -41,6 +41,24 @@ class PreparedRun:
     measurement: Measurement
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """The model of a run and its data, checked.
+
+    Attributes:
+        model: as it is, without adapters.
+        measurement: how it is measured.
+        train, dev: the examples, encoded for the objective.
+        labels: those of the head; None without one.
+    """
+
+    model: PreTrainedModel
+    measurement: Measurement
+    train: Sequence
+    dev: Sequence
+    labels: tuple[str, ...] | None
+
+
 def prepare(plan: Plan) -> PreparedRun:
     """Load the data and the model, and make the trainer.
 
@@ -48,6 +66,17 @@ def prepare(plan: Plan) -> PreparedRun:
 
     Raises:
         InputError: the data, the model or a package does not go with the flags.
+    """
+    loaded = load(plan)
+    _refuse_missing_optimizer(plan.args, loaded.model)
+    return PreparedRun(plan, _trainer(plan, loaded), loaded.measurement)
+
+
+def load(plan: Plan) -> Loaded:
+    """Load the data and the model; nothing is written.
+
+    Raises:
+        InputError: the data or the model does not go with the flags.
     """
     task, args = plan.task, plan.args
     set_seed(args.seed)
@@ -63,7 +92,6 @@ def prepare(plan: Plan) -> PreparedRun:
         labels=labels,
         seed=args.seed,
     )
-    _refuse_missing_optimizer(args, model)
     length = longest_text(model, tokenizer, task.max_length)
     objective = prepare_objective(
         task.objective,
@@ -90,8 +118,7 @@ def prepare(plan: Plan) -> PreparedRun:
         max_new_tokens=task.max_new_tokens,
     )
     measurement.check(model)
-    trainer = _trainer(plan, model, objective, train, dev, max_length=length, labels=labels)
-    return PreparedRun(plan, trainer, measurement)
+    return Loaded(model, measurement, train, dev, labels)
 
 
 def draw_samples(task: TaskArguments, chosen: Task, seed: int) -> tuple[Splits, SampledSets]:
@@ -122,33 +149,25 @@ def _refuse_missing_optimizer(args: XGBLoRAArguments, model: nn.Module) -> None:
             XGBLoRATrainer.get_optimizer_cls_and_kwargs(args, model)
 
 
-def _trainer(
-    plan: Plan,
-    model: PreTrainedModel,
-    objective: TaskObjective,
-    train: Sequence,
-    dev: Sequence,
-    *,
-    max_length: int,
-    labels: tuple[str, ...] | None,
-) -> XGBLoRATrainer:
+def _trainer(plan: Plan, loaded: Loaded) -> XGBLoRATrainer:
+    model, objective, max_length = loaded.model, loaded.measurement.objective, loaded.measurement.max_length
     with in_one_line(ValueError, ImportError):
         adapters = trainable_of(model, plan.args)
-        adapters.labels = labels
+        adapters.labels = loaded.labels
         adapters.known_rest = base_identity.kept(plan.folder.base, base_identity.facts_of(model, adapters))
         return XGBLoRATrainer(
             model,
             plan.args,
             adapters=adapters,
             objective=objective.objective,
-            train_dataset=train,
-            eval_dataset=dev or None,
+            train_dataset=loaded.train,
+            eval_dataset=loaded.dev or None,
             data_collator=objective.collate,
             # of a generated answer the loss alone is known
             compute_metrics=None if plan.chosen.generation else _compute_metrics,
             identity={
                 **identity_of_task(plan.task, seed=plan.sampling_seed, max_length=max_length),
-                **identity_of_examples(train, dev),
+                **identity_of_examples(loaded.train, loaded.dev),
             },
         )
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from xgblora.adapters import AdapterSet, FullParameters
 from xgblora.objectives.of_task import OBJECTIVES
@@ -24,8 +25,8 @@ def method_name(args: XGBLoRAArguments) -> str:
     if args.trainer == "population":
         return "evolution, rank-1 perturbations of the weights"
     adapters = "XGBLoRA" if args.boosts else f"LoRA r={args.rank}"
-    how = {"zo": "zeroth-order", "regular": "first-order (AdamW)", "none": "zero-shot"}[args.trainer]
-    return how if args.trainer == "none" else f"{adapters}, {how}"
+    how = {"zo": "zeroth-order", "regular": "first-order (AdamW)"}[args.trainer]
+    return f"{adapters}, {how}"
 
 
 def log_configuration(
@@ -40,44 +41,63 @@ def log_configuration(
         logger.warning(line)
     adapters = trainer.adapters
     weights = adapters.compute_dtype
-    rows = [
-        ("Model", f"{task.model_name} ({dtype_name(weights)}, {args.device})"),
-        *rows_of_device_map(task, adapters.model),
-        (
-            "Task",
-            f"{task.task_name} from {task.data_dir or task.task_file or 'the hub'}: {len(sets.train)} train, "
-            f"{len(sets.dev)} dev, {len(sets.evaluation)} held-out examples",
-        ),
-        ("Method", method_name(args)),
-    ]
+    rows = [*_rows_of_task(task, args, adapters.model, weights, sets), ("Method", method_name(args))]
     if task.recipe and not args.full:
         about = "its layers" if args.trainer == "population" else RECIPES[task.recipe].about
         rows.append(("Recipe", f"{task.recipe}: {about}"))
-    if args.trainer != "none":
-        rows += _rows_of_full_parameters(adapters) if args.full else _rows_of_adapters(args, adapters)
-        if args.has_rounds:
-            rows += _rows_of_rounds(args, trainer)
-        if args.trainer == "population":
-            rows += [("Merge rule in force", args.merge_policy), *rows_of_population(args)]
-        if args.boosts and weights != torch.float32:
-            where = ", on the host" if (args.rounding, args.remainders) == ("remainder", "host") else ""
-            rows.append(("Rounding of merges", args.rounding + where))
-        if args.trainer == "zo":
-            rows.append(("Zeroth order", estimate_and_rule(args)))
-        if trainer.trunk is not None:
-            rows.append(("Hidden states remembered", trainer.trunk))
-        rows += [
-            ("Learning rate", rate_and_schedule(args)),
-            ("Batch size", _batch_size(args)),
-            ("Loss", OBJECTIVES[task.objective]),
-            ("Seed", args.seed),
-        ]
+    rows += _rows_of_full_parameters(adapters) if args.full else _rows_of_adapters(args, adapters)
+    if args.has_rounds:
+        rows += _rows_of_rounds(args, trainer)
+    if args.trainer == "population":
+        rows += [("Merge rule in force", args.merge_policy), *rows_of_population(args)]
+    if args.boosts and weights != torch.float32:
+        where = ", on the host" if (args.rounding, args.remainders) == ("remainder", "host") else ""
+        rows.append(("Rounding of merges", args.rounding + where))
+    if args.trainer == "zo":
+        rows.append(("Zeroth order", estimate_and_rule(args)))
+    if trainer.trunk is not None:
+        rows.append(("Hidden states remembered", trainer.trunk))
+    rows += [
+        ("Learning rate", rate_and_schedule(args)),
+        ("Batch size", _batch_size(args)),
+        ("Loss", OBJECTIVES[task.objective]),
+        ("Seed", args.seed),
+    ]
     log_block("xgblora", [*rows, ("Output", folder.path)])
 
 
 def rows_of_device_map(task: TaskArguments, model: nn.Module) -> list[tuple[str, str]]:
     """Where `--device_map` has put the model."""
     return [] if task.device_map == "none" else [("Device map", f"{task.device_map}: {placement(model)}")]
+
+
+def log_measurement(
+    task: TaskArguments, args: XGBLoRAArguments, model: PreTrainedModel, sets: SampledSets, folder: RunFolder
+) -> None:
+    """Log the block that says what will be measured by a run that trains nothing."""
+    for line in args.idle_flags:
+        logger.warning(line)
+    shots = number_of(task.num_demos, "demonstration") if task.num_demos else "zero-shot"
+    rows = [
+        *_rows_of_task(task, args, model, model.dtype, sets),
+        ("Method", f"evaluation of the model as it is, {shots}"),
+        ("Loss", OBJECTIVES[task.objective]),
+        ("Seed", args.seed),
+        ("Output", folder.path),
+    ]
+    log_block("xgblora", rows)
+
+
+def _rows_of_task(
+    task: TaskArguments, args: XGBLoRAArguments, model: nn.Module, weights: torch.dtype, sets: SampledSets
+) -> list[tuple[str, object]]:
+    data = task.data_dir or task.task_file or "the hub"
+    counts = f"{len(sets.train)} train, {len(sets.dev)} dev, {len(sets.evaluation)} held-out examples"
+    return [
+        ("Model", f"{task.model_name} ({dtype_name(weights)}, {args.device})"),
+        *rows_of_device_map(task, model),
+        ("Task", f"{task.task_name} from {data}: {counts}"),
+    ]
 
 
 def _rows_of_adapters(args: XGBLoRAArguments, adapters: AdapterSet) -> list[tuple[str, object]]:

@@ -1,5 +1,6 @@
 """`plan_rewards`, the first stage of a run by rewards: what its flags decide. It needs no model."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from xgblora.training import processes
 from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.evolution import sampling_of
 from xgblora.training.task_flags import TaskArguments
+
+# what says which task it is, its examples, and how they are measured
+_OF_TASKS = {"task_name", "task_file", "data_dir", "head", "num_train", "num_dev", "num_eval", "train_set_seed"}
+_OF_TASKS |= {"objective", "num_demos", "one_demo_set_per_example", "sfc", "icl_sfc"}
 
 
 @dataclass(frozen=True)
@@ -37,18 +42,22 @@ class RewardPlan:
     place: Place
 
 
-def plan_rewards(task: TaskArguments, args: XGBLoRAArguments) -> RewardPlan:
+def plan_rewards(task: TaskArguments, args: XGBLoRAArguments, held: ExitStack) -> RewardPlan:
     """Check the flags, read the rows, and choose the folder.
 
+    Args:
+        task, args: the flags.
+        held: what keeps other runs out of the folder, see `place_of`.
+
     Raises:
-        InputError: a flag or a file is wrong, or the folder holds another run.
+        InputError: a flag or a file is wrong, or the folder holds another run, or one is at work there.
     """
     processes.check_processes(args)
     check_device_map(task, args)
     refuse_missing_model(task.model_name)
-    for name in ("task_name", "task_file", "data_dir"):
-        if getattr(task, name) is not None:
-            raise InputError(f"{name}={getattr(task, name)}: --trainer population learns from --prompts; leave it out")
+    for name, value in vars(task).items():
+        if name in _OF_TASKS and value != getattr(TaskArguments, name):
+            raise InputError(f"{name}={value}: is for a task, and a run by rewards learns from --prompts; leave it out")
     sampling_of(args, task.max_new_tokens)
     rewards = parse_rewards(args.reward, args.reward_weights)
     rows = _rows_of("prompts", args.prompts)
@@ -58,7 +67,7 @@ def plan_rewards(task: TaskArguments, args: XGBLoRAArguments) -> RewardPlan:
     if args.prompt_template is not None:
         # now, because it needs no model
         read_prompts([*rows, *held_out], args, None)
-    place = place_of(task, args, Path(args.prompts).stem)
+    place = place_of(task, args, Path(args.prompts).stem, held)
     return RewardPlan(task, args, rewards, rows, held_out, place)
 
 
