@@ -62,6 +62,7 @@ class OptionScorer:
             logger.info("Batches are padded, not packed: the model has no weights yet")
             return
         self._try(model, longest)
+        self._try_to_choose(model)
 
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean log-probability of the option tokens of each candidate: fp32 [B, C], -inf for padding candidates."""
@@ -127,7 +128,6 @@ class OptionScorer:
         reason = reason or self._reason_not_to_pack(model, truth)
         if reason:
             logger.info("Batches are padded, not packed: %s", reason)
-        self._try_to_choose(model)
 
     def _below_skipped(self, model: nn.Module, batch: dict[str, Tensor], packed: bool) -> AbstractContextManager[None]:
         """Within the block a forward skips what is known of the batch, or the same in all its copies and run here."""
