@@ -162,7 +162,7 @@ def plan(arguments: list[str]) -> Comparison:
     check_objectives(task.objective, named, chosen)
     title = f"{Path(task.model_name).name} on {named.name}"
     root = Path(args.output_root or Path("runs") / f"compare-{Path(task.model_name).name}-{named.name}")
-    refuse_unwritable_root(root)
+    refuse_unwritable(root, f"output_root={root}")
     if args.loss_figure_path:
         refuse_figure_place(Path(args.loss_figure_path))
     common = {
@@ -234,22 +234,11 @@ def check_objectives(objective: str, task: Task, chosen: list[Method]) -> None:
             raise InputError(f"methods={method.name}: {error}") from None
 
 
-def refuse_unwritable_root(root: Path) -> None:
-    """Raise InputError if `root` cannot be made or written into."""
-    try:
-        refuse_unwritable(root)
-    except InputError as error:
-        raise InputError(str(error).replace("output_dir=", "output_root=", 1)) from None
-
-
 def refuse_figure_place(path: Path) -> None:
     """Raise InputError if no figure can be written to `path`: now, and not when all runs have ended."""
     if path.is_dir():
         raise InputError(f"loss_figure_path={path}: is a folder; name a file")
-    try:
-        refuse_unwritable(path.parent)
-    except InputError as error:
-        raise InputError(str(error).replace("output_dir=", f"loss_figure_path={path}: ", 1)) from None
+    refuse_unwritable(path.parent, f"loss_figure_path={path}: {path.parent}")
 
 
 def planned_run(

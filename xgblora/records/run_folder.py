@@ -168,12 +168,13 @@ def unused_folder(root: Path, name: str) -> Path:
     return candidate
 
 
-def refuse_unwritable(folder: Path) -> None:
-    """Raise InputError if `folder` cannot be made or written into."""
+def refuse_unwritable(folder: Path, about: str | None = None) -> None:
+    """Raise InputError if `folder` cannot be made or written into; `about` begins its line, else the flag of a run."""
+    about = about or f"output_dir={folder}"
     if folder.is_file():
-        raise InputError(f"output_dir={folder}: is a file")
+        raise InputError(f"{about}: is a file")
     nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not nearest.is_dir():
-        raise InputError(f"output_dir={folder}: cannot be made, {nearest} is a file")
+        raise InputError(f"{about}: cannot be made, {nearest} is a file")
     if not os.access(nearest, os.W_OK):
-        raise InputError(f"output_dir={folder}: cannot be written, {nearest} is read-only")
+        raise InputError(f"{about}: cannot be written, {nearest} is read-only")
