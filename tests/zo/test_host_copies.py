@@ -70,10 +70,19 @@ EXAMPLES = [
     ),
 ]
 
+CHOICES = [
+    EncodedExample(((5, 6, 7, 8),), ((0, 3),), (((0, 5),), ((0, 6),)), 0),
+    EncodedExample(((5, 6, 9),), ((0, 2),), (((0, 5),), ((0, 6),)), 1),
+]
+
 
 def pack_and_spare(scorer, model, longest):
-    """What a trial would find."""
+    """What the trials would find."""
     scorer.packs, scorer._rows.layer = True, last_layer(model)
+
+
+def choose(scorer, model):
+    scorer._chooses = True
 
 
 @pytest.fixture
@@ -82,15 +91,16 @@ def without_numbers(monkeypatch):
     monkeypatch.setattr(option_scorer, "_is_on_gpu", lambda tensor: True)
     monkeypatch.setattr(option_scorer, "can_be_tried", lambda model: True)
     monkeypatch.setattr(OptionScorer, "_try", pack_and_spare)
+    monkeypatch.setattr(OptionScorer, "_try_to_choose", choose)
     monkeypatch.setattr("xgblora.zo.zero_order.same_losses", lambda *losses: True)
     monkeypatch.setattr("xgblora.adapters.adapter_set.uniform", lambda seed, size, **_: torch.zeros(size, device=GPU))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("form", ["packed", "padded"])
+@pytest.mark.parametrize("form", ["packed", "padded", "choices"])
 @torch.no_grad()
 def test_losses_and_update_copy_nothing(make_model, without_numbers, form, attention):
-    batch = on_gpu(Collator(1)(EXAMPLES))
+    batch = on_gpu(Collator(1)(CHOICES if form == "choices" else EXAMPLES))
     if form == "padded":
         del batch["grid"]
     with GPU:
