@@ -6,8 +6,9 @@
     python scripts/equal_seconds.py runs/boost-trec --timed runs/timed/comparison.json --output equal.json -- \
         --task_file docs/comparison/trec.yaml --objective classification --num_train 1000 --num_dev 500
 
-The first commands, on a machine that does nothing else, take the methods by turns: the median over the seeds is what a
-step of each costs, starts and merges counted. The seconds are those in which the fastest method does all of its steps.
+The first commands, on a machine that does nothing else, take the methods by turns: the least over the seeds is what a
+step of each costs, starts and merges counted, since what a machine does beside it can only add. The seconds are those
+in which the fastest method does all of its steps.
 What follows `--` are the flags of the comparison that say what is measured; its runs must have tapes.
 """
 
@@ -23,12 +24,7 @@ from xgblora.atomic_file import write_text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, help="output_root of the comparison, its comparison.json in it")
-    parser.add_argument("--timed", type=Path, required=True, help="comparison.json of the short runs")
-    parser.add_argument("--output", type=Path, required=True, help="JSON to write")
-    parser.add_argument("flags", nargs="*", help="flags of the task, after --")
-    arguments = parser.parse_args()
+    arguments, flags = parsed(sys.argv[1:])
     comparison, timed = (json.loads(path.read_text()) for path in (arguments.runs / "comparison.json", arguments.timed))
     seconds = {name: seconds_a_step(timed, name) for name in comparison["methods"]}
     reached = steps_reached(seconds, max(run["steps"] for run in comparison["runs"]))
@@ -37,7 +33,7 @@ def main() -> None:
             "seconds_a_step": seconds[name],
             "step": reached[name],
             "held_out": {
-                seed: held_out(arguments.runs / f"{name}-seed{seed}", seed, reached[name], arguments.flags)
+                seed: held_out(arguments.runs / f"{name}-seed{seed}", seed, reached[name], flags)
                 for seed in comparison["seeds"]
             },
         }
@@ -47,9 +43,19 @@ def main() -> None:
     print("\n".join(table(found)))
 
 
+def parsed(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments, and the flags of the task behind `--`: argparse gives what follows options to no positional."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage="%(prog)s RUNS [options] -- FLAGS")
+    parser.add_argument("runs", type=Path, help="output_root of the comparison, its comparison.json in it")
+    parser.add_argument("--timed", type=Path, required=True, help="comparison.json of the short runs")
+    parser.add_argument("--output", type=Path, required=True, help="JSON to write")
+    end = words.index("--") if "--" in words else len(words)
+    return parser.parse_args(words[:end]), words[end + 1 :]
+
+
 def seconds_a_step(timed: dict, name: str) -> float:
-    """The median over the runs of a method, of the seconds of training a step."""
-    return statistics.median(1 / run["measured"]["steps_per_second"] for run in timed["runs"] if run["method"] == name)
+    """The least over the runs of a method, of the seconds of training a step."""
+    return min(1 / run["measured"]["steps_per_second"] for run in timed["runs"] if run["method"] == name)
 
 
 def steps_reached(seconds: dict[str, float], steps: int) -> dict[str, int]:

@@ -18,9 +18,10 @@ def versions() -> dict[str, str | None]:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes: of the GPU's allocator on a GPU, else the largest resident set of this process; None where unknown."""
+    """Bytes: of the allocators of all GPUs on a GPU, else the largest resident set of this process; None: unknown."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        # a model may lie on several; this process has taken nothing of the others
+        return sum(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
     try:
         import resource
     except ImportError:  # Windows has no such module

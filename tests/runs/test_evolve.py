@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from tests.fixtures.runs import unchanged_logger
 from xgblora.boosting import Ledger
@@ -123,6 +123,45 @@ def test_a_stopped_run_goes_on_to_the_bit_and_seeds_and_fitness_give_its_weights
         trained = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.bfloat16).state_dict()
         assert all(torch.equal(trained[f"{layer}.weight"], weight) for layer, weight in ours.items())
         assert not all(torch.equal(trained[name], weight) for name, weight in before.items())
+
+
+def test_what_is_reported_elsewhere_is_what_the_files_have_and_a_run_that_goes_on_reports_no_step_again(
+    run_in, monkeypatch
+):
+    heard = []
+
+    class Reporter(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            heard.append((state.global_step, "begun"))
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            heard.append((state.global_step, logs))
+
+        def on_train_end(self, args, state, control, **kwargs):
+            heard.append((state.global_step, "ended"))
+
+    monkeypatch.setattr("xgblora.training.report_rewards.get_reporting_integration_callbacks", lambda to: [Reporter])
+    two = ("--reward", "rewards.py:letters", "rewards.py:picky")
+    assert run_in("run", *two, "--max_steps=4") == 0
+    assert [number for number, _ in heard] == [0, 0, 2, 2, 4, 4, 4]
+    assert (heard[0][1], heard[-1][1]) == ("begun", "ended")
+    heading, _, second, *_ = (line.split(",") for line in lines_of("run/step_reward.csv"))
+    columns = dict(zip(heading, second, strict=True))
+    of_step, held_out = heard[2][1], heard[3][1]
+    assert of_step["reward"] == float(columns["mean"])
+    assert of_step["reward/letters"] == float(columns["letters"])
+    assert set(of_step) == {
+        *("reward", "reward_best", "reward/letters", "reward/picky"),
+        *("failed", "truncated", "sigma", "learning_rate"),
+    }
+    written = json.loads(lines_of("run/eval_reward.jsonl")[1])
+    assert held_out == {
+        "eval_reward": written["reward"],
+        **{f"eval_reward/{name}": value for name, value in written["rewards"].items()},
+    }
+    heard.clear()
+    assert run_in("run", *two, "--resume_from_checkpoint=last") == 0
+    assert [number for number, _ in heard] == [4, 5, 5, 5]
 
 
 def test_what_decides_the_run_is_the_same_when_it_goes_on_and_what_stands_in_the_reward_file_does(run_in, capsys):

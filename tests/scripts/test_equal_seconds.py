@@ -16,6 +16,18 @@ def script():
         yield module
 
 
+def test_what_follows_two_dashes_are_flags_of_the_task(script):
+    arguments, flags = script.parsed(["runs", "--timed", "a.json", "--output", "b.json", "--", "--num_dev", "5"])
+    assert (str(arguments.runs), str(arguments.output), flags) == ("runs", "b.json", ["--num_dev", "5"])
+    assert script.parsed(["runs", "--timed", "a.json", "--output", "b.json"])[1] == []
+
+
+def test_what_a_step_costs_is_the_least_that_it_took(script):
+    runs = [("fast", 10.0), ("slow", 1.0), ("fast", 20.0), ("slow", 0.5)]
+    timed = {"runs": [{"method": name, "measured": {"steps_per_second": pace}} for name, pace in runs]}
+    assert (script.seconds_a_step(timed, "fast"), script.seconds_a_step(timed, "slow")) == (0.05, 1.0)
+
+
 def test_the_fastest_does_all_of_its_steps(script):
     assert script.steps_reached({"fast": 0.1, "slow": 0.25}, 2000) == {"fast": 2000, "slow": 800}
 

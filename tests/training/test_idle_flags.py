@@ -22,6 +22,7 @@ OF_GRADIENTS = {
     "optim_args": "a=1",
     "max_grad_norm": 0.5,
     "gradient_checkpointing": True,
+    "torch_compile": True,
     "label_smoothing_factor": 0.1,
 }
 
@@ -50,6 +51,22 @@ def test_what_has_no_population_says_so_and_a_population_estimates_nothing():
     given = {"reward": ["rewards.py:one"], "prompts": "rows.jsonl", **OF_POPULATIONS}
     lines = arguments("population", **given, zo_eps=0.5, xgblora_steps_per_iteration=3, weight_decay=0.1).idle_flags
     assert {line.split()[0] for line in lines} == {"--weight_decay", "--xgblora_steps_per_iteration", "--zo_eps"}
+    lines = arguments("population", **OF_GRADIENTS).idle_flags
+    assert [line.split()[0] for line in lines] == [f"--{name}" for name in OF_GRADIENTS]
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
+def test_either_name_of_checkpointed_activations_is_named_where_transformers_has_it():
+    for name in {"gradient_checkpointing", "activation_checkpointing"} & XGBLoRAArguments.__dataclass_fields__.keys():
+        (line,) = arguments("zo", **{name: True}).idle_flags
+        assert line.startswith(f"--{name} True has no effect with --trainer zo: nothing is kept")
+
+
+def test_a_run_by_rewards_names_what_orders_and_batches_examples():
+    given = {"data_seed": 3, "dataloader_drop_last": True, "per_device_eval_batch_size": 8, "eval_delay": 2}
+    lines = arguments("population", reward=["rewards.py:one"], prompts="rows.jsonl", **given).idle_flags
+    assert {line.split()[0] for line in lines} == {f"--{name}" for name in given}
+    assert arguments("population", **given).idle_flags == ()
 
 
 def test_a_zeroth_order_run_has_no_gradient():

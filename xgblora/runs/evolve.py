@@ -29,6 +29,7 @@ from xgblora.training.arguments import XGBLoRAArguments
 from xgblora.training.evolution import Evolution, Judged, Step, mean_of
 from xgblora.training.from_flags import booster_of, trainable_of
 from xgblora.training.progress import ShowRewards
+from xgblora.training.report_rewards import ReportRewards
 from xgblora.training.run_identity import identity_of_flags, identity_of_prompts, identity_of_rewards
 from xgblora.training.task_flags import TaskArguments
 
@@ -130,7 +131,8 @@ def _prepare(planned: RewardPlan, pool: RewardPool) -> PreparedEvolution:
 def _train_and_measure(run: PreparedEvolution) -> _Outcome:
     args, evolution, place = run.plan.args, run.evolution, run.plan.place
     files = RewardFiles(place.folder, [reward.name for reward in run.plan.rewards], keep=place.first_step)
-    before = _measured(run, files, 0) if run.held_out else {}
+    reports = ReportRewards(args, evolution.model, evolution.tokenizer, steps=run.steps, first=place.first_step)
+    before = _measured(run, files, reports, 0) if run.held_out else {}
     if args.resume_from_checkpoint:
         resumed = Path(args.resume_from_checkpoint)
         checkpoint.load(resumed, evolution.booster.adapters, evolution.booster)
@@ -142,22 +144,23 @@ def _train_and_measure(run: PreparedEvolution) -> _Outcome:
         step = evolution.step()
         number = step.told.step + 1
         showing.step(number, step.told.mean)
-        _record(run, files, number, step)
+        _record(run, files, reports, number, step)
         if run.held_out and (number == run.steps or _due(args.eval_strategy, args.eval_steps, number)):
-            trained = _measured(run, files, number)
+            trained = _measured(run, files, reports, number)
             showing.held_out(trained["reward"])
         if _due(args.save_strategy, args.save_steps, number, last=number == run.steps):
             files.sync()
             _save(run, number)
     showing.end(evolution.population.step)
+    reports.end()
     seconds = time.perf_counter() - begun
     if run.held_out and first >= run.steps:
         trained = reward_report.about_texts(evolution.evaluate(run.held_out))
     return _Outcome({"zero_shot": {"eval": before}, "trained": {"eval": trained}}, seconds, run.steps - first)
 
 
-def _record(run: PreparedEvolution, files: RewardFiles, number: int, step: Step) -> None:
-    """Write what a step came to, and log it when that is due."""
+def _record(run: PreparedEvolution, files: RewardFiles, reports: ReportRewards, number: int, step: Step) -> None:
+    """Write what a step came to, and log and report it when that is due."""
     told, texts = step.told, step.texts
     rewards = {reward.name: mean_of([one.scored.rewards[reward.name] for one in texts]) for reward in run.plan.rewards}
     truncated = sum(one.completion.truncated for one in texts)
@@ -165,16 +168,18 @@ def _record(run: PreparedEvolution, files: RewardFiles, number: int, step: Step)
     if number % int(run.plan.args.logging_steps) and number != run.steps:
         return
     reward_report.log_step(number, step, rewards, truncated / len(texts))
+    reports.step(number, reward_report.scalars_of_step(told, rewards, truncated / len(texts)))
     if told.best_member is not None:
         files.add_completions(number, f"member {told.best_member}", _samples(step.judged[told.best_member]))
 
 
-def _measured(run: PreparedEvolution, files: RewardFiles, number: int) -> dict:
-    """What the held-out prompts give now; entered in the files unless a run that goes on has it there."""
+def _measured(run: PreparedEvolution, files: RewardFiles, reports: ReportRewards, number: int) -> dict:
+    """What the held-out prompts give now; written and reported unless a run that goes on has it already."""
     judged = run.evolution.evaluate(run.held_out)
     about = reward_report.about_texts(judged)
     if number > run.plan.place.first_step or not run.plan.place.first_step:
         files.add_evaluation({"step": number, **about})
+        reports.held_out(number, reward_report.scalars_of_texts(about))
         files.add_completions(number, "held-out", _samples(judged))
         logger.info("step %d: held-out reward %.4f", number, about["reward"])
     return about

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from xgblora.population import Told
 from xgblora.records.reward_files import read_steps
 from xgblora.records.run_folder import RunFolder, entries_of
 from xgblora.runs import reward_figure
@@ -69,6 +71,28 @@ def about_texts(judged: Sequence[Judged]) -> dict:
         "failed": sum(bool(one.scored.failures) for one in judged),
         "truncated": sum(one.completion.truncated for one in judged),
     }
+
+
+def scalars_of_step(told: Told, rewards: Mapping[str, float], truncated: float) -> dict[str, float]:
+    """What `--report_to` gets of a step: the reward, each one where there are several, and what the step went by."""
+    return {
+        "reward": told.mean,
+        "reward_best": told.best,
+        **_one_by_one(rewards),
+        "failed": told.failed,
+        "truncated": truncated,
+        "sigma": told.sigma,
+        "learning_rate": told.lr,
+    }
+
+
+def scalars_of_texts(about: Mapping[str, Any]) -> dict[str, float]:
+    """What `--report_to` gets of held-out texts, of which `about_texts` says `about`."""
+    return {"reward": about["reward"], **_one_by_one(about["rewards"])}
+
+
+def _one_by_one(rewards: Mapping[str, float]) -> dict[str, float]:
+    return {f"reward/{name}": value for name, value in rewards.items()} if len(rewards) > 1 else {}
 
 
 def log_results(metrics: dict, folder: RunFolder, *, saved: bool) -> None:

@@ -231,7 +231,12 @@ class XGBLoRAArguments(TrainingArguments, PopulationArguments, AdapterArguments)
     per_device_train_batch_size: int = declare(
         16, "Training examples a step.", Decides.RUN, idle={"rewards": "--prompts_per_step says what a step reads"}
     )
-    per_device_eval_batch_size: int = declare(32, "Examples of an evaluation batch.", Decides.HELD_OUT_LOSS)
+    per_device_eval_batch_size: int = declare(
+        32,
+        "Examples of an evaluation batch.",
+        Decides.HELD_OUT_LOSS,
+        idle={"rewards": "as many held-out prompts are completed together as fit"},
+    )
     max_steps: int = declare(-1, "Optimizer steps; -1: as many as num_train_epochs has.", Decides.STEPS)
     logging_steps: float = declare(10, "Steps between log entries.", Decides.PASSING)
     logging_nan_inf_filter: bool = declare(False, "Hide losses that are not finite.", Decides.PASSING, shown=False)

@@ -34,9 +34,9 @@ def check_flags(args: Any) -> None:
     check_positive("zo_eps", args.zo_eps)
     for name in ("learning_rate", "weight_decay", "warmup_steps"):
         check_not_negative(name, getattr(args, name))
-    if args.trainer == "zo" and (args.bf16 or args.fp16):
+    if args.trainer != "regular" and (args.bf16 or args.fp16):
         name, dtype = ("bf16", "bfloat16") if args.bf16 else ("fp16", "float16")
-        raise InputError(f"{name}=True: is for backpropagation; a zeroth-order run takes --dtype {dtype}")
+        raise InputError(f"{name}=True: is for backpropagation; a run by forwards takes --dtype {dtype}")
     if args.zo_optimizer not in RULES:
         raise InputError(f"zo_optimizer={args.zo_optimizer}: must be one of {', '.join(RULES)}")
     if args.trainer == "zo":

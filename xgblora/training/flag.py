@@ -100,11 +100,12 @@ def declare(default: Any, help: str, decides: Decides, **says: Any) -> Any:
 def flags_of(arguments: Any) -> dict[str, Flag]:
     """What the flags of a dataclass, or of an instance, say: its own, then those that it names in `_inherited_flags`.
 
-    Flags of transformers that decide nothing known to this package say nothing.
+    Flags of transformers that decide nothing known to this package say nothing, and it has not all in every release.
     """
     helps = {of.name: of.metadata.get("help") for of in fields(arguments)}
     declared = {name: help.flag for name, help in helps.items() if isinstance(help, _Help)}
-    return {**declared, **getattr(arguments, "_inherited_flags", {})}
+    inherited = getattr(arguments, "_inherited_flags", {})
+    return {**declared, **{name: flag for name, flag in inherited.items() if name in helps}}
 
 
 def needing(arguments: Any, *needs: Needs) -> dict[str, Any]:
