@@ -200,6 +200,13 @@ class TestData:
         named = read_task_file(write(f"{self.TEXT}data: {{train: train.jsonl, valid: test.jsonl}}"))
         assert [len(part) for part in vars(named.load(str(folder))).values()] == [5, 3]
         (folder / "test.jsonl").unlink()
+        with pytest.raises(InputError) as error:
+            named.load(str(folder))
+        assert str(error.value) == (
+            f"data_dir={folder}: has train.jsonl and not test.jsonl, which task task names too; put it there, or change "
+            "`data` in the task's file"
+        )
+        (folder / "train.jsonl").rename(folder / "training.jsonl")
         assert [len(part) for part in vars(named.load(str(folder))).values()] == [5, 2]
 
     def test_without_data_the_message_says_what_to_give(self, write):

@@ -52,7 +52,7 @@ class Task:
     def load(self, data_dir: str | None) -> Splits:
         """Its splits: from the files in `data_dir`, else from its own files, else from the hub.
 
-        In `data_dir` those that it names are taken, where they are all there; else those that are called like splits.
+        In `data_dir` those that it names are taken; where none of them is there, those that are called like splits.
         Local rows are all checked here. Where there is one split only, a fifth of it is held out: see `hold_out`.
 
         Raises:
@@ -73,9 +73,15 @@ class Task:
 
     def _files_in(self, folder: Path) -> Mapping[str, list[Path]]:
         named = {split: [folder / path.name for path in paths] for split, paths in (self.files or {}).items()}
-        if named and all(path.is_file() for paths in named.values() for path in paths):
-            return named
-        return find_splits(folder)
+        missing = [path.name for paths in named.values() for path in paths if not path.is_file()]
+        there = [path.name for paths in named.values() for path in paths if path.is_file()]
+        if there and missing:
+            # to hold out a part of the other one, or to take what is called like it, would change what is measured
+            raise InputError(
+                f"data_dir={folder}: has {', '.join(there)} and not {', '.join(missing)}, which task {self.name} names "
+                "too; put it there, or change `data` in the task's file"
+            )
+        return named if there else find_splits(folder)
 
     def _rows(self, paths: list[Path]) -> list[Row]:
         records = [record for path in paths for record in read_rows(path)]
