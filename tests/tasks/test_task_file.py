@@ -203,8 +203,8 @@ class TestData:
         with pytest.raises(InputError) as error:
             named.load(str(folder))
         assert str(error.value) == (
-            f"data_dir={folder}: has train.jsonl and not test.jsonl, which task task names too; put it there, or change "
-            "`data` in the task's file"
+            f"data_dir={folder}: has train.jsonl and not test.jsonl, which task task names too; put it there, or "
+            "change `data` in the task's file"
         )
         (folder / "train.jsonl").rename(folder / "training.jsonl")
         assert [len(part) for part in vars(named.load(str(folder))).values()] == [5, 2]
