@@ -233,6 +233,13 @@ def test_when_every_run_crashes_the_status_says_so(compare, monkeypatch):
             ["--methods", "population", "--members=6", "--max_steps=7"],
             ["population: members=6: max_steps=7", "14 forw"],
         ),
+        (["--methods", "lora_zo", "mezo_full", "--device_map=auto"], ["mezo_full: device_map=auto: --full"]),
+        (["--metric_for_best_model=f1"], ["metric_for_best_model=f1: must be loss or accuracy"]),
+        (["--methods", "xgblora_zo", "--num_dev=0", "--staged_eval"], ["num_dev=0: staged_eval needs development"]),
+        (
+            ["--dataloader_drop_last=true", "--per_device_train_batch_size=99"],
+            ["dataloader_drop_last=True: drops the only batch"],
+        ),
         (["--reward=a.py:b"], ["--reward", "on a task, without rewards"]),
         (["--output_root=/proc/nothing"], ["output_root=/proc"]),
         (["--loss_figure_path=."], ["loss_figure_path=.: is a folder"]),

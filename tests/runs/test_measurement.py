@@ -120,3 +120,14 @@ def test_a_checkpoint_is_not_measured_in_silence(run_in, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "trainer=none measures the base model; make a model of the checkpoint" in line
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_that_was_killed_is_not_measured_in_its_folder(run_in, tmp_path, capsys):
+    (tmp_path / "run" / ".checkpoint-9.x1").mkdir(parents=True)
+    (tmp_path / "run" / "step_loss.csv").write_text("step,loss\n1,0.5\n", encoding="utf-8")
+    for overwrite in ((), ("--overwrite",)):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            run_in(tmp_path / "run", "--trainer=none", "--resume_from_checkpoint=last", *overwrite)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "resume_from_checkpoint=last: trainer=none measures the base model" in line
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".checkpoint-9.x1", "step_loss.csv"]

@@ -259,3 +259,26 @@ def test_several_tokens_and_an_adapted_vocabulary_have_the_scores_themselves(mak
     xgblora.attach(adapted, ["lm_head"], alpha=1.0)
     scorer, batch = OptionScorer(adapted), Collator(0)(choices(adapted.config.vocab_size))
     assert torch.equal(scorer.relative_scores(adapted, batch), scorer.scores(adapted, batch))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copies", [1, 2])
+def test_an_adapter_that_comes_round_the_vocabulary_afterwards_is_read_and_goes_again(
+    make_opt, randomise_adapters, copies
+):
+    model = make_opt(tie_word_embeddings=False)
+    scorer, batch = OptionScorer(model), Collator(0)(choices(model.config.vocab_size))
+    computed = words_computed(model)
+    plain = scorer.relative_scores(model, batch)
+    assert sum(computed) == 0
+    adapters = xgblora.attach(model, ["lm_head"], alpha=4.0)
+    randomise_adapters(adapters)
+    expected = OptionScorer(model).scores(model, batch)
+    adapters.arena.allocate_live(copies, torch.float32)
+    adapters.arena.read_live(0, copies)
+    repeated = {name: torch.cat([value] * copies) if torch.is_tensor(value) else value for name, value in batch.items()}
+    repeated |= {"copies": copies, "groups": copies}
+    for scores in (scorer.scores, scorer.relative_scores):
+        torch.testing.assert_close(scores(model, repeated), expected.repeat(copies, 1), rtol=1e-5, atol=1e-5)
+    xgblora.detach(model, fold=False)
+    assert torch.equal(scorer.relative_scores(model, batch), plain)

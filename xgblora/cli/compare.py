@@ -23,13 +23,13 @@ from xgblora.process_group import process_number
 from xgblora.records.one_writer import only_one
 from xgblora.records.run_folder import RunFolder, refuse_unwritable
 from xgblora.runs.measurement import check_measurement
-from xgblora.runs.plan import check_start, task_of
+from xgblora.runs.plan import check_run, task_of
 from xgblora.runs.prepare import draw_samples
 from xgblora.runs.report import configuration
 from xgblora.spelling import number_of
 from xgblora.tasks import Task
 from xgblora.training.arguments import XGBLoRAArguments
-from xgblora.training.processes import check_processes, refusing_together
+from xgblora.training.processes import refusing_together
 from xgblora.training.task_flags import TaskArguments
 
 DESCRIPTION = """Compare LoRA and XGBLoRA: run every method on every seed, on the same data and the same noise, one run
@@ -264,8 +264,7 @@ def planned_run(
         if args.trainer == "population":
             words += as_words(steps_of_population(args, forwards, own={*method.flags, *setting}))
             task, args = train.parse(words)
-        check_start(task.objective, args)
-        check_processes(args)
+        check_run(task, args, task_of(task))
         resolved = json.loads(json.dumps(configuration(task, args)))
     except InputError as error:
         raise InputError(f"{method.name}: {error}") from None

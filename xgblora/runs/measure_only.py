@@ -29,8 +29,8 @@ def measure_only(task: TaskArguments, args: XGBLoRAArguments) -> dict:
     started = time.perf_counter()
     with remembering_log() as early, ExitStack() as held:
         with processes.refusing_together():
+            _refuse_checkpoint(args)
             planned = plan(task, args, held)
-            _refuse_checkpoint(planned)
             loaded = load(planned)
         if not processes.writes(planned.args):
             return {}
@@ -46,8 +46,9 @@ def measure_only(task: TaskArguments, args: XGBLoRAArguments) -> dict:
             return _measure(planned, loaded, started)
 
 
-def _refuse_checkpoint(planned: Plan) -> None:
-    resumed = planned.args.resume_from_checkpoint
+def _refuse_checkpoint(args: XGBLoRAArguments) -> None:
+    """Before the folder is looked at: what is written there would pass for the end of a run that was killed."""
+    resumed = args.resume_from_checkpoint
     if resumed:
         raise InputError(
             f"resume_from_checkpoint={resumed}: trainer=none measures the base model; make a model of the checkpoint "

@@ -56,15 +56,8 @@ def plan(task: TaskArguments, args: XGBLoRAArguments, held: ExitStack | None = N
     Raises:
         InputError: a flag or a file is wrong, or the folder holds another run, or one is at work there.
     """
-    processes.check_processes(args)
-    check_device_map(task, args)
     chosen = task_of(task)
-    check_objective(task.objective, chosen, args.trainer, task.num_demos)
-    check_start(task.objective, args)
-    check_measurement(task, chosen, args.trainer)
-    check_batches(args, task.num_train)
-    _refuse_unknown_metric(args, chosen)
-    _refuse_what_needs_development_examples(task, args)
+    check_run(task, args, chosen)
     task = replace(task, task_name=chosen.name)
     place = place_of(task, args, chosen.name, held)
     return Plan(task, _resolved(args, task, place), chosen, place.folder, place.first_step)
@@ -78,6 +71,18 @@ def task_of(task: TaskArguments) -> Task:
     """
     refuse_missing_model(task.model_name)
     return choose_task(task.task_name, task.task_file)
+
+
+def check_run(task: TaskArguments, args: XGBLoRAArguments, chosen: Task) -> None:
+    """Raise InputError if the flags of a run on the task `chosen` contradict each other or the processes."""
+    processes.check_processes(args)
+    check_device_map(task, args)
+    check_objective(task.objective, chosen, args.trainer, task.num_demos)
+    check_start(task.objective, args)
+    check_measurement(task, chosen, args.trainer)
+    check_batches(args, task.num_train)
+    _refuse_unknown_metric(args, chosen)
+    _refuse_what_needs_development_examples(task, args)
 
 
 def check_start(objective: str, args: XGBLoRAArguments) -> None:

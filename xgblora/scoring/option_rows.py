@@ -66,17 +66,23 @@ class OptionRows:
     """
 
     def __init__(self, model: nn.Module):
-        self._head = model.get_output_embeddings()
+        self._model = model
         self.layer: nn.Module | None = None
+
+    @property
+    def _head(self) -> nn.Module:
+        """The output embeddings as they are now: an adapter may have come round them, or gone."""
+        return self._model.get_output_embeddings()
 
     @contextmanager
     def only(self, rows: Rows) -> Iterator[None]:
         """Within the block a forward gives the logits of `rows` alone, [1, R, V] or [1, R, C]; no hook stays."""
-        hooks = [self._head.register_forward_pre_hook(partial(_gather, rows.rows))]
+        head = self._head
+        hooks = [head.register_forward_pre_hook(partial(_gather, rows.rows))]
         if rows.tokens is not None:
             words = _Words(rows.tokens)
-            hooks.append(self._head.register_forward_pre_hook(words.before))
-            hooks.append(self._head.register_forward_hook(words.after))
+            hooks.append(head.register_forward_pre_hook(words.before))
+            hooks.append(head.register_forward_hook(words.after))
         if self.layer is not None and rows.places is not None:
             turn = _LastLayer(rows.places)
             hooks.append(self.layer.register_forward_pre_hook(turn.before, with_kwargs=True))
@@ -89,11 +95,12 @@ class OptionRows:
 
     def knows_words(self) -> bool:
         """Whether the output embeddings are a plain product, so that `Rows.tokens` may be given."""
-        return type(self._head) is nn.Linear and "forward" not in vars(self._head)
+        head = self._head
+        return type(head) is nn.Linear and "forward" not in vars(head)
 
     def few(self, tokens: Tensor) -> bool:
-        """Whether the logits of `tokens` alone take less than those of the whole vocabulary: their rows are copied."""
-        return 2 * tokens.numel() < self._head.out_features
+        """Whether `tokens` may be given, and take less than the whole vocabulary: their rows are copied."""
+        return self.knows_words() and 2 * tokens.numel() < self._head.out_features
 
     def spare(self, model: nn.Module, trial: Callable[[], str | None]) -> str | None:
         """Let the last layer compute rows that are read and no others, if `trial` finds the scores to be right then.
