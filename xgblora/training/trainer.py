@@ -220,6 +220,11 @@ class XGBLoRATrainer(ProcessTrainer):
             self._take_up_unlogged_losses()
             super()._run_epoch(*args, **kwargs)
 
+    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler: bool = False) -> dict[str, float]:
+        # transformers evaluates a run that goes on at its start too (eval_on_start): there the whole one does not
+        late = skip_scheduler and self.state.global_step > 0
+        return {} if late else super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
     @torch.no_grad()
     def prediction_step(self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys=None):
         """Loss, chosen candidates [B] and labels [B] of a batch; the loss alone unless it is a `ChoosingObjective`.
