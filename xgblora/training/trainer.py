@@ -255,7 +255,7 @@ class XGBLoRATrainer(ProcessTrainer):
         if self.zo is None:
             return super().create_optimizer(model)
         if self.optimizer is None:
-            self.optimizer = ZeroOrderOptimizer(self.zo, self.args.learning_rate)
+            self.optimizer = ZeroOrderOptimizer(self.zo, self.args.learning_rate, self.objective)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
