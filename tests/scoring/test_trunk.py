@@ -111,6 +111,15 @@ def test_blocks_that_hand_on_more_than_hidden_states_run_for_every_copy(adapters
     assert torch.equal(scores, scorer.scores(model, stacked(batch, COPIES, COPIES)))
 
 
+@torch.no_grad()
+def test_what_quantised_layers_round_by_the_size_of_a_batch_keeps_no_copies_from_sharing(adapters, scorer):
+    model = adapters.model
+    first, *_ = blocks_of(model).values()
+    first.register_forward_hook(lambda _, args, output: output + 1e-4 * len(output) * output.roll(1, dims=-1))
+    model.is_quantized = True
+    assert scorer.can_skip(model, adapters.first_block(), COPIES), scorer.reasons_not_to_skip
+
+
 def test_a_paired_step_shares_its_trunk_and_agrees_with_a_sequential_one(make_model, caplog):
     gradients = []
     with caplog.at_level(logging.INFO, logger="xgblora"):

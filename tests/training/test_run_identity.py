@@ -18,6 +18,7 @@ from xgblora.training.run_identity import identity_of_examples, identity_of_flag
 FLAGS = ("--xgblora_steps_per_iteration=3", "--max_steps=6", "--save_strategy=steps", "--save_steps=2")
 SCHEDULED = (*FLAGS, "--lr_scheduler_type=linear", "--warmup_steps=2")
 FIRST_ORDER = (*FLAGS, "--trainer=regular", "--eval_steps=2")
+BEST = (*FLAGS, "--load_best_model_at_end", "--eval_steps=2")
 ADAPTIVE = ("--xgblora_adaptive_merge", "--eval_steps=1", "--max_steps=6", "--save_strategy=steps", "--save_steps=2")
 BY_EPOCHS = ("--xgblora_merge_frequency=1", "--max_steps=6", "--save_strategy=steps", "--save_steps=2")
 
@@ -45,8 +46,9 @@ REFUSED = [
     (ADAPTIVE, "--max_steps=8", "max_steps is 6 there and 8 here"),
     (FIRST_ORDER, "--max_grad_norm=0.1", "max_grad_norm is 1.0 there and 0.1 here"),
     (FIRST_ORDER, "--adam_beta1=0.8", "adam_beta1 is 0.9 there and 0.8 here"),
-    # which draws numbers that dropout would have drawn
-    (FIRST_ORDER, "--eval_steps=3", "eval_steps is 2 there and 3 here"),
+    (BEST, "--eval_on_start", "eval_on_start is False there and True here"),
+    # its last model may have been the best, and is none of a longer run's
+    (BEST, "--max_steps=8", "max_steps is 6 there and 8 here"),
     (FLAGS, "--objective=classification", "objective is option_nll there and classification here"),
     (FLAGS, "--num_train=8", "num_train is 12 there and 8 here"),
     (FLAGS, "--num_dev=3", "num_dev is 4 there and 3 here"),
@@ -116,6 +118,18 @@ def test_a_run_may_be_made_longer_where_no_schedule_ends_with_it(run, run_in, tm
         expected = longer.weights()
         for name, weight in resumed.weights().items():
             assert torch.equal(weight, expected[name])
+
+
+def test_dropout_goes_on_the_same_way_however_often_a_run_was_evaluated(run, run_in, tmp_path):
+    """A run is evaluated where it ends, too, which a longer one is not there."""
+    start = run(*FIRST_ORDER, "--max_steps=5").folder / "checkpoint-5"
+    longer = (*FIRST_ORDER, "--max_steps=8")
+    resumed = run_in(tmp_path / "r", *longer, "--eval_steps=3", f"--resume_from_checkpoint={start}")
+    assert [entry["step"] for entry in run(*longer).entries("eval_loss.jsonl")] == [2, 4, 6, 8]
+    assert resumed.losses == run(*longer).losses[5:]
+    expected = run(*longer).weights()
+    for name, weight in resumed.weights().items():
+        assert torch.equal(weight, expected[name])
 
 
 def test_how_often_is_that_of_the_flags_and_not_of_the_checkpoint(run, run_in, tmp_path, monkeypatch):
@@ -221,6 +235,7 @@ OF_POPULATIONS = (
     "prompts_per_step completions temperature top_p stop"
 )
 OF_EVALUATIONS = "eval_strategy eval_steps eval_delay eval_on_start staged_eval"
+OF_BEST_MODEL = "metric_for_best_model greater_is_better"
 OF_MERGES_BY_EPOCHS = "xgblora_adaptive_merge xgblora_steps_per_iteration xgblora_merge_frequency"
 OF_ADAPTIVE_MERGES = (
     "xgblora_adaptive_merge xgblora_adaptive_ema xgblora_adaptive_patience xgblora_adaptive_threshold "
@@ -243,11 +258,11 @@ OF_ADAPTIVE_MERGES = (
         ({"full": True, "zo_optimizer": "adam"}, [OF_ESTIMATES, "adam_beta1 adam_beta2 adam_epsilon"]),
         (
             {"lora": True, "trainer": "regular", "lr_scheduler_type": "linear"},
-            [OF_BACKPROPAGATION, OF_EVALUATIONS, "warmup_steps max_steps num_train_epochs"],
+            [OF_BACKPROPAGATION, "warmup_steps max_steps num_train_epochs"],
         ),
         (
             {"lora": True, "load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 100},
-            [OF_ESTIMATES, OF_EVALUATIONS, "metric_for_best_model greater_is_better per_device_eval_batch_size"],
+            [OF_ESTIMATES, OF_EVALUATIONS, OF_BEST_MODEL, "per_device_eval_batch_size max_steps num_train_epochs"],
         ),
         (
             {"trainer": "population", "reward": ["rewards.py:one"], "prompts": "rows.jsonl"},

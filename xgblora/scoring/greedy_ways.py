@@ -19,7 +19,7 @@ from xgblora.scoring.live_rows import Writer, joined
 from xgblora.scoring.masked import fills_masks, without_cache
 from xgblora.scoring.packing import reason_not_to_pack
 from xgblora.scoring.position_limit import position_limit
-from xgblora.scoring.truth import LONGEST, agree, can_be_tried, lengths_near_limits
+from xgblora.scoring.truth import LONGEST, agree, can_be_tried, computes_in, lengths_near_limits
 from xgblora.short_texts import MISFITS, plain_tokens, undisturbed
 from xgblora.spelling import one_line
 
@@ -96,7 +96,7 @@ def _reason_against(model: nn.Module, ways: Ways, texts: list[list[int]], expect
         made = _in_batches(Writer(model, spares=ways.spares), texts, joins=ways.joins)
     except MISFITS as error:
         return f"they cannot be written together ({one_line(error, limit=100)})"
-    return None if agree(made, expected, model.get_input_embeddings().weight.dtype) else "logits are others together"
+    return None if agree(made, expected, computes_in(model)) else "logits are others together"
 
 
 def _texts(model: nn.Module, longest: int) -> list[list[int]]:

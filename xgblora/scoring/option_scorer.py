@@ -39,10 +39,13 @@ class OptionScorer:
     Attributes:
         packs: whether batches that have a `grid` run packed, as long as one adapter reads each copy of a batch: in the
             grid its examples stand side by side.
+        reasons_not_to_skip: what trials of skipping blocks have shown, see `Trunk`; kept in checkpoints.
 
     Raises:
         InputError: the model has no output embeddings, looks ahead, or gives a text in a batch other scores than alone.
     """
+
+    WAYS = ("reasons_not_to_skip",)  # how forwards are run: what a checkpoint keeps of it
 
     def __init__(self, model: nn.Module, longest: int | None = None):
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -63,6 +66,14 @@ class OptionScorer:
             return
         self._try(model, longest)
         self._try_to_choose(model)
+
+    @property
+    def reasons_not_to_skip(self) -> dict[str, str | None]:
+        return self._trunk.reasons
+
+    @reasons_not_to_skip.setter
+    def reasons_not_to_skip(self, reasons: dict[str, str | None]) -> None:
+        self._trunk.reasons = dict(reasons)
 
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean log-probability of the option tokens of each candidate: fp32 [B, C], -inf for padding candidates."""

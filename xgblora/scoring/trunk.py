@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from xgblora.scoring.blocks import blocks_of
-from xgblora.scoring.truth import agree, can_be_tried
+from xgblora.scoring.truth import agree, can_be_tried, computes_in
 from xgblora.short_texts import MISFITS, arguments_of_short_texts
 from xgblora.spelling import one_line
 
@@ -34,11 +34,14 @@ class Trunk:
 
     Args:
         model: a causal language model.
+
+    Attributes:
+        reasons: of each block that was asked for why forwards do not skip the blocks below it; None: they do.
     """
 
     def __init__(self, model: nn.Module):
         self._blocks = blocks_of(model)
-        self._reasons: dict[str, str | None] = {}
+        self.reasons: dict[str, str | None] = {}
 
     def states(self, run: Callable[[], Any], first: str) -> Tensor:
         """The hidden states that the block called `first` is given in the forward `run`; none after it is computed."""
@@ -79,18 +82,18 @@ class Trunk:
             forward: token ids [N, T] to the logits of the model, in the way in which it will be run.
             groups: how many adapters a forward reads, each for its share of the rows.
         """
-        if first not in self._reasons:
+        if first not in self.reasons:
             self._decide(first, self._reason(model, first, forward, groups))
-        return self._reasons[first] is None
+        return self.reasons[first] is None
 
     def refuses(self, first: str, reason: str) -> bool:
         """False, and what `fits` says from now on; the log has the reason once."""
-        if self._reasons.get(first) is None:
+        if self.reasons.get(first) is None:
             self._decide(first, reason)
         return False
 
     def _decide(self, first: str, reason: str | None) -> None:
-        self._reasons[first] = reason
+        self.reasons[first] = reason
         if reason is None:
             below = list(self._blocks).index(first)
             logger.info("All copies of a batch share %d of %d layers, up to %s", below, len(self._blocks), first)
@@ -128,7 +131,7 @@ class Trunk:
                 shared = forward(ids.repeat(groups, 1))
         except MISFITS as error:
             return f"they cannot be called so ({one_line(error, limit=100)})"
-        if agree(shared, expected, hidden.dtype):
+        if agree(shared, expected, computes_in(model)):
             return None
         return "its logits are others then"
 

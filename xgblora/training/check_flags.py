@@ -121,7 +121,7 @@ def _check_hard_examples(args: Any) -> None:
     share = args.xgblora_hard_examples
     if not 0.0 <= share < 1.0:
         raise InputError(f"xgblora_hard_examples={share}: must be 0 or more and below 1")
-    others = {"train_sampling_strategy": "random", "dataloader_num_workers": 0, "ignore_data_skip": False}
+    others = {"train_sampling_strategy": "random", "dataloader_num_workers": 0}
     for name, needed in others.items():
         if share and getattr(args, name) != needed:
             raise InputError(f"{name}={getattr(args, name)}: --xgblora_hard_examples draws the batches; leave it out")

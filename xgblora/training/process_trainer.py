@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.data_loader import BatchSamplerShard, IterableDatasetShard
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -133,8 +134,13 @@ class ProcessTrainer(Trainer):
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
-        """transformers' loop, each process with its share; the metrics are those of the first."""
-        output = super().evaluation_loop(*args, **kwargs)
+        """transformers' loop, each process with its share; the metrics are those of the first.
+
+        It draws none of the caller's random numbers: the order of a data loader takes one, and dropout's next mask
+        would depend on how often and where a run is evaluated.
+        """
+        with torch.random.fork_rng(devices=()):
+            output = super().evaluation_loop(*args, **kwargs)
         return output._replace(metrics=self.agreed(output.metrics))
 
     def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None):

@@ -9,6 +9,7 @@ _ONE_DEVICE = "the adapters train on one device; leave it out"
 _OWN_CHECKPOINTS = (
     "checkpoints are written whole by --save_strategy, and --resume_from_checkpoint last goes on from them"
 )
+_OWN_DTYPE = "an evaluation would leave the model itself in another dtype; give --dtype"
 _NO_PUSH = "a run pushes nothing; push OUTPUT_DIR/model when it has ended"
 
 REFUSED = {
@@ -21,6 +22,9 @@ REFUSED = {
     "push_to_hub": _NO_PUSH,
     "hub_always_push": _NO_PUSH,
     "enable_jit_checkpoint": _OWN_CHECKPOINTS,
+    "fp16_full_eval": _OWN_DTYPE,
+    "bf16_full_eval": _OWN_DTYPE,
+    "ignore_data_skip": "a run that goes on reads the batches that come next; leave it out",
     "auto_find_batch_size": "another batch in the middle of a run is another run; give --per_device_train_batch_size",
     "use_liger_kernel": "it replaces the layers that carry adapters; leave it out",
     "eval_do_concat_batches": "the accuracy is that of the whole development set; leave it out",

@@ -67,9 +67,7 @@ def _deciding(arguments: TaskArguments | XGBLoRAArguments, counts: Collection[De
 def _what_counts(args: XGBLoRAArguments) -> set[Decides]:
     """What the flags of this run can decide."""
     by_steps = args.boosts and not args.xgblora_adaptive_merge
-    # with dropout the next mask depends on how often numbers were drawn, and each evaluation draws one
-    evaluations = args.xgblora_adaptive_merge or args.load_best_model_at_end or args.trainer == "regular"
-    evaluations = evaluations or goes_by_evaluations(args)
+    evaluations = args.xgblora_adaptive_merge or args.load_best_model_at_end or goes_by_evaluations(args)
     counts = {
         Decides.RUN: True,
         Decides.ROUNDS: True,
@@ -92,11 +90,10 @@ def _what_counts(args: XGBLoRAArguments) -> set[Decides]:
 
 def _end_decides(args: XGBLoRAArguments, *, warms_up: bool, evaluations: bool) -> bool:
     """Whether a longer run would be another one from the start."""
-    shares = [args.warmup_steps if warms_up else 0, (args.eval_steps or 0) if evaluations else 0]
     ends = _plain(args.lr_scheduler_type) not in _SCHEDULES_WITHOUT_END
-    # the adaptive rule ends its last round with the run
     narrows = args.trainer == "population" and args.sigma_end is not None
-    return ends or narrows or args.xgblora_adaptive_merge or any(0 < number < 1 for number in shares)
+    # a run is evaluated where it ends, whatever the number of that step
+    return ends or narrows or evaluations or (warms_up and 0 < args.warmup_steps < 1)
 
 
 def _held_out_loss_decides(args: XGBLoRAArguments) -> bool:

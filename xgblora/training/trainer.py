@@ -220,6 +220,11 @@ class XGBLoRATrainer(ProcessTrainer):
             self._take_up_unlogged_losses()
             super()._run_epoch(*args, **kwargs)
 
+    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler: bool = False) -> dict[str, float]:
+        # transformers evaluates a run that goes on at its start too (eval_on_start): there the whole one does not
+        late = skip_scheduler and self.state.global_step > 0
+        return {} if late else super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
     @torch.no_grad()
     def prediction_step(self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys=None):
         """Loss, chosen candidates [B] and labels [B] of a batch; the loss alone unless it is a `ChoosingObjective`.
@@ -250,7 +255,7 @@ class XGBLoRATrainer(ProcessTrainer):
         if self.zo is None:
             return super().create_optimizer(model)
         if self.optimizer is None:
-            self.optimizer = ZeroOrderOptimizer(self.zo, self.args.learning_rate)
+            self.optimizer = ZeroOrderOptimizer(self.zo, self.args.learning_rate, self.objective)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,12 +14,18 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
     """`step()` is `ZeroOrder.update` with the learning rate that the scheduler has set.
 
     Its state is that of the rule at work, `arena.moments`, which lies beside the adapters. It is saved and loaded as it
-    is: torch would cast it to the dtype of the parameters. With it goes how forwards are run: a trial at other weights
-    may decide otherwise, and the losses would have other bits.
+    is: torch would cast it to the dtype of the parameters. With it goes how forwards are run, the `WAYS` of what runs
+    them: a trial at other weights may decide otherwise, and the losses would have other bits.
+
+    Args:
+        zo: what steps.
+        lr: learning rate.
+        objective: what is minimised; its `scorer`, if it has one that has `WAYS`, runs batches.
     """
 
-    def __init__(self, zo: ZeroOrder, lr: float):
-        self._zo = zo
+    def __init__(self, zo: ZeroOrder, lr: float, objective: Any = None):
+        self._zo, runs = zo, (zo, getattr(objective, "scorer", None))
+        self._ways = [(part, name) for part in runs for name in getattr(part, "WAYS", ())]
         super().__init__([{"params": [zo.adapters.arena.master]}], {"lr": lr})
 
     @torch.no_grad()
@@ -26,16 +33,17 @@ class ZeroOrderOptimizer(torch.optim.Optimizer):
         self._zo.update(lr=self.param_groups[0]["lr"])
 
     def state_dict(self) -> dict:
-        ways = {name: getattr(self._zo, name) for name in self._zo.WAYS}
+        ways = {name: getattr(part, name) for part, name in self._ways}
         return {**super().state_dict(), "moments": dict(self._zo.adapters.arena.moments), "ways": ways}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict) -> None:
         ours = ("moments", "ways")
         super().load_state_dict({name: value for name, value in state_dict.items() if name not in ours})
-        # checkpoints of before have none
-        for name, value in state_dict.get("ways", {}).items():
-            setattr(self._zo, name, value)
+        # checkpoints of before have none, or fewer
+        kept = state_dict.get("ways", {})
+        for part, name in self._ways:
+            setattr(part, name, kept.get(name, getattr(part, name)))
         for name, moment in self._zo.adapters.arena.moments.items():
             moment.copy_(state_dict["moments"][name])
 
