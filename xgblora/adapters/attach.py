@@ -106,6 +106,7 @@ def detach(model: nn.Module, *, fold: bool = True) -> nn.Module:
                 matrix.copy_(folded)
         hook = take_hook(layer)
         replace_module(model, name, layer.base)
+        layer.detached = True
         give_hook(layer.base, hook)
     close_mixtures(model)
     return model
