@@ -53,8 +53,8 @@ def attach(
         The adapters; the model computes what it computed before, since `b` starts at zero.
 
     Raises:
-        InputError: nothing matches (the message lists what there is), adapters are attached already, `torch.compile` made
-            the model, a module is offloaded, alpha or rank is out of range, a matched weight is shared with another
+        InputError: nothing matches (the message lists what there is), adapters are attached already, the model is
+            compiled, a module is offloaded, alpha or rank is out of range, a matched weight is shared with another
             module, or an adapter on a named layer would not act as a change of its weight does (see `adapters.trial`).
     """
     scale_of(alpha, rank)
