@@ -7,6 +7,7 @@ from torch import nn
 
 import xgblora
 from xgblora.adapters.arena import ALIGNMENT
+from xgblora.errors import InputError
 from xgblora.ops.noise import derive_seed
 
 
@@ -269,6 +270,38 @@ def test_a_copy_of_the_model_stands_alone(odd, duplicate):
         assert not torch.equal(odd(x), before)
     given = (twin.first.live, twin.first.shared_inputs, twin.first.move_storage, *twin.first.frozen_with)
     assert given == (None, None, None), "nothing is left of an arena that its parameters are no views into"
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda adapters: pickle.loads(pickle.dumps(adapters))])
+@pytest.mark.parametrize("reading_live", [False, True])
+def test_a_copy_of_the_adapters_is_the_storage_of_the_copied_layers(odd, duplicate, reading_live):
+    adapters, x = attach(odd), torch.randn(4, 5)
+    adapters.arena.master.normal_()
+    if reading_live:
+        adapters.arena.allocate_live(2, torch.float32)
+        adapters.arena.read_live(0, 1)
+    with torch.no_grad():
+        before = odd(x)
+        twin = duplicate(adapters)
+        assert torch.equal(twin.model(x), before)
+        twin.arena.master.zero_()
+        assert not torch.equal(twin.model(x), before)
+        twin.arena.allocate_live(2, torch.float32).normal_()
+        twin.arena.read_one_row()
+        changed = twin.model(x)
+        assert not torch.equal(changed, before)
+        twin.arena.master.copy_(twin.arena.live[0])
+        assert torch.allclose(xgblora.detach(twin.model)(x), changed, atol=1e-5)
+        assert torch.equal(odd(x), before), "the first one is what it was"
+
+
+def test_adapters_that_were_taken_off_are_refused_in_one_line(odd):
+    adapters = attach(odd)
+    adapters.arena.allocate_live(1, torch.float32)
+    xgblora.detach(odd)
+    with pytest.raises(InputError, match="the adapters were taken off the model"):
+        adapters.arena.read_live(0, 1)
+    assert attach(odd).arena.refuse_detached() is None, "others may be attached"
 
 
 @pytest.mark.parametrize("rank", [1, 3])

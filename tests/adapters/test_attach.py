@@ -216,3 +216,12 @@ def test_attaching_and_every_round_leave_torchs_generator_alone(make_model, rank
     adapters.reinitialise(round=1)
     assert torch.equal(torch.get_rng_state(), before)
     assert adapters.arena.master.abs().max() > 0
+
+
+@pytest.mark.parametrize("part", ["whole", "layer"])
+def test_what_torch_compile_returned_is_refused_in_one_line(part):
+    model = nn.ModuleDict({"layer": nn.Linear(4, 2)})
+    if part == "layer":
+        model["layer"] = torch.compile(model["layer"])
+    with pytest.raises(InputError, match="was compiled: attach adapters first"):
+        xgblora.attach(model if part == "layer" else torch.compile(model), ["layer"], alpha=1.0)

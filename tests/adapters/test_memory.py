@@ -34,8 +34,8 @@ def test_quantised_weights_are_counted_as_they_are_stored_and_never_copied(make_
 def test_what_people_read():
     memory = Memory(weights=3 << 30, adapters=49152, remainders=5 << 19, host_copy=1000)
     assert str(memory) == (
-        "3.0 GiB of adapted weights, 48.0 KiB of adapters; merging will add 2.5 MiB on the device (remainders) "
-        "and 1000 bytes on the host (copy of the base)"
+        "3.0 GiB of adapted weights, 48.0 KiB of adapters; merging adds at most 2.5 MiB of remainders, on the device "
+        "or the host, and 1000 bytes on the host (copy of the base, where no file has it)"
     )
 
 

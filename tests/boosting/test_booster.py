@@ -53,6 +53,18 @@ def test_a_merge_does_not_change_the_function(make_model, token_batch, randomise
     assert (after - before).abs().max() < 64 * torch.finfo(dtype).eps * base.abs().max()
 
 
+def test_a_merge_of_adapters_that_were_taken_off_is_refused(boosted, randomise_adapters):
+    booster, _ = boosted(1)
+    randomise_adapters(booster.adapters)
+    xgblora.detach(booster.adapters.model)
+    before = weights_of(booster.adapters)
+    with pytest.raises(InputError, match="were taken off the model"):
+        booster.merge()
+    with pytest.raises(InputError, match="were taken off the model"):
+        booster.merge_noise(torch.tensor([1]), torch.tensor([0.5]))
+    assert same(weights_of(booster.adapters), before)
+
+
 def test_the_next_round_starts_with_a_fresh_adapter(boosted):
     booster, _ = boosted(2, seed=5)
     arena = booster.adapters.arena

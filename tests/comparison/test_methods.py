@@ -96,6 +96,12 @@ def test_variants_are_read(tmp_path):
     assert read_variants(path, KNOWN) == {"late": Method("late", boosts=True, trainer="zo", flags=flags)}
 
 
+def test_a_variant_may_call_the_rank_as_the_command_line_does(tmp_path):
+    path = tmp_path / "variants.yaml"
+    path.write_text("wide: {base: lora_zo, lora_rank: 8}")
+    assert read_variants(path, KNOWN)["wide"].flags == {"lora_r": 8}
+
+
 def test_a_variant_of_full_parameters_is_one(tmp_path):
     path = tmp_path / "variants.yaml"
     path.write_text("mezo:\n  base: mezo_full\n  learning_rate: 1e-6\n")
@@ -114,6 +120,7 @@ def test_a_variant_of_full_parameters_is_one(tmp_path):
         ("a: {learning_rate: 1}", "a: must have `base: METHOD`"),
         ("a: {base: mezo}", "base=mezo: must be one of lora_zo"),
         ("a: {base: lora_zo, learning_rat: 1}", "unknown flag learning_rat"),
+        ("a: {base: lora_zo, lora_rank: 8, lora_r: 8}", "lora_rank and lora_r are one flag"),
         ("a: {base: lora_zo, seed: 1}", "seed is set by the comparison"),
         ("a: {base: mezo_full, lora_r: 1}", "lora_r makes no difference to mezo_full"),
         ("a: {base: lora_fo, zo_eps: 1}", "zo_eps makes no difference to lora_fo"),

@@ -39,6 +39,10 @@ def test_words_that_are_wrong(word, said):
     assert said in str(error.value)
 
 
+def test_the_rank_as_the_command_line_calls_it():
+    assert read_sweep(["lora_rank=1,8"], {"lora_r": int}) == {"lora_r": [1, 8]}
+
+
 def test_a_flag_swept_twice():
     with pytest.raises(InputError, match="is swept twice"):
         read_sweep(["zo_eps=1", "zo_eps=2"], NUMERIC)

@@ -35,6 +35,12 @@ def test_each_rule_is_a_line(adapter_of):
     assert "is not here" in VLLM.check(replace(adapter, skeleton=None))[1]
 
 
+@pytest.mark.parametrize("rank", [1, 2, 16])
+def test_where_nothing_is_given_there_is_room_for_16(adapter_of, rank):
+    adapter = adapter_of(OPTForCausalLM, OPTConfig(num_hidden_layers=1), rank=rank)
+    assert VLLM.check(adapter)[0] == f"vllm: rank {rank} of 16 that --enable-lora has room for"
+
+
 def test_a_rank_that_is_too_large(adapter_of):
     adapter = adapter_of(OPTForCausalLM, OPTConfig(num_hidden_layers=1), rank=513)
     with pytest.raises(

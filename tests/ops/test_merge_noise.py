@@ -106,6 +106,8 @@ def test_neither_instruction_set_nor_threads_change_a_bit():
         ({"starts": STARTS[:3]}, "4 weights and 3 starts"),
         ({"starts": [(-4, 0), *STARTS[1:]]}, r"a weight \(33, 65\) at \(-4, 0\): must be"),
         ({"coefficients": torch.ones(4)}, "5 seeds and 4 coefficients"),
+        ({"seeds": torch.rand(5)}, r"seed=torch.float32 \(5,\): must be int64"),
+        ({"seeds": 3}, "1 seeds and 5 coefficients"),
         ({"rounding": "remainder"}, "4 weights and 0 remainders"),
         ({"weights": [weight.int() for weight in weights_of(torch.float32)]}, "must be fp32, bf16 or fp16"),
     ],

@@ -244,6 +244,11 @@ def test_new_remainders_lie_as_their_weights_do():
         ({"rounding": "up"}, r"rounding=up: must be one of nearest, stochastic, remainder"),
         ({"adapters": []}, r"1 weights and 0 adapters: must be equal"),
         ({"adapters": [(torch.zeros(2), torch.zeros(3))]}, r"a \(2,\) and b \(3,\) do not fit the weight \(2, 3\)"),
+        (
+            {"adapters": [(torch.zeros(1, 3), torch.zeros(1, 2))]},
+            r"a \(1, 3\) and b \(1, 2\) do not fit .* \[K\] and \[N\]",
+        ),
+        ({"adapters": [(torch.zeros(3).bfloat16(), torch.zeros(2))]}, r"a is bfloat16, b float32: .* in float32"),
         ({"weights": [torch.zeros(2, 3, dtype=torch.float64)]}, r"must be fp32, bf16 or fp16 .* not torch.float64"),
         ({"remainders": None}, r"1 weights and 0 remainders: must be equal"),
         (

@@ -189,6 +189,8 @@ def test_a_weight_that_wants_a_gradient_is_refused(frozen_out):
         (((2, 5), (3, 5), (2, 5), (1, 3)), r"b \(1, 3\)"),
         (((3, 5), (3, 5), (2, 5), (2, 3)), r"3 rows do not fall into 2 equal groups"),
         (((3, 5), (3, 5), (0, 5), (0, 3)), r"3 rows do not fall into 0 equal groups"),
+        (((3, 5), (5,), (1, 5), (1, 3)), r"x \(3, 5\) and the weight \(5,\): must be \[..., K\] and \[N, K\]"),
+        (((), (3, 5), (1, 5), (1, 3)), r"x \(\) and the weight \(3, 5\): must be"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused_in_one_line(shapes, message):
@@ -196,6 +198,21 @@ def test_shapes_that_do_not_fit_are_refused_in_one_line(shapes, message):
     with pytest.raises(InputError, match=message) as raised:
         ops.rank1_linear(x, weight, None, a, b, 1.0)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("bias", [torch.zeros(1), torch.zeros(4), torch.zeros(2, 3), torch.zeros(3).bfloat16()])
+def test_a_bias_that_is_none_of_the_layer_is_refused_in_one_line(bias):
+    x, weight, _, a, b, scale = make_case(2, 1, 5, 3)
+    with pytest.raises(InputError, match=rf"bias is {bias.dtype} .*: must be torch.float32 \[3\], or None"):
+        ops.rank1_linear(x, weight, bias, a, b, scale)
+
+
+@pytest.mark.parametrize("adapter", ["a", "b"])
+def test_adapters_of_other_dtypes_are_refused_in_one_line(adapter):
+    x, weight, bias, a, b, scale = make_case(2, 1, 5, 3)
+    a, b = (part.double() if name == adapter else part for name, part in (("a", a), ("b", b)))
+    with pytest.raises(InputError, match=f"{adapter} is torch.float64: must be fp32, or torch.float32 as x is"):
+        ops.rank1_linear(x, weight, bias, a, b, scale)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -82,6 +82,7 @@ def test_opcheck(dtype):
         ([], "no adapter"),
         ([(2, 5)], r"an adapter is \(2, 5\), must be \[2, 6\]"),
         ([(2, 6), (1, 6)], r"an adapter is \(1, 6\), must be \[2, 6\]"),
+        ([(6,)], r"an adapter is \(6,\), must be \[G, 6\]"),
         ([(3, 6)], "4 rows do not fall into 3 equal groups"),
     ],
 )
@@ -89,6 +90,20 @@ def test_shapes_that_do_not_fit_are_refused_in_one_line(shapes, message):
     with pytest.raises(InputError, match=message) as raised:
         ops.row_dots(torch.zeros(4, 6), [torch.zeros(shape) for shape in shapes])
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("x", "a", "message"),
+    [
+        (torch.zeros(4, 6), torch.zeros(2, 6), "no adapter; a must be a list"),
+        (torch.zeros(4, 6, dtype=torch.int32), [torch.zeros(2, 6)], r"x is torch.int32 \(4, 6\): must be"),
+        (torch.zeros(()), [torch.zeros(2, 6)], r"x is torch.float32 \(\): must be \[..., K\]"),
+        (torch.zeros(4, 6), [torch.zeros(2, 6).double()], "an adapter is torch.float64: must be fp32"),
+    ],
+)
+def test_what_is_no_row_and_no_adapter_is_refused_in_one_line(x, a, message):
+    with pytest.raises(InputError, match=message):
+        ops.row_dots(x, a)
 
 
 @pytest.mark.parametrize("t", [torch.zeros(3), torch.zeros(4, 1), torch.zeros(4, dtype=torch.float64)])

@@ -161,6 +161,8 @@ def test_the_step_undoes_the_perturbation_along_its_own_direction():
         ({"master": torch.zeros(16)[::2]}, r"master must be contiguous fp32 \[P\]"),
         ({"seeds": torch.tensor([1, 2])}, r"2 seeds and 1 coefficients: must be equal"),
         ({"seeds": torch.tensor([], dtype=torch.int64), "coefficients": torch.tensor([])}, r"0 seeds .* 1 or more"),
+        ({"seeds": torch.tensor([0.7])}, r"seed=torch.float32 \(1,\): must be int64"),
+        ({"seeds": [0.7]}, r"seed=\[0.7\]: must be int64"),
         ({"lr": torch.tensor([0.1, 0.2])}, r"lr .* one element"),
         ({"weight_decay": torch.zeros(8)}, r"weight_decay .* one element"),
         ({"distribution": "cauchy"}, r"distribution=cauchy: must be one of gaussian, rademacher"),

@@ -24,6 +24,10 @@ def judge(prompt, completion, row):
         return None
     if completion == "nan":
         return float("nan")
+    if completion == "huge":
+        return 10**400
+    if completion == "nameless":
+        return type("Nameless", (), {"__repr__": lambda self: 1 / 0})()
     if completion == "sleep":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         open(row["pid"], "w").write(str(child.pid))
@@ -39,6 +43,8 @@ WRONG = {
     "text": "returned 'good', no number",
     "nothing": "returned None, no number",
     "nan": "returned nan",
+    "huge": "raised OverflowError: int too large to convert to float",
+    "nameless": "raised ZeroDivisionError: division by zero",
     "sleep": "took longer than 2 s",
     "exit": "ended its process (exit status 3)",
     "kill": "ended its process (SIGKILL)",

@@ -1,5 +1,6 @@
 """A zeroth-order step made by hand, what it leaves of the model, and runs of steps."""
 
+import copy
 import math
 
 import pytest
@@ -289,3 +290,41 @@ def test_a_step_reads_nothing_back_from_the_device(adapters, batch, pairing, opt
             zo.estimate(batch, weight=0.5)
             zo.update(lr=1e-3)
     assert reads.count == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda losses: losses.mean().item(), "returned a float: must be a tensor"),
+        (lambda losses: losses.tolist(), "returned a list: must be a tensor"),
+        (lambda losses: (losses, "more"), "returned a tuple: must be a tensor"),
+        (lambda losses: None, "returned a NoneType: must be a tensor"),
+        (lambda losses: losses[:0], r"returned no loss, shape \(0,\)"),
+    ],
+)
+@pytest.mark.parametrize("pairing", ["auto", "sequential"])
+def test_what_an_objective_gives_is_refused_in_one_line_unless_it_is_losses(adapters, batch, given, message, pairing):
+    before = adapters.arena.master.clone()
+    zo = xgblora.ZeroOrder(adapters, lambda *on: given(squared_errors(*on)), pairing=pairing)
+    with pytest.raises(InputError, match=message):
+        zo.step(batch)
+    assert torch.equal(adapters.arena.master, before)
+    assert torch.equal(adapters.arena.live, before.expand_as(adapters.arena.live)), "nothing is left perturbed"
+
+
+def test_a_step_of_adapters_that_were_taken_off_is_refused(adapters, batch):
+    zo = xgblora.ZeroOrder(adapters, squared_errors)
+    zo.step(batch)
+    xgblora.detach(adapters.model)
+    with pytest.raises(InputError, match="were taken off the model"):
+        zo.step(batch)
+
+
+def test_a_copy_of_a_step_goes_on_as_the_first_one_does(adapters, batch):
+    zo = xgblora.ZeroOrder(adapters, squared_errors, lr=0.05)
+    zo.step(batch)
+    twin = copy.deepcopy(zo)
+    assert torch.equal(twin.step(batch).loss, zo.step(batch).loss)
+    assert torch.equal(twin.adapters.arena.master, adapters.arena.master)
+    layers = zip(twin.adapters.layers.values(), adapters.layers.values(), strict=True)
+    assert all(torch.equal(ours.b, theirs.b) for ours, theirs in layers)

@@ -15,6 +15,7 @@ from xgblora import ops
 from xgblora.adapters.live_copy import LiveCopy
 from xgblora.adapters.rank1_linear import Rank1Linear
 from xgblora.adapters.shared_inputs import SharedInputs
+from xgblora.errors import InputError
 
 # 8 elements are 16 bytes in bf16 and 32 in fp32: every vector starts where a 16-byte load may
 ALIGNMENT = 8
@@ -41,6 +42,8 @@ class Slot:
 
 class Arena:
     """Storage of all adapters of a model, on the device of its first layer.
+
+    Copied or pickled together with its layers (as part of an `AdapterSet`), the copy is the storage of the copied ones.
 
     Attributes:
         master: fp32 [P]; the parameters `a` and `b` of every layer are views into it.
@@ -69,11 +72,24 @@ class Arena:
         self.untrained: Tensor | None = None
         self.shared_inputs = SharedInputs()
         for slot, layer in zip(self.slots, layers.values(), strict=True):
-            layer.shared_inputs, layer.move_storage = self.shared_inputs, self.move
             a, b = slot.views(self.master.unsqueeze(0))
             a.copy_(layer.a.data.unsqueeze(0))
             b.copy_(layer.b.data.unsqueeze(0))
-        self._bind_parameters()
+        self._bind_layers()
+
+    def __getstate__(self):
+        # views that are made anew, and what was seen of other layers
+        return {**self.__dict__, "_live_views": {}, "shared_inputs": SharedInputs()}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        # parameters that were copied, or unpickled, are no views any more
+        self._bind_layers()
+
+    def refuse_detached(self) -> None:
+        """Raise InputError if `detach` took the adapters off: what is done with them is not seen in the model."""
+        if any(layer.detached for layer in self._layers.values()):
+            raise InputError("the adapters were taken off the model (xgblora.detach): attach new ones to go on")
 
     def a_and_b(self, slot: Slot) -> tuple[Tensor, Tensor]:
         """Views ([rank, in_features], [rank, out_features]) into `master`."""
@@ -152,6 +168,7 @@ class Arena:
                 (positions) fall into R equal runs, such as its texts, and those of run r read row `start +
                 group_of_row[r]`. Its values must be below `stop - start`: nothing looks at them on a GPU.
         """
+        self.refuse_detached()
         if (start, stop) not in self._live_views:
             rows = self.live[start:stop]
             views = self._live_views[start, stop] = [slot.views(rows) for slot in self.slots]
@@ -198,6 +215,11 @@ class Arena:
             LiveCopy(device, there, [self.slots[n] for n in there], [layers[n] for n in there], ends[there[-1]])
             for device, there in numbers.items()
         ]
+
+    def _bind_layers(self) -> None:
+        for layer in self._layers.values():
+            layer.shared_inputs, layer.move_storage = self.shared_inputs, self.move
+        self._bind_parameters()
 
     def _bind_parameters(self) -> None:
         for slot, layer in zip(self.slots, self._layers.values(), strict=True):

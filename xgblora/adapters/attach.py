@@ -53,9 +53,9 @@ def attach(
         The adapters; the model computes what it computed before, since `b` starts at zero.
 
     Raises:
-        InputError: nothing matches (the message lists what there is), adapters are attached already, a module is
-            offloaded, alpha or rank is out of range, a matched weight is shared with another module, or an
-            adapter on a named layer would not act as a change of its weight does (see `xgblora.adapters.trial`).
+        InputError: nothing matches (the message lists what there is), adapters are attached already, the model is
+            compiled, a module is offloaded, alpha or rank is out of range, a matched weight is shared with another
+            module, or an adapter on a named layer would not act as a change of its weight does (see `adapters.trial`).
     """
     scale_of(alpha, rank)
     _refuse_what_takes_no_adapters(model)
@@ -106,6 +106,7 @@ def detach(model: nn.Module, *, fold: bool = True) -> nn.Module:
                 matrix.copy_(folded)
         hook = take_hook(layer)
         replace_module(model, name, layer.base)
+        layer.detached = True
         give_hook(layer.base, hook)
     close_mixtures(model)
     return model
@@ -114,6 +115,9 @@ def detach(model: nn.Module, *, fold: bool = True) -> nn.Module:
 def _refuse_what_takes_no_adapters(model: nn.Module) -> None:
     if any(isinstance(module, Rank1Linear) for module in model.modules()):
         raise InputError("the model has adapters already: xgblora.detach(model) first")
+    if any("_orig_mod" in name.split(".") for name, _ in model.named_modules()):
+        # its layers have other names than those of its base, in every record and export
+        raise InputError("the model was compiled: attach adapters first, and torch.compile the model that has them")
     refuse_offloaded(model)
 
 

@@ -12,12 +12,13 @@ from xgblora.spelling import memory_size
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that adapters need, and that merging will need.
+    """Bytes that adapters need, and that merging needs at most: how it rounds, and where, is decided later.
 
     Attributes:
         weights: of the adapted weights as they are stored (quantised ones with their scales and tables).
         adapters: of the arena's `master`, fp32.
-        remainders: on the device, 2 for each element of a 16-bit weight that is merged into with rounding "remainder".
+        remainders: 2 for each element of a 16-bit weight that is merged into with rounding "remainder"; on the device,
+            or where `Booster(remainders="host")` has them.
         host_copy: on the host, the copy of the mergeable weights that rolling back starts from, unless a file has them.
     """
 
@@ -30,8 +31,8 @@ class Memory:
         sizes = (self.weights, self.adapters, self.remainders, self.host_copy)
         weights, adapters, remainders, host_copy = map(memory_size, sizes)
         return (
-            f"{weights} of adapted weights, {adapters} of adapters; merging will add {remainders} on the device "
-            f"(remainders) and {host_copy} on the host (copy of the base)"
+            f"{weights} of adapted weights, {adapters} of adapters; merging adds at most {remainders} of remainders, "
+            f"on the device or the host, and {host_copy} on the host (copy of the base, where no file has it)"
         )
 
 

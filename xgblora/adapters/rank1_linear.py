@@ -44,9 +44,10 @@ class Rank1Linear(nn.Module):
         shared_inputs: None, or what computes for several layers at once that read the same input.
         move_storage: None, or what moves `a` and `b` to another device where they are views into a larger tensor.
         frozen_with: parameters that were frozen when this layer was attached; detaching lets them be trained again.
+        detached: whether the model has `base` in its place again; then nothing that the adapter does is seen.
 
-    The last three, `live` and `group_of_row` are given to the layer from outside; a copy of it stands alone and has
-    none of them.
+    The last four, `live` and `group_of_row` are given to the layer from outside; a copy of it stands alone and has
+    none of them but `detached`.
 
     Raises:
         InputError: alpha or rank is out of range, or `base` is no linear layer.
@@ -76,6 +77,7 @@ class Rank1Linear(nn.Module):
         self.shared_inputs: SharedInputs | None = None
         self.move_storage: Callable[[torch.device], None] | None = None
         self.frozen_with: Sequence[nn.Parameter] = ()
+        self.detached = False
         self._takes_merges = kind.takes_merges(base)
 
     @property

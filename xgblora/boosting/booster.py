@@ -124,8 +124,10 @@ class Booster:
         Raises:
             MergeOverflow: a weight would pass the range of its dtype; nothing was changed.
             InputError: `shrinkage` is out of range, or not 1 though the base took back what the round started with; a
-                start is to be measured without `samples`, or that of the round itself was not.
+                start is to be measured without `samples`, or that of the round itself was not; the adapters were
+                detached.
         """
+        self.adapters.arena.refuse_detached()
         check_share("shrinkage", shrinkage)
         if shrinkage != 1.0 and self.ledger.takes_from_base(len(self.ledger)):
             raise InputError(f"shrinkage={shrinkage}: must be 1.0 with reinit={self.ledger.start.reinit}")
@@ -336,6 +338,7 @@ class Booster:
 def refuse_noise(booster: Booster, decay: float = 1.0) -> None:
     """Raise InputError where `booster` cannot take noise into the weights, in a line that says what could be done."""
     check_share("decay", decay)
+    booster.adapters.arena.refuse_detached()
     if booster.tape is not None:
         raise InputError("noise in the weights: is recorded in the ledger alone; leave the tape out")
     if booster.start != RoundStart():

@@ -14,7 +14,7 @@ from xgblora.cli.exit import exits_with_one_line
 from xgblora.cli.flags import FlagParser
 from xgblora.comparison import figures, methods, processes, report, runs, sweep, table, web_page
 from xgblora.comparison.budget import steps_of_population
-from xgblora.comparison.methods import METHODS, SET_BY_THE_COMPARISON, Method
+from xgblora.comparison.methods import METHODS, SET_BY_THE_COMPARISON, SPELLINGS, Method
 from xgblora.comparison.results import FinishedRun
 from xgblora.comparison.runs import Ended, PlannedRun
 from xgblora.errors import InputError
@@ -141,7 +141,7 @@ def plan(arguments: list[str]) -> Comparison:
         InputError: a flag, a file, the data or what is in the output folder is wrong.
     """
     parser = build_parser(show_all="--help_all" in arguments)
-    arguments = train.with_flags_of_file(arguments, {*parser.flags(), "lora_rank"})
+    arguments = train.with_flags_of_file(arguments, {*parser.flags(), *SPELLINGS})
     refuse_set_by_the_comparison(arguments)
     train.set_defaults(parser, arguments)
     # what a run trains with is said by its method; of the trainers this one takes every flag
@@ -188,7 +188,8 @@ def build_parser(*, show_all: bool) -> FlagParser:
         description=DESCRIPTION,
         epilog="All flags of transformers.TrainingArguments are taken; --help_all lists them.",
     )
-    parser.add_spelling("lora_r", "lora_rank")
+    for spelling, flag in SPELLINGS.items():
+        parser.add_spelling(flag, spelling)
     parser.add_argument("--help_all", action="help", help="show every flag and exit")
     shown = train.SHOWN_FLAGS | set(CompareArguments.__annotations__)
     for action in parser._actions:

@@ -15,6 +15,8 @@ from xgblora.training.recipes import flags_of_recipe
 SET_BY_THE_COMPARISON = {name: flag.in_comparison for name, flag in FLAGS.items() if flag.in_comparison}
 # docs/comparison.md says on what they were chosen
 OF_POPULATION = {"learning_rate": 0.03, "members": 20}
+# what a comparison calls a flag of `xgblora-train` too
+SPELLINGS = {"lora_rank": "lora_r"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -159,7 +161,10 @@ def _variant(where: str, name: str, flags: object, known: Collection[str]) -> Me
         raise InputError(f"{where}: is a method already; choose another name")
     if not isinstance(flags, dict) or "base" not in flags:
         raise InputError(f"{where}: must have `base: METHOD`, one of {', '.join(METHODS)}")
-    flags = dict(flags)
+    twice = [name for name, flag in SPELLINGS.items() if name in flags and flag in flags]
+    if twice:
+        raise InputError(f"{where}: {twice[0]} and {SPELLINGS[twice[0]]} are one flag; give one of them")
+    flags = {SPELLINGS.get(flag, flag): value for flag, value in flags.items()}
     base = flags.pop("base")
     if base not in METHODS:
         raise InputError(f"{where}: base={base}: must be one of {', '.join(METHODS)}")

@@ -3,7 +3,7 @@
 import itertools
 import math
 
-from xgblora.comparison.methods import SET_BY_THE_COMPARISON, Method
+from xgblora.comparison.methods import SET_BY_THE_COMPARISON, SPELLINGS, Method
 from xgblora.errors import InputError
 
 Setting = dict[str, float]
@@ -23,6 +23,7 @@ def read_sweep(words: list[str], numeric: dict[str, type]) -> dict[str, list[flo
     for word in words:
         flag, _, listed = word.partition("=")
         flag = flag.lstrip("-").replace("-", "_")
+        flag = SPELLINGS.get(flag, flag)
         if flag in SET_BY_THE_COMPARISON:
             raise InputError(f"sweep={word}: {flag} is set by the comparison; {SET_BY_THE_COMPARISON[flag]}")
         if flag not in numeric:

@@ -43,7 +43,7 @@ def _rank(adapter: Adapter) -> str:
         most = _RANKS[-1]
         raise InputError(f"for=vllm: rank {adapter.rank} is more than its --max-lora-rank takes, {most}; --rank {most}")
     flag = "" if setting <= _DEFAULT_RANK else f" --max-lora-rank {setting}"
-    return f"rank {adapter.rank} of {setting} that --enable-lora{flag} has room for"
+    return f"rank {adapter.rank} of {max(setting, _DEFAULT_RANK)} that --enable-lora{flag} has room for"
 
 
 def _model(adapter: Adapter) -> str:

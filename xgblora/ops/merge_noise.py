@@ -15,7 +15,7 @@ from xgblora.errors import InputError
 from xgblora.ops.library import register
 from xgblora.ops.merge_rank1 import add_rounded, check_remainders, check_rounding, check_weight
 from xgblora.ops.noise import normal
-from xgblora.ops.perturb import as_device_vector
+from xgblora.ops.perturb import as_device_vector, as_seeds, count_writes
 from xgblora.ops.several_devices import launches
 
 
@@ -57,14 +57,16 @@ def merge_noise_(
         check_remainders(weights, remainders)
     if not weights:
         return
-    if len(seeds) != len(coefficients):
-        raise InputError(f"{len(seeds)} seeds and {len(coefficients)} coefficients: must be equal")
+    seeds, coefficients = as_seeds(seeds, weights[0].device), torch.atleast_1d(torch.as_tensor(coefficients))
+    if seeds.numel() != coefficients.numel():
+        raise InputError(f"{seeds.numel()} seeds and {coefficients.numel()} coefficients: must be equal")
     lists = weights, remainders, [a for a, _ in starts], [b for _, b in starts]
     for merge, share in launches("merge_noise_", weights, rounding):
         of_launch = list(map(share, lists))
         device = of_launch[0][0].device
         terms = as_device_vector(seeds, torch.int64, device), as_device_vector(coefficients, torch.float32, device)
         merge(*of_launch, *terms, rounding, seed)
+    count_writes(*weights, *remainders)
 
 
 def noise_sum(shape: torch.Size, a_start: int, b_start: int, seeds: Tensor, coefficients: Tensor) -> Tensor:

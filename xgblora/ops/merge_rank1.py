@@ -21,6 +21,7 @@ from xgblora.errors import InputError
 from xgblora.kernels.weight_storage import is_transposed
 from xgblora.ops.library import register
 from xgblora.ops.noise import Stream, random_words
+from xgblora.ops.perturb import count_writes
 from xgblora.ops.several_devices import launches
 from xgblora.spelling import dtype_name
 
@@ -59,8 +60,13 @@ def merge_rank1_(
         raise InputError(f"{len(weights)} weights and {len(adapters)} adapters: must be equal")
     for weight, (a, b) in zip(weights, adapters, strict=True):
         check_weight(weight)
-        if weight.shape != (b.numel(), a.numel()):
-            raise InputError(f"a {tuple(a.shape)} and b {tuple(b.shape)} do not fit the weight {tuple(weight.shape)}")
+        if a.ndim != 1 or b.ndim != 1 or weight.shape != (*b.shape, *a.shape):
+            raise InputError(
+                f"a {tuple(a.shape)} and b {tuple(b.shape)} do not fit the weight {tuple(weight.shape)}: must be [K] "
+                "and [N] of a weight [N, K]"
+            )
+        if not a.dtype == b.dtype == torch.float32:
+            raise InputError(f"a is {dtype_name(a.dtype)}, b {dtype_name(b.dtype)}: adapters are merged in float32")
         if not weight.device == a.device == b.device:
             raise InputError("a weight and its adapter must be on one device to be merged")
     if remainders is None:
@@ -70,6 +76,7 @@ def merge_rank1_(
     lists = weights, [a for a, _ in adapters], [b for _, b in adapters], remainders
     for merge, share in launches("merge_rank1_", weights, rounding):
         merge(*map(share, lists), scale, rounding, seed)
+    count_writes(*weights, *remainders)
 
 
 def new_remainders(weights: list[Tensor]) -> list[Tensor]:

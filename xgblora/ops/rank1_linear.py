@@ -15,9 +15,7 @@ from torch import Tensor
 from xgblora.errors import InputError
 from xgblora.ops.library import LIBRARY, register
 from xgblora.ops.rank1_by_row import check_group_of_row
-from xgblora.ops.row_dots import project
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from xgblora.ops.row_dots import DTYPES, project
 
 
 def rank1_linear(
@@ -35,7 +33,7 @@ def rank1_linear(
     Args:
         x: [..., K]; its rows, flattened, fall into G equal contiguous groups.
         weight: [N, K], the dtype of `x`, requires no gradient.
-        bias: [N] or None, requires no gradient.
+        bias: [N] of the dtype of `x`, or None; requires no gradient.
         a: [G, K] or [K] (one group), the dtype of `x` or fp32; rows may be strided.
         b: [G, N] or [N], likewise.
         scale: alpha / rank.
@@ -67,10 +65,18 @@ def check_shapes(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, *, equal_groups: bool = True
 ) -> None:
     """Raise InputError unless the arguments of `rank1_linear` fit together."""
+    if weight.ndim != 2 or x.ndim == 0:
+        raise InputError(f"x {tuple(x.shape)} and the weight {tuple(weight.shape)}: must be [..., K] and [N, K]")
     outputs, inputs = weight.shape
     groups = a.shape[0]
     if x.dtype not in DTYPES or weight.dtype != x.dtype:
         raise InputError(f"x is {x.dtype}, the weight {weight.dtype}: both must be fp32, bf16 or fp16, and the same")
+    # a kernel reads the N numbers of a bias where it lies, whatever its shape
+    if bias is not None and (bias.shape != (outputs,) or bias.dtype != x.dtype):
+        raise InputError(f"bias is {bias.dtype} {tuple(bias.shape)}: must be {x.dtype} [{outputs}], or None")
+    for name, vectors in (("a", a), ("b", b)):
+        if vectors.dtype not in (x.dtype, torch.float32):
+            raise InputError(f"{name} is {vectors.dtype}: must be fp32, or {x.dtype} as x is")
     if x.shape[-1] != inputs:
         raise InputError(f"x has {x.shape[-1]} features, the weight {tuple(weight.shape)} takes {inputs}")
     if a.shape != (groups, inputs) or b.shape != (groups, outputs):

@@ -17,6 +17,8 @@ from xgblora.ops.choice import choose
 from xgblora.ops.library import register
 from xgblora.ops.rank1_by_row import check_group_of_row
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def row_dots(x: Tensor, a: Sequence[Tensor], group_of_row: Tensor | None = None) -> Tensor:
     """Dot products of the rows of `x` with A adapters; not differentiable.
@@ -30,15 +32,19 @@ def row_dots(x: Tensor, a: Sequence[Tensor], group_of_row: Tensor | None = None)
         fp32 [A, M], accumulated in fp32.
 
     Raises:
-        InputError: there is no adapter, or shapes do not fit together.
+        InputError: there is no adapter, or shapes or dtypes do not fit together.
     """
-    if not a:
-        raise InputError("row_dots: no adapter; at least one is needed")
+    if isinstance(a, Tensor) or not len(a):
+        raise InputError("row_dots: no adapter; a must be a list of [G, K], at least one")
+    if x.ndim == 0 or x.dtype not in DTYPES:
+        raise InputError(f"row_dots: x is {x.dtype} {tuple(x.shape)}: must be [..., K] of fp32, bf16 or fp16")
     rows, inputs = x.shape[:-1].numel(), x.shape[-1]
+    groups = a[0].shape[0] if a[0].ndim == 2 else "G"
     for vectors in a:
-        groups = vectors.shape[0]
-        if vectors.shape != (a[0].shape[0], inputs):
-            raise InputError(f"row_dots: an adapter is {tuple(vectors.shape)}, must be [{a[0].shape[0]}, {inputs}]")
+        if vectors.shape != (groups, inputs):
+            raise InputError(f"row_dots: an adapter is {tuple(vectors.shape)}, must be [{groups}, {inputs}]")
+        if vectors.dtype not in (x.dtype, torch.float32):
+            raise InputError(f"row_dots: an adapter is {vectors.dtype}: must be fp32, or {x.dtype} as x is")
         if groups == 0 or (group_of_row is None and rows % groups):
             raise InputError(f"{rows} rows do not fall into {groups} equal groups")
     if group_of_row is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from xgblora.errors import InputError
 from xgblora.ops.library import register
 from xgblora.ops.noise import DISTRIBUTIONS
-from xgblora.ops.perturb import as_device_scalar, as_device_vector, check_distribution
+from xgblora.ops.perturb import as_device_scalar, as_device_vector, as_seeds, check_distribution, count_writes
 
 # the names of the moments that each rule keeps, and the number of its factors
 RULES = {"sgd": ((), 0), "momentum": (("first",), 2), "adam": (("first", "second"), 7), "sign": ((), 0)}
@@ -66,7 +66,7 @@ def update_(
         InputError: shapes, dtypes, the distribution or the optimizer are wrong.
     """
     device = master.device
-    seeds = as_device_vector(seeds, torch.int64, device)
+    seeds = as_seeds(seeds, device)
     coefficients = as_device_vector(coefficients, torch.float32, device)
     lr = as_device_scalar("lr", lr, device)
     weight_decay = as_device_scalar("weight_decay", weight_decay, device)
@@ -80,6 +80,7 @@ def update_(
     torch.ops.xgblora.update_(
         master, seeds, coefficients, lr, weight_decay, distribution, optimizer, first, second, factors
     )
+    count_writes(master, *(moment for moment in (first, second) if moment is not None))
 
 
 def check_optimizer(optimizer: str) -> None:

@@ -19,7 +19,7 @@ class RewardFiles:
 
     Args:
         folder: of the run.
-        rewards: the names of its rewards, each a column.
+        rewards: the names of its rewards, each a column; "reward.mean" is that of one called as another column is.
         keep: the step of the checkpoint that the run goes on from, whose lines are kept; 0 for a new run.
     """
 
@@ -27,7 +27,7 @@ class RewardFiles:
         self._folder, self._rewards = folder, tuple(rewards)
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.remove_leftovers()
-        cut_csv(folder.step_reward, keep, ",".join((*_FIRST_COLUMNS, *self._rewards)))
+        cut_csv(folder.step_reward, keep, ",".join((*_FIRST_COLUMNS, *map(_column, self._rewards))))
         for path in (folder.eval_reward, folder.completions):
             cut_jsonl(path, keep)
 
@@ -50,6 +50,10 @@ class RewardFiles:
         """Bring everything to the disk: a run that goes on from a checkpoint keeps it."""
         for path in (self._folder.step_reward, self._folder.eval_reward, self._folder.completions):
             sync_file(path)
+
+
+def _column(reward: str) -> str:
+    return f"reward.{reward}" if reward in _FIRST_COLUMNS else reward
 
 
 def read_steps(path: Path) -> dict[str, list[float]]:

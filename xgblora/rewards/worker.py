@@ -39,10 +39,14 @@ def _answer(function: Callable, question: list) -> tuple[float | None, str | Non
         value = function(*question)
         # a number of numpy or torch
         value = value.item() if hasattr(value, "item") else value
+        # what is no number, or one that no float holds, may raise as well
+        return _number(value)
     except Exception as error:
         return None, f"raised {one_line(error, kind=True, limit=200)}"
+
+
+def _number(value: object) -> tuple[float | None, str | None]:
     if not isinstance(value, numbers.Real):
         return None, f"returned {repr(value)[:60]}, no number"
-    if not math.isfinite(value):
-        return None, f"returned {float(value)}"
-    return float(value), None
+    value = float(value)
+    return (value, None) if math.isfinite(value) else (None, f"returned {value}")

@@ -26,6 +26,7 @@ from xgblora.zo.cuda_recorder import CudaRecorder
 from xgblora.zo.estimator import Estimator, check_estimator, direction_seeds, grouped
 from xgblora.zo.estimator_choice import chosen_estimator
 from xgblora.zo.exchange import Alone, Exchange
+from xgblora.zo.losses import losses_given
 from xgblora.zo.out_of_memory import is_out_of_memory
 from xgblora.zo.stacking import FAR_APART, elements_of, examples_in, is_stackable, same_losses, stacked
 from xgblora.zo.step_graphs import StepGraphs
@@ -380,8 +381,7 @@ class ZeroOrder:
         """What the objective gives for `batch` while the model reads these rows of `live`."""
         self.adapters.arena.read_live(start, stop)
         with self.adapters.arena.while_unchanged():
-            # of a model on several devices they may come from another one
-            return self.objective(self.adapters.model, batch).to(self._losses.device)
+            return losses_given(self.objective(self.adapters.model, batch), self._losses.device)
 
     def _announce(self, message: str) -> None:
         if message not in self._announced:
