@@ -7,6 +7,7 @@ these a step.
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from xgblora.ops.choice import choose
 from xgblora.ops.eager import register_eager
@@ -28,6 +29,14 @@ def register(schema: str, eager: Callable, fake: Callable) -> None:
     for device_type, key in (("cpu", "CPU"), ("cuda", "CUDA")):
         LIBRARY.impl(name, _dispatcher(name, device_type), key)
     torch.library.register_fake(f"xgblora::{name}", fake, lib=LIBRARY)
+
+
+def count_writes(*written: Tensor) -> None:
+    """Let autograd know that these were written: an operation of a library does not count its writes by itself.
+
+    A backward pass that needs what they were is an error then, and not the gradient of other numbers.
+    """
+    torch.autograd.graph.increment_version(written)
 
 
 def _dispatcher(name: str, device_type: str) -> Callable:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from xgblora.errors import InputError
-from xgblora.ops.library import register
+from xgblora.ops.library import count_writes, register
 from xgblora.ops.merge_rank1 import add_rounded, check_remainders, check_rounding, check_weight
 from xgblora.ops.noise import normal
-from xgblora.ops.perturb import as_device_vector, as_seeds, count_writes
+from xgblora.ops.perturb import as_device_vector, as_seeds
 from xgblora.ops.several_devices import launches
 
 

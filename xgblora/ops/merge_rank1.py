@@ -19,9 +19,8 @@ from torch import Tensor
 
 from xgblora.errors import InputError
 from xgblora.kernels.weight_storage import is_transposed
-from xgblora.ops.library import register
+from xgblora.ops.library import count_writes, register
 from xgblora.ops.noise import Stream, random_words
-from xgblora.ops.perturb import count_writes
 from xgblora.ops.several_devices import launches
 from xgblora.spelling import dtype_name
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xgblora.errors import InputError
-from xgblora.ops.library import register
+from xgblora.ops.library import count_writes, register
 from xgblora.ops.noise import DISTRIBUTIONS
 
 LIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -73,14 +73,6 @@ def as_seeds(value: int | Sequence[int] | Tensor, device: torch.device) -> Tenso
     if not fits:
         raise InputError(f"seed={said}: must be int64, or an integer from -2^63 to 2^63 - 1")
     return as_device_vector(value, torch.int64, device)
-
-
-def count_writes(*written: Tensor) -> None:
-    """Let autograd know that these were written: an operation of a library does not count its writes by itself.
-
-    A backward pass that needs what they were is an error then, and not the gradient of other numbers.
-    """
-    torch.autograd.graph.increment_version(written)
 
 
 def as_device_vector(value: int | float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from xgblora.errors import InputError
-from xgblora.ops.library import register
+from xgblora.ops.library import count_writes, register
 from xgblora.ops.noise import DISTRIBUTIONS
-from xgblora.ops.perturb import as_device_scalar, as_device_vector, as_seeds, check_distribution, count_writes
+from xgblora.ops.perturb import as_device_scalar, as_device_vector, as_seeds, check_distribution
 
 # the names of the moments that each rule keeps, and the number of its factors
 RULES = {"sgd": ((), 0), "momentum": (("first",), 2), "adam": (("first", "second"), 7), "sign": ((), 0)}

@@ -73,8 +73,9 @@ class Task:
 
     def _files_in(self, folder: Path) -> Mapping[str, list[Path]]:
         named = {split: [folder / path.name for path in paths] for split, paths in (self.files or {}).items()}
-        missing = [path.name for paths in named.values() for path in paths if not path.is_file()]
-        there = [path.name for paths in named.values() for path in paths if path.is_file()]
+        files = [path for paths in named.values() for path in paths]
+        there = [path.name for path in files if path.is_file()]
+        missing = [path.name for path in files if not path.is_file()]
         if there and missing:
             # to hold out a part of the other one, or to take what is called like it, would change what is measured
             raise InputError(
